@@ -1,0 +1,182 @@
+"""Rules that rewrite the per-layer fields of a model's config for another sequence of layers.
+
+A rule reads from a config what kind each layer is, and writes the config whose layers have the
+wanted kinds. `rewrite_fields` proves every rewriting by reading it back: the kind of new layer j
+is the kind of its source layer, or the rewriting is refused. Pure: it knows no tensors, no files
+and no model family, and it never changes the config that it is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .errors import CheckpointError, UnsupportedModelError
+
+Config = Mapping[str, Any]
+Path = tuple[str, ...]
+Kinds = tuple[Any, ...]
+Derive = Callable[[Config, int], Kinds]
+FieldEdits = dict[Path, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FieldRule:
+    """One property of the layers and the config fields that hold it.
+
+    `read(config, layers)` returns the kind of every layer, or None where the config does not have
+    the property. `write(config, kinds, origins)` returns the edits of `config` that give layer j
+    `kinds[j]`, where `origins[j]` is its source layer, or None where the fields cannot express it.
+    An `advisory` rule keeps a field in step that another rule's field overrides when the model is
+    built; it is not proven and never a reason to refuse.
+    """
+
+    fields: tuple[str, ...]
+    read: Callable[[Config, int], Kinds | None]
+    write: Callable[[Config, Kinds, Sequence[int]], FieldEdits | None]
+    advisory: bool = False
+
+
+def rewrite_fields(
+    rules: Sequence[FieldRule], config: Config, layers: int, origins: Sequence[int]
+) -> FieldEdits:
+    """Return the edits of `config` (of `layers` layers) for layers taken from `origins`.
+
+    Raises: UnsupportedModelError when a rule's fields cannot express the wanted layers;
+    CheckpointError when a per-layer list has another length than the model has layers.
+    """
+    edits: FieldEdits = {}
+    edited: Config = config
+    wanted: list[tuple[FieldRule, Kinds]] = []
+    for rule in rules:
+        kinds = rule.read(config, layers)
+        if kinds is None:
+            continue
+        new = tuple(kinds[origin] for origin in origins)
+        changes = rule.write(edited, new, origins)
+        if not rule.advisory:
+            wanted.append((rule, new))
+        if changes:
+            edits.update(changes)
+            edited = apply_edits(edited, changes)
+    for rule, new in wanted:
+        if rule.read(edited, len(origins)) != new:
+            raise UnsupportedModelError(
+                f"config.json: {_spell(rule.fields)} cannot express these {len(origins)} layers: "
+                "some layer would get another behaviour than it has in the source"
+            )
+    return edits
+
+
+def apply_edits(config: Config, edits: Mapping[Path, Any]) -> dict[str, Any]:
+    """Return a copy of `config` with the value at each path replaced."""
+    result = dict(config)
+    for path, value in edits.items():
+        if len(path) > 1:
+            value = apply_edits(result[path[0]], {path[1:]: value})
+        result[path[0]] = value
+    return result
+
+
+def get_field(config: Config, field: str, default: Any = None) -> Any:
+    """Return a field by its name, or by the dotted path of a nested one; null counts as absent."""
+    value: Any = config
+    for key in field.split("."):
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return default if value is None else value
+
+
+def listed(*names: str, derive: Derive | None = None) -> FieldRule:
+    """Make the rule of a list with one entry per layer, under one of several spellings.
+
+    Where no spelling is present (or the list is empty), `derive` is the library's own formula; a
+    pattern that the new depth breaks is then written out under the first spelling.
+    """
+
+    def present(config: Config, layers: int) -> dict[str, Sequence[Any]]:
+        lists: dict[str, Sequence[Any]] = {}
+        for name in names:
+            value = get_field(config, name)
+            if value is None or (value == [] and derive is not None):
+                continue
+            if not isinstance(value, (list, tuple, str)) or len(value) != layers:
+                raise CheckpointError(
+                    f"config.json: {name!r} must have one entry per layer; "
+                    f"expected {layers}, found {_length(value)}"
+                )
+            lists[name] = value
+        return lists
+
+    def read(config: Config, layers: int) -> Kinds | None:
+        for value in present(config, layers).values():
+            return tuple(value)
+        return None if derive is None else derive(config, layers)
+
+    def write(config: Config, kinds: Kinds, origins: Sequence[int]) -> FieldEdits:
+        layers = len(origins)
+        edits: FieldEdits = {}
+        for name in names:
+            value = get_field(config, name)
+            if value is not None and (value != [] or derive is None):
+                new = [value[origin] for origin in origins]
+                edits[_path(name)] = "".join(new) if isinstance(value, str) else new
+        if not edits and derive is not None and derive(config, layers) != kinds:
+            edits[_path(names[0])] = list(kinds)
+        return edits
+
+    return FieldRule(fields=names, read=read, write=write)
+
+
+def indexed(name: str, *, first: int = 0, advisory: bool = False) -> FieldRule:
+    """Make the rule of a list of layer numbers, which count from `first`."""
+
+    def read(config: Config, layers: int) -> Kinds | None:
+        numbers = get_field(config, name)
+        if numbers is None:
+            return None
+        return tuple(index + first in numbers for index in range(layers))
+
+    def write(config: Config, kinds: Kinds, origins: Sequence[int]) -> FieldEdits:
+        numbers = [index + first for index, member in enumerate(kinds) if member]
+        return {} if numbers == get_field(config, name) else {_path(name): numbers}
+
+    return FieldRule(fields=(name,), read=read, write=write, advisory=advisory)
+
+
+def leading(name: str, *, default: int | None = None, advisory: bool = False) -> FieldRule:
+    """Make the rule of a count of leading layers; a count of all layers goes on to be all."""
+
+    def read(config: Config, layers: int) -> Kinds | None:
+        count = get_field(config, name, default)
+        return None if count is None else tuple(index < count for index in range(layers))
+
+    def write(config: Config, kinds: Kinds, origins: Sequence[int]) -> FieldEdits | None:
+        count = sum(kinds)
+        if kinds != tuple(index < count for index in range(len(kinds))):
+            return None
+        old = get_field(config, name, default)
+        if old == count or (count == len(kinds) and old > count):
+            return {}
+        return {_path(name): count}
+
+    return FieldRule(fields=(name,), read=read, write=write, advisory=advisory)
+
+
+def fixed(*names: str, derive: Derive) -> FieldRule:
+    """Make the rule of a pattern that no field can override: it must hold at the new depth."""
+    return FieldRule(fields=names, read=derive, write=lambda config, kinds, origins: None)
+
+
+def _path(field: str) -> Path:
+    return tuple(field.split("."))
+
+
+def _spell(fields: Sequence[str]) -> str:
+    return ", ".join(repr(field) for field in fields)
+
+
+def _length(value: Any) -> str:
+    if isinstance(value, (list, tuple, str)):
+        return f"{len(value)} entries"
+    return f"a value of type {type(value).__name__}"
