@@ -131,7 +131,8 @@ def make_checkpoint(
 ) -> None:
     """Write a checkpoint into `out`, which must be empty or absent.
 
-    `layers` and `shards` replace those of the shape.
+    `layers` and `shards` replace those of the shape; a tensor is never cut, so that there may be
+    fewer shards.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
@@ -323,7 +324,7 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, default="demo", help="default: %(default)s")
     parser.add_argument("--dtype", choices=SAFETENSORS_DTYPES, default="bfloat16")
     parser.add_argument("--layers", type=int, metavar="N", help="fewer (or more) layers")
-    parser.add_argument("--shards", type=int, metavar="N", help="how many files of weights")
+    parser.add_argument("--shards", type=int, metavar="N", help="at most N files of weights")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
 
