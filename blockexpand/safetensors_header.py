@@ -1,15 +1,71 @@
 """Header bytes ⇄ values: the dtype table and strict validation. Opens no files.
 
+A header is valid here exactly when the `safetensors` library (0.8) accepts it. That library reads
+JSON with Rust's serde, which differs from Python's `json` in numbers, surrogates, nesting and
+duplicate names; each such place says so. This module never allocates by announced sizes and never
+raises anything but `HeaderError` for bad bytes.
+
 Source: the safetensors format (https://github.com/huggingface/safetensors, README "Format").
 """
 
 from __future__ import annotations
 
+import json
+import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from operator import sub
+from typing import Any, NoReturn
 
-DTYPE_BITS: Mapping[str, int] = {"BF16": 16}
+from .errors import HeaderError
+
+DTYPE_BITS: Mapping[str, int] = {
+    "BOOL": 8,
+    "F4": 4,
+    "F6_E2M3": 6,
+    "F6_E3M2": 6,
+    "U8": 8,
+    "I8": 8,
+    "F8_E5M2": 8,
+    "F8_E4M3": 8,
+    "F8_E8M0": 8,
+    "F8_E4M3FNUZ": 8,
+    "F8_E5M2FNUZ": 8,
+    "I16": 16,
+    "U16": 16,
+    "F16": 16,
+    "BF16": 16,
+    "I32": 32,
+    "U32": 32,
+    "F32": 32,
+    "C64": 64,
+    "F64": 64,
+    "I64": 64,
+    "U64": 64,
+}
+FLOAT_DTYPES = frozenset({"F64", "F32", "F16", "BF16"})
+# F8_E8M0 holds powers of two only: it has no zero, and its all-zero byte means 2**-127.
+DTYPES_WITH_ZERO_BYTES_AS_ZERO = frozenset(DTYPE_BITS) - {"F8_E8M0"}
 MAX_HEADER_NBYTES = 100_000_000
+LENGTH_NBYTES = 8
+
+_MAX_USIZE = 2**64 - 1
+_MAX_NESTING = 127  # serde_json refuses the 128th open bracket
+_SHOWN_CHARACTERS = 200
+_SHOWN_VALUES = 16
+
+# One tensor as every writer of the format spells it. Text that is spelled otherwise takes the
+# slower way through `json`, so nothing depends on this pattern but speed.
+_CANONICAL_TENSOR = re.compile(
+    r'"([^"\\\x00-\x1f]*)":\{"dtype":"(\w+)","shape":\[([0-9,]*)\],'
+    r'"data_offsets":\[(0|[1-9][0-9]{0,18}),(0|[1-9][0-9]{0,18})\]\}'
+)
+_CANONICAL_SHAPE = re.compile(r"(?:0|[1-9][0-9]{0,18})(?:,(?:0|[1-9][0-9]{0,18}))*")
+_NUMBER = re.compile(r"-?([0-9]+)(?:\.([0-9]+))?(?:[eE]([+-]?)([0-9]+))?")
+_PAIRED_SURROGATES = re.compile(r"\\u[dD][89abAB]..\\u[dD][c-fC-F]..|\\\\")
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+_NO_BRACKETS = re.compile(r"[^][{}]+")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,14 +95,77 @@ class Header:
     data_start: int
 
 
+def make_tensor_spec(dtype: str, shape: tuple[int, ...]) -> TensorSpec:
+    """Compute what a tensor of this dtype and shape weighs.
+
+    Raises:
+        HeaderError: the dtype is unknown, the size is no whole number of bytes, or it, or a
+            product of leading dimensions, exceeds 64 bits.
+    """
+    if dtype not in DTYPE_BITS:
+        raise HeaderError(
+            f"unknown dtype; expected one of {', '.join(DTYPE_BITS)}, found {_show(dtype)}"
+        )
+    n_elements = 1
+    for dim in shape:
+        n_elements *= dim
+        if n_elements > _MAX_USIZE or not 0 <= dim <= _MAX_USIZE:
+            raise HeaderError(f"the shape overflows 64 bits; found {_show(list(shape))}")
+    n_bits = n_elements * DTYPE_BITS[dtype]
+    if n_bits > _MAX_USIZE:
+        raise HeaderError(f"the size overflows 64 bits; found {dtype} {_show(list(shape))}")
+    if n_bits % 8:
+        raise HeaderError(
+            f"the data ends inside a byte; expected a multiple of 8 bits, found {n_bits} bits "
+            f"({dtype} {_show(list(shape))})"
+        )
+    return TensorSpec(dtype=dtype, shape=shape, nbytes=n_bits // 8)
+
+
 def parse_header_nbytes(prefix: bytes, file_nbytes: int) -> int:
-    """Return the length of the JSON header that the file's first 8 bytes announce."""
-    raise HeaderErrorPlaceholder
+    """Return the length of the JSON header that the file's first 8 bytes announce.
+
+    Raises:
+        HeaderError: the file is shorter than the header, or the header longer than 100 MB.
+    """
+    if len(prefix) < LENGTH_NBYTES or file_nbytes < LENGTH_NBYTES:
+        raise HeaderError(
+            "the file is too short to be a safetensors file; expected at least 8 bytes, found "
+            f"{min(len(prefix), file_nbytes)}"
+        )
+    nbytes = int.from_bytes(prefix[:LENGTH_NBYTES], "little")
+    if nbytes > MAX_HEADER_NBYTES:
+        raise HeaderError(
+            f"the header is too long, or this is no safetensors file; expected at most "
+            f"{MAX_HEADER_NBYTES} bytes, found {nbytes}"
+        )
+    if nbytes > file_nbytes - LENGTH_NBYTES:
+        raise HeaderError(
+            f"the header ends beyond the file; expected at least {LENGTH_NBYTES + nbytes} bytes, "
+            f"found {file_nbytes}; download the file again"
+        )
+    return nbytes
 
 
 def parse_header(text: bytes, file_nbytes: int) -> Header:
-    """Parse and validate the JSON part of a header (without the 8 length bytes)."""
-    raise HeaderErrorPlaceholder
+    """Parse and validate the JSON part of a header (without the 8 length bytes).
+
+    Of a duplicate tensor name the last one counts, as in the library.
+
+    Raises:
+        HeaderError: the library would not open a file of this header and size.
+    """
+    parse_header_nbytes(len(text).to_bytes(LENGTH_NBYTES, "little"), file_nbytes)
+    try:
+        document = text.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise HeaderError(
+            f"the header is no UTF-8 ({error.reason} at byte {error.start})"
+        ) from None
+    data_start = LENGTH_NBYTES + len(text)
+    return _parse_canonical(document, data_start, file_nbytes) or _parse_general(
+        document, data_start, file_nbytes
+    )
 
 
 def render_header(
@@ -56,5 +175,286 @@ def render_header(
     data_start_modulo: tuple[int, int] = (0, 8),
 ) -> bytes:
     """Return the header with its 8 length bytes, padded with spaces so that the data section
-    starts at an offset congruent to `data_start_modulo[0]` modulo `data_start_modulo[1]`."""
-    raise HeaderErrorPlaceholder
+    starts at an offset congruent to `data_start_modulo[0]` modulo `data_start_modulo[1]`.
+
+    The tensors' data follow each other in the given order, without gaps.
+
+    Raises:
+        HeaderError: a name occurs twice, is reserved or is no Unicode text, or the header would be
+            longer than 100 MB.
+    """
+    quote = json.JSONEncoder(ensure_ascii=False).encode
+    members = []
+    if metadata is not None:
+        pairs = ",".join([f"{quote(key)}:{quote(value)}" for key, value in metadata.items()])
+        members.append(f'"__metadata__":{{{pairs}}}')
+    names = set()
+    kinds: dict[tuple[str, tuple[int, ...]], str] = {}
+    end = 0
+    for name, spec in tensors:
+        if name in names or name == "__metadata__":
+            fact = "the name is reserved" if name == "__metadata__" else "the name occurs twice"
+            raise HeaderError(f"tensor {_show(name)}: {fact}")
+        names.add(name)
+        key = spec.dtype, spec.shape
+        kind = kinds.get(key)
+        if kind is None:
+            dims = ",".join(map(str, spec.shape))
+            kind = kinds[key] = f'{{"dtype":"{spec.dtype}","shape":[{dims}],"data_offsets":['
+        begin, end = end, end + spec.nbytes
+        members.append(f"{quote(name)}:{kind}{begin},{end}]}}")
+    try:
+        text = f"{{{','.join(members)}}}".encode()
+    except UnicodeEncodeError as error:
+        context = error.object[max(error.start - 80, 0) : error.end + 20]
+        raise HeaderError(f"a name is no Unicode text; found {_show(context)}") from None
+    residue, modulus = data_start_modulo
+    text += b" " * ((residue - LENGTH_NBYTES - len(text)) % modulus)
+    if len(text) > MAX_HEADER_NBYTES:
+        raise HeaderError(
+            f"the header would be too long; expected at most {MAX_HEADER_NBYTES} bytes, found "
+            f"{len(text)}; use more, smaller shards"
+        )
+    return len(text).to_bytes(LENGTH_NBYTES, "little") + text
+
+
+def _parse_canonical(text: str, data_start: int, file_nbytes: int) -> Header | None:
+    """Parse a faultless header in the usual spelling and order by columns; None for any other."""
+    head, *columns = _CANONICAL_TENSOR.split(text)
+    names = columns[0::6]
+    if not names or len(set(names)) != len(names) or "__metadata__" in names:
+        return None
+    if columns[5:-1:6] != [","] * (len(names) - 1) or columns[-1].rstrip(" ") != "}":
+        return None
+    begins, ends = list(map(int, columns[3::6])), list(map(int, columns[4::6]))
+    if begins[0] != 0 or begins[1:] != ends[:-1] or ends[-1] != file_nbytes - data_start:
+        return None
+    kinds = list(zip(columns[1::6], columns[2::6], strict=True))
+    known: dict[tuple[str, str], TensorSpec] = {}
+    try:
+        metadata = None if head == "{" else _parse_canonical_metadata(head)
+        for dtype, dims in set(kinds):
+            if dims and not _CANONICAL_SHAPE.fullmatch(dims):
+                return None
+            shape = tuple(map(int, dims.split(","))) if dims else ()
+            known[dtype, dims] = make_tensor_spec(dtype, shape)
+    except HeaderError:
+        return None  # the general way finds out which tensor it is
+    specs = [known[kind] for kind in kinds]
+    if [spec.nbytes for spec in specs] != list(map(sub, ends, begins)):
+        return None
+    entries = [
+        HeaderEntry(name=name, spec=spec, data_offset=begin)
+        for name, spec, begin in zip(names, specs, begins, strict=True)
+    ]
+    return Header(entries=tuple(entries), metadata=metadata, data_start=data_start)
+
+
+def _parse_canonical_metadata(head: str) -> dict[str, str] | None:
+    """Parse the text before the first tensor: an object with its last brace still to come."""
+    members = _decode_json(head.removesuffix(",") + "}")
+    if not head.endswith(",") or [name for name, _ in members] != ["__metadata__"]:
+        raise HeaderError("something else than __metadata__ precedes the first tensor")
+    return _parse_metadata(members[0][1])
+
+
+def _parse_general(text: str, data_start: int, file_nbytes: int) -> Header:
+    metadata, has_metadata = None, False
+    placed: dict[str, tuple[int, int, str, tuple[int, ...]]] = {}
+    for name, value in _decode_json(text):
+        if name != "__metadata__":
+            # Also a tensor that a later one of the same name replaces must be well-formed.
+            placed[name] = _parse_tensor(name, value)
+        elif has_metadata:
+            raise HeaderError("__metadata__ occurs twice")
+        else:
+            metadata, has_metadata = _parse_metadata(value), True
+    entries: list[HeaderEntry] = []
+    start = 0
+    for name, (begin, end, dtype, shape) in sorted(placed.items(), key=lambda item: item[1][:2]):
+        try:
+            spec = make_tensor_spec(dtype, shape)
+        except HeaderError as error:
+            raise HeaderError(f"tensor {_show(name)}: {error}") from None
+        if end - begin != spec.nbytes:
+            raise HeaderError(
+                f"tensor {_show(name)}: the data offsets {begin} to {end} do not fit {dtype} "
+                f"{_show(list(shape))}; expected {spec.nbytes} bytes, found {end - begin}"
+            )
+        if begin != start:
+            previous = f"the data of tensor {_show(entries[-1].name)}" if entries else "the header"
+            fact = "overlaps" if begin < start else "leaves a gap after"
+            raise HeaderError(
+                f"tensor {_show(name)}: its data {fact} {previous}; expected data offset {start}, "
+                f"found {begin}"
+            )
+        entries.append(HeaderEntry(name=name, spec=spec, data_offset=begin))
+        start = end
+    if data_start + start != file_nbytes:
+        raise HeaderError(
+            f"the tensors do not fill the file; expected {data_start + start} bytes, found "
+            f"{file_nbytes}; download the file again"
+        )
+    return Header(entries=tuple(entries), metadata=metadata, data_start=data_start)
+
+
+def _parse_metadata(value: Any) -> dict[str, str] | None:
+    if value is None:
+        return None
+    if type(value) is not tuple:
+        raise HeaderError(f"__metadata__: expected an object, found {_show(value)}")
+    for key, text in value:
+        if type(text) is not str:
+            raise HeaderError(f"__metadata__: {_show(key)}: expected a string, found {_show(text)}")
+    return dict(value)
+
+
+def _parse_tensor(name: str, value: Any) -> tuple[int, int, str, tuple[int, ...]]:
+    """Check one tensor's types and return its begin, end, dtype and shape."""
+    if type(value) is list and len(value) == 3:
+        value = tuple(zip(("dtype", "shape", "data_offsets"), value, strict=True))
+    if type(value) is not tuple:
+        raise HeaderError(f"tensor {_show(name)}: expected an object, found {_show(value)}")
+    fields: dict[str, Any] = {}
+    for field, content in value:
+        if field in ("dtype", "shape", "data_offsets"):
+            if field in fields:
+                raise HeaderError(f"tensor {_show(name)}: {field} occurs twice")
+            fields[field] = content
+    for field in ("dtype", "shape", "data_offsets"):
+        if field not in fields:
+            raise HeaderError(f"tensor {_show(name)}: {field} is missing")
+    dtype, shape, offsets = fields["dtype"], fields["shape"], fields["data_offsets"]
+    if type(dtype) is tuple and len(dtype) == 1 and dtype[0][1] is None:
+        dtype = dtype[0][0]  # serde also reads an enum's variant from {"F32": null}
+    if type(dtype) is not str or dtype not in DTYPE_BITS:
+        raise HeaderError(
+            f"tensor {_show(name)}: unknown dtype; expected one of {', '.join(DTYPE_BITS)}, "
+            f"found {_show(dtype)}"
+        )
+    if type(shape) is not list or not all(type(dim) is int for dim in shape):
+        raise HeaderError(
+            f"tensor {_show(name)}: bad shape; expected a list of unsigned 64-bit integers, "
+            f"found {_show(shape)}"
+        )
+    if (
+        type(offsets) is not list
+        or len(offsets) != 2
+        or not all(type(offset) is int for offset in offsets)
+    ):
+        raise HeaderError(
+            f"tensor {_show(name)}: bad data_offsets; expected two unsigned 64-bit integers, "
+            f"found {_show(offsets)}"
+        )
+    return offsets[0], offsets[1], dtype, tuple(shape)
+
+
+class _OtherNumber(str):
+    """A JSON number that is no unsigned 64-bit integer, as it was spelled."""
+
+    __slots__ = ()
+
+
+def _decode_json(text: str) -> tuple[tuple[str, Any], ...]:
+    """Decode an object as serde does: objects to tuples of pairs, arrays to lists, numbers to
+    `int` where they are unsigned 64-bit integers and to `_OtherNumber` elsewhere."""
+    if _nests_too_deep(text):
+        raise HeaderError(
+            f"the header is no JSON (brackets nest deeper than {_MAX_NESTING}, or do not match)"
+        )
+    try:
+        document = _DECODER.decode(text)
+    except json.JSONDecodeError as error:
+        raise HeaderError(
+            f"the header is no JSON ({error.msg} at line {error.lineno} column {error.colno})"
+        ) from None
+    if _SURROGATE.search(text) and _SURROGATE.search(_PAIRED_SURROGATES.sub("", text)):
+        raise HeaderError("the header is no JSON (half a surrogate pair in a string)")
+    if type(document) is not tuple:
+        raise HeaderError(f"the header is no JSON object; found {_show(document)}")
+    return document
+
+
+def _nests_too_deep(text: str) -> bool:
+    """Tell whether brackets outside strings nest too deep for serde.
+
+    Asked before decoding, since `json` recurses: where the interpreter's recursion limit was
+    raised, a deep header would overflow the C stack.
+    """
+    outside = "".join(text.replace("\\\\", "").replace('\\"', "").split('"')[::2])
+    brackets = _NO_BRACKETS.sub("", outside).replace("{", "[").replace("}", "]")
+    for _ in range(_MAX_NESTING):
+        before, brackets = len(brackets), brackets.replace("[]", "")  # the innermost level
+        if len(brackets) == before:
+            return before > _MAX_NESTING  # a few left over: the decoder says where
+    return brackets != ""
+
+
+def _decode_integer(text: str) -> int | _OtherNumber:
+    # serde reads -0 as a float, so it is no unsigned integer.
+    if len(text) <= 20 and text[0] != "-" and int(text) <= _MAX_USIZE:
+        return int(text)
+    return _decode_float(text)
+
+
+def _decode_float(text: str) -> _OtherNumber:
+    """Refuse what serde calls out of range: it keeps the first digits that fit 64 bits, and
+    multiplies by a power of ten once. `float(text)` is infinite for slightly other numbers."""
+    match = _NUMBER.fullmatch(text)
+    assert match is not None
+    whole, fraction, sign, digits = match.groups(default="")
+    significand, used = _accumulate(0, whole)
+    exponent = len(whole) - used
+    significand, used = _accumulate(significand, fraction)
+    exponent -= used
+    digits = digits.lstrip("0")
+    power = int(digits or "0") if len(digits) <= 10 else 10**10
+    exponent += -power if sign == "-" else power
+    if significand and exponent >= 0:
+        scale = float(f"1e{exponent}") if exponent <= 308 else math.inf
+        if math.isinf(significand * scale):
+            raise HeaderError(f"the header holds a number out of range; found {_show_text(text)}")
+    return _OtherNumber(text)
+
+
+def _accumulate(significand: int, digits: str) -> tuple[int, int]:
+    """Append digits until the next one overflows 64 bits; return how many were used."""
+    used = 0 if significand else len(digits) - len(digits.lstrip("0"))
+    for digit in digits[used : used + 20]:
+        longer = significand * 10 + int(digit)
+        if longer > _MAX_USIZE:
+            break
+        significand, used = longer, used + 1
+    return significand, used
+
+
+def _refuse_constant(text: str) -> NoReturn:
+    raise HeaderError(f"the header is no JSON ({text} is no JSON number)")
+
+
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=tuple,
+    parse_int=_decode_integer,
+    parse_float=_decode_float,
+    parse_constant=_refuse_constant,
+)
+
+
+def _show_text(text: str) -> str:
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}…"
+
+
+def _show(value: object) -> str:
+    """Spell a value from a header on one line of limited length."""
+    if type(value) is str:
+        return repr(value) if len(value) <= _SHOWN_CHARACTERS else f"{value[:_SHOWN_CHARACTERS]!r}…"
+    if type(value) is list:
+        if len(value) > _SHOWN_VALUES:
+            return f"a list of {len(value)} values"
+        shown = ["a list" if type(item) is list else _show(item) for item in value]
+        return f"[{', '.join(shown)}]"
+    if type(value) is tuple:
+        return "an object"
+    if value is None or type(value) is bool:
+        return json.dumps(value)
+    return _show_text(str(value))
