@@ -1,6 +1,6 @@
 """Generate greedily, with the cache, from two checkpoints, and fail unless the tokens are the same.
 
-    python scripts/compare_generation.py demo/source demo/expanded
+python scripts/compare_generation.py demo/source demo/expanded
 """
 
 from __future__ import annotations
