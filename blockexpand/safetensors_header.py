@@ -1,9 +1,7 @@
 """Header bytes ⇄ values: the dtype table and strict validation. Opens no files.
 
-A header is valid here exactly when the `safetensors` library (0.8) accepts it. That library reads
-JSON with Rust's serde, which differs from Python's `json` in numbers, surrogates, nesting and
-duplicate names; each such place says so. This module never allocates by announced sizes and never
-raises anything but `HeaderError` for bad bytes.
+A header is valid here exactly when the `safetensors` library (0.8) accepts it. This module never
+allocates by announced sizes and never raises anything but `HeaderError` for bad bytes.
 
 Source: the safetensors format (https://github.com/huggingface/safetensors, README "Format").
 """
@@ -11,14 +9,14 @@ Source: the safetensors format (https://github.com/huggingface/safetensors, READ
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from operator import sub
-from typing import Any, NoReturn
+from typing import Any
 
 from .errors import HeaderError
+from .strict_json import MAX_USIZE, JsonError, decode_as_serde, show
 
 DTYPE_BITS: Mapping[str, int] = {
     "BOOL": 8,
@@ -50,10 +48,6 @@ DTYPES_WITH_ZERO_BYTES_AS_ZERO = frozenset(DTYPE_BITS) - {"F8_E8M0"}
 MAX_HEADER_NBYTES = 100_000_000
 LENGTH_NBYTES = 8
 
-_MAX_USIZE = 2**64 - 1
-_MAX_NESTING = 127  # serde_json refuses the 128th open bracket
-_SHOWN_CHARACTERS = 200
-_SHOWN_VALUES = 16
 
 # One tensor as every writer of the format spells it. Text that is spelled otherwise takes the
 # slower way through `json`, so nothing depends on this pattern but speed.
@@ -62,10 +56,6 @@ _CANONICAL_TENSOR = re.compile(
     r'"data_offsets":\[(0|[1-9][0-9]{0,18}),(0|[1-9][0-9]{0,18})\]\}'
 )
 _CANONICAL_SHAPE = re.compile(r"(?:0|[1-9][0-9]{0,18})(?:,(?:0|[1-9][0-9]{0,18}))*")
-_NUMBER = re.compile(r"-?([0-9]+)(?:\.([0-9]+))?(?:[eE]([+-]?)([0-9]+))?")
-_PAIRED_SURROGATES = re.compile(r"\\u[dD][89abAB]..\\u[dD][c-fC-F]..|\\\\")
-_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
-_NO_BRACKETS = re.compile(r"[^][{}]+")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,20 +94,20 @@ def make_tensor_spec(dtype: str, shape: tuple[int, ...]) -> TensorSpec:
     """
     if dtype not in DTYPE_BITS:
         raise HeaderError(
-            f"unknown dtype; expected one of {', '.join(DTYPE_BITS)}, found {_show(dtype)}"
+            f"unknown dtype; expected one of {', '.join(DTYPE_BITS)}, found {show(dtype)}"
         )
     n_elements = 1
     for dim in shape:
         n_elements *= dim
-        if n_elements > _MAX_USIZE or not 0 <= dim <= _MAX_USIZE:
-            raise HeaderError(f"the shape overflows 64 bits; found {_show(list(shape))}")
+        if n_elements > MAX_USIZE or not 0 <= dim <= MAX_USIZE:
+            raise HeaderError(f"the shape overflows 64 bits; found {show(list(shape))}")
     n_bits = n_elements * DTYPE_BITS[dtype]
-    if n_bits > _MAX_USIZE:
-        raise HeaderError(f"the size overflows 64 bits; found {dtype} {_show(list(shape))}")
+    if n_bits > MAX_USIZE:
+        raise HeaderError(f"the size overflows 64 bits; found {dtype} {show(list(shape))}")
     if n_bits % 8:
         raise HeaderError(
             f"the data ends inside a byte; expected a multiple of 8 bits, found {n_bits} bits "
-            f"({dtype} {_show(list(shape))})"
+            f"({dtype} {show(list(shape))})"
         )
     return TensorSpec(dtype=dtype, shape=shape, nbytes=n_bits // 8)
 
@@ -194,7 +184,7 @@ def render_header(
     for name, spec in tensors:
         if name in names or name == "__metadata__":
             fact = "the name is reserved" if name == "__metadata__" else "the name occurs twice"
-            raise HeaderError(f"tensor {_show(name)}: {fact}")
+            raise HeaderError(f"tensor {show(name)}: {fact}")
         names.add(name)
         key = spec.dtype, spec.shape
         kind = kinds.get(key)
@@ -207,7 +197,7 @@ def render_header(
         text = f"{{{','.join(members)}}}".encode()
     except UnicodeEncodeError as error:
         context = error.object[max(error.start - 80, 0) : error.end + 20]
-        raise HeaderError(f"a name is no Unicode text; found {_show(context)}") from None
+        raise HeaderError(f"a name is no Unicode text; found {show(context)}") from None
     residue, modulus = data_start_modulo
     text += b" " * ((residue - LENGTH_NBYTES - len(text)) % modulus)
     if len(text) > MAX_HEADER_NBYTES:
@@ -252,7 +242,7 @@ def _parse_canonical(text: str, data_start: int, file_nbytes: int) -> Header | N
 
 def _parse_canonical_metadata(head: str) -> dict[str, str] | None:
     """Parse the text before the first tensor: an object with its last brace still to come."""
-    members = _decode_json(head.removesuffix(",") + "}")
+    members = _decode_object(head.removesuffix(",") + "}")
     if not head.endswith(",") or [name for name, _ in members] != ["__metadata__"]:
         raise HeaderError("something else than __metadata__ precedes the first tensor")
     return _parse_metadata(members[0][1])
@@ -261,7 +251,7 @@ def _parse_canonical_metadata(head: str) -> dict[str, str] | None:
 def _parse_general(text: str, data_start: int, file_nbytes: int) -> Header:
     metadata, has_metadata = None, False
     placed: dict[str, tuple[int, int, str, tuple[int, ...]]] = {}
-    for name, value in _decode_json(text):
+    for name, value in _decode_object(text):
         if name != "__metadata__":
             # Also a tensor that a later one of the same name replaces must be well-formed.
             placed[name] = _parse_tensor(name, value)
@@ -275,17 +265,17 @@ def _parse_general(text: str, data_start: int, file_nbytes: int) -> Header:
         try:
             spec = make_tensor_spec(dtype, shape)
         except HeaderError as error:
-            raise HeaderError(f"tensor {_show(name)}: {error}") from None
+            raise HeaderError(f"tensor {show(name)}: {error}") from None
         if end - begin != spec.nbytes:
             raise HeaderError(
-                f"tensor {_show(name)}: the data offsets {begin} to {end} do not fit {dtype} "
-                f"{_show(list(shape))}; expected {spec.nbytes} bytes, found {end - begin}"
+                f"tensor {show(name)}: the data offsets {begin} to {end} do not fit {dtype} "
+                f"{show(list(shape))}; expected {spec.nbytes} bytes, found {end - begin}"
             )
         if begin != start:
-            previous = f"the data of tensor {_show(entries[-1].name)}" if entries else "the header"
+            previous = f"the data of tensor {show(entries[-1].name)}" if entries else "the header"
             fact = "overlaps" if begin < start else "leaves a gap after"
             raise HeaderError(
-                f"tensor {_show(name)}: its data {fact} {previous}; expected data offset {start}, "
+                f"tensor {show(name)}: its data {fact} {previous}; expected data offset {start}, "
                 f"found {begin}"
             )
         entries.append(HeaderEntry(name=name, spec=spec, data_offset=begin))
@@ -302,10 +292,10 @@ def _parse_metadata(value: Any) -> dict[str, str] | None:
     if value is None:
         return None
     if type(value) is not tuple:
-        raise HeaderError(f"__metadata__: expected an object, found {_show(value)}")
+        raise HeaderError(f"__metadata__: expected an object, found {show(value)}")
     for key, text in value:
         if type(text) is not str:
-            raise HeaderError(f"__metadata__: {_show(key)}: expected a string, found {_show(text)}")
+            raise HeaderError(f"__metadata__: {show(key)}: expected a string, found {show(text)}")
     return dict(value)
 
 
@@ -314,28 +304,28 @@ def _parse_tensor(name: str, value: Any) -> tuple[int, int, str, tuple[int, ...]
     if type(value) is list and len(value) == 3:
         value = tuple(zip(("dtype", "shape", "data_offsets"), value, strict=True))
     if type(value) is not tuple:
-        raise HeaderError(f"tensor {_show(name)}: expected an object, found {_show(value)}")
+        raise HeaderError(f"tensor {show(name)}: expected an object, found {show(value)}")
     fields: dict[str, Any] = {}
     for field, content in value:
         if field in ("dtype", "shape", "data_offsets"):
             if field in fields:
-                raise HeaderError(f"tensor {_show(name)}: {field} occurs twice")
+                raise HeaderError(f"tensor {show(name)}: {field} occurs twice")
             fields[field] = content
     for field in ("dtype", "shape", "data_offsets"):
         if field not in fields:
-            raise HeaderError(f"tensor {_show(name)}: {field} is missing")
+            raise HeaderError(f"tensor {show(name)}: {field} is missing")
     dtype, shape, offsets = fields["dtype"], fields["shape"], fields["data_offsets"]
     if type(dtype) is tuple and len(dtype) == 1 and dtype[0][1] is None:
         dtype = dtype[0][0]  # serde also reads an enum's variant from {"F32": null}
     if type(dtype) is not str or dtype not in DTYPE_BITS:
         raise HeaderError(
-            f"tensor {_show(name)}: unknown dtype; expected one of {', '.join(DTYPE_BITS)}, "
-            f"found {_show(dtype)}"
+            f"tensor {show(name)}: unknown dtype; expected one of {', '.join(DTYPE_BITS)}, "
+            f"found {show(dtype)}"
         )
     if type(shape) is not list or not all(type(dim) is int for dim in shape):
         raise HeaderError(
-            f"tensor {_show(name)}: bad shape; expected a list of unsigned 64-bit integers, "
-            f"found {_show(shape)}"
+            f"tensor {show(name)}: bad shape; expected a list of unsigned 64-bit integers, "
+            f"found {show(shape)}"
         )
     if (
         type(offsets) is not list
@@ -343,118 +333,17 @@ def _parse_tensor(name: str, value: Any) -> tuple[int, int, str, tuple[int, ...]
         or not all(type(offset) is int for offset in offsets)
     ):
         raise HeaderError(
-            f"tensor {_show(name)}: bad data_offsets; expected two unsigned 64-bit integers, "
-            f"found {_show(offsets)}"
+            f"tensor {show(name)}: bad data_offsets; expected two unsigned 64-bit integers, "
+            f"found {show(offsets)}"
         )
     return offsets[0], offsets[1], dtype, tuple(shape)
 
 
-class _OtherNumber(str):
-    """A JSON number that is no unsigned 64-bit integer, as it was spelled."""
-
-    __slots__ = ()
-
-
-def _decode_json(text: str) -> tuple[tuple[str, Any], ...]:
-    """Decode an object as serde does: objects to tuples of pairs, arrays to lists, numbers to
-    `int` where they are unsigned 64-bit integers and to `_OtherNumber` elsewhere."""
-    if _nests_too_deep(text):
-        raise HeaderError(
-            f"the header is no JSON (brackets nest deeper than {_MAX_NESTING}, or do not match)"
-        )
+def _decode_object(text: str) -> tuple[tuple[str, Any], ...]:
     try:
-        document = _DECODER.decode(text)
-    except json.JSONDecodeError as error:
-        raise HeaderError(
-            f"the header is no JSON ({error.msg} at line {error.lineno} column {error.colno})"
-        ) from None
-    if _SURROGATE.search(text) and _SURROGATE.search(_PAIRED_SURROGATES.sub("", text)):
-        raise HeaderError("the header is no JSON (half a surrogate pair in a string)")
+        document = decode_as_serde(text)
+    except JsonError as error:
+        raise HeaderError(f"the header is no JSON ({error})") from None
     if type(document) is not tuple:
-        raise HeaderError(f"the header is no JSON object; found {_show(document)}")
+        raise HeaderError(f"the header is no JSON object; found {show(document)}")
     return document
-
-
-def _nests_too_deep(text: str) -> bool:
-    """Tell whether brackets outside strings nest too deep for serde.
-
-    Asked before decoding, since `json` recurses: where the interpreter's recursion limit was
-    raised, a deep header would overflow the C stack.
-    """
-    outside = "".join(text.replace("\\\\", "").replace('\\"', "").split('"')[::2])
-    brackets = _NO_BRACKETS.sub("", outside).replace("{", "[").replace("}", "]")
-    for _ in range(_MAX_NESTING):
-        before, brackets = len(brackets), brackets.replace("[]", "")  # the innermost level
-        if len(brackets) == before:
-            return before > _MAX_NESTING  # a few left over: the decoder says where
-    return brackets != ""
-
-
-def _decode_integer(text: str) -> int | _OtherNumber:
-    # serde reads -0 as a float, so it is no unsigned integer.
-    if len(text) <= 20 and text[0] != "-" and int(text) <= _MAX_USIZE:
-        return int(text)
-    return _decode_float(text)
-
-
-def _decode_float(text: str) -> _OtherNumber:
-    """Refuse what serde calls out of range: it keeps the first digits that fit 64 bits, and
-    multiplies by a power of ten once. `float(text)` is infinite for slightly other numbers."""
-    match = _NUMBER.fullmatch(text)
-    assert match is not None
-    whole, fraction, sign, digits = match.groups(default="")
-    significand, used = _accumulate(0, whole)
-    exponent = len(whole) - used
-    significand, used = _accumulate(significand, fraction)
-    exponent -= used
-    digits = digits.lstrip("0")
-    power = int(digits or "0") if len(digits) <= 10 else 10**10
-    exponent += -power if sign == "-" else power
-    if significand and exponent >= 0:
-        scale = float(f"1e{exponent}") if exponent <= 308 else math.inf
-        if math.isinf(significand * scale):
-            raise HeaderError(f"the header holds a number out of range; found {_show_text(text)}")
-    return _OtherNumber(text)
-
-
-def _accumulate(significand: int, digits: str) -> tuple[int, int]:
-    """Append digits until the next one overflows 64 bits; return how many were used."""
-    used = 0 if significand else len(digits) - len(digits.lstrip("0"))
-    for digit in digits[used : used + 20]:
-        longer = significand * 10 + int(digit)
-        if longer > _MAX_USIZE:
-            break
-        significand, used = longer, used + 1
-    return significand, used
-
-
-def _refuse_constant(text: str) -> NoReturn:
-    raise HeaderError(f"the header is no JSON ({text} is no JSON number)")
-
-
-_DECODER = json.JSONDecoder(
-    object_pairs_hook=tuple,
-    parse_int=_decode_integer,
-    parse_float=_decode_float,
-    parse_constant=_refuse_constant,
-)
-
-
-def _show_text(text: str) -> str:
-    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}…"
-
-
-def _show(value: object) -> str:
-    """Spell a value from a header on one line of limited length."""
-    if type(value) is str:
-        return repr(value) if len(value) <= _SHOWN_CHARACTERS else f"{value[:_SHOWN_CHARACTERS]!r}…"
-    if type(value) is list:
-        if len(value) > _SHOWN_VALUES:
-            return f"a list of {len(value)} values"
-        shown = ["a list" if type(item) is list else _show(item) for item in value]
-        return f"[{', '.join(shown)}]"
-    if type(value) is tuple:
-        return "an object"
-    if value is None or type(value) is bool:
-        return json.dumps(value)
-    return _show_text(str(value))
