@@ -34,7 +34,7 @@ def map_position(layers: int, position: str | Sequence[int], new_layers: int | N
     if not isinstance(position, str):
         return _map_list(layers, position, new_layers)
     if new_layers is None:
-        raise RecipeError(f"position {position!r} needs a number of new layers: give --new-layers N")
+        raise RecipeError(f"position {position!r} needs a count: give --new-layers N")
     if new_layers < 1:
         raise RecipeError(
             f"--new-layers {new_layers}: expected at least 1; there is nothing to add otherwise"

@@ -1,0 +1,428 @@
+"""Write one planned shard: share what can be shared, move the rest in chunks on several threads.
+
+It decides nothing about content, and writes only the file that it is given and its journal.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import threading
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from .checkpoint import SourceFile, check_same
+from .conversion import convert_slice
+from .copying import (
+    attempt,
+    copy_in_kernel,
+    open_direct,
+    open_source,
+    open_target,
+    prefers_kernel_copy,
+    read_direct,
+    read_into,
+    share_range,
+    sync_file,
+    write_direct,
+    write_from,
+)
+from .errors import OutputError
+from .journal import Range, append_journal, read_journal, subtract
+from .layout import Convert, Copy, Fill, Zeros
+from .plan import PlannedFile
+from .safetensors_header import DTYPE_BITS
+from .segments import Literal, Segment, make_segments
+
+_CHUNK_NBYTES = 8 << 20
+_THREADS = 3 if os.name == "posix" else 1
+_PAGE = mmap.PAGESIZE
+
+# Less than this is not worth going past the page cache for.
+_WORTH_DIRECT_NBYTES = 1 << 18
+
+# At least this much is written between two lines of the journal.
+_JOURNAL_NBYTES = 16 << 20
+_JOURNAL_LINES = 32
+
+Report = Callable[[int], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moved:
+    """Bytes of finished output by how they got there; `reused` stem from an earlier, killed run."""
+
+    shared: int = 0
+    copied: int = 0
+    converted: int = 0
+    holes: int = 0
+    linked: int = 0
+    reused: int = 0
+
+    def __add__(self, other: Moved) -> Moved:
+        return Moved(
+            shared=self.shared + other.shared,
+            copied=self.copied + other.copied,
+            converted=self.converted + other.converted,
+            holes=self.holes + other.holes,
+            linked=self.linked + other.linked,
+            reused=self.reused + other.reused,
+        )
+
+
+def write_file(
+    file: PlannedFile,
+    root: Path,
+    sources: Mapping[str, SourceFile],
+    target: Path,
+    journal: Path,
+    *,
+    reflink: str,
+    block_nbytes: int,
+    report: Report,
+) -> Moved:
+    """Write a planned shard to `target` and force it onto the disk.
+
+    `reflink` is `auto`, `always` or `never`; `report` is told of bytes as they are done, from any
+    thread. A `target` that an earlier run left is gone on with where its journal ends.
+    Raises: TransferError, SourceChangedError; OutputError where blocks must be shared and cannot.
+    """
+    segments = make_segments(file)
+    with ExitStack() as stack:
+        source = _Source(root, sources, stack)
+        fd = open_target(target)
+        stack.callback(os.close, fd)
+        done = _resume(fd, target, journal, file.nbytes)
+        holes, shareable = _plan_ranges(segments, file.nbytes, block_nbytes)
+        if reflink != "never":
+            shared = _share(shareable, source, fd, target, must=reflink == "always")
+        else:
+            shared = []
+        rest = subtract([(0, file.nbytes)], holes + shared)
+        left = subtract(rest, done)
+        report(file.nbytes - _total(left))
+        chunks = _Chunks(segments, source, fd, target, journal, report)
+        converted = chunks.move(left)
+        sync_file(fd, target)
+        source.check_unchanged()
+    return Moved(
+        shared=_total(shared),
+        copied=_total(left) - converted,
+        converted=converted,
+        holes=_total(holes),
+        reused=_total(rest) - _total(left),
+    )
+
+
+def count_unshared(file: PlannedFile, block_nbytes: int, *, shares: bool) -> int:
+    """Return the bytes of a planned shard that need room on the disk."""
+    holes, shareable = _plan_ranges(make_segments(file), file.nbytes, block_nbytes)
+    spared = holes + [range_ for _, range_ in shareable] if shares else holes
+    return file.nbytes - _total(spared)
+
+
+def _resume(fd: int, target: Path, journal: Path, nbytes: int) -> list[Range]:
+    """Bring a new file, or one of an earlier run, to its full size; return what it holds."""
+    done = read_journal(journal)
+    if done and os.fstat(fd).st_size == nbytes:
+        return done
+    # Whatever a killed run left without a record must not show through where holes are planned.
+    journal.unlink(missing_ok=True)
+    attempt("truncate", target, os.ftruncate, fd, 0)
+    attempt("size", target, os.ftruncate, fd, nbytes)
+    return []
+
+
+def _plan_ranges(
+    segments: Iterable[Segment], nbytes: int, block_nbytes: int
+) -> tuple[list[Range], list[tuple[Segment, Range]]]:
+    """Return the whole blocks that stay holes, and those that could be shared with the source."""
+    holes: list[Range] = []
+    shareable: list[tuple[Segment, Range]] = []
+    for segment in segments:
+        start = -(-segment.offset // block_nbytes) * block_nbytes
+        end = segment.end // block_nbytes * block_nbytes
+        match segment.origin:
+            case Zeros():
+                end = segment.end if segment.end == nbytes else end
+                if start < end:
+                    holes.append((start, end))
+            case Copy(extent=extent):
+                if (extent.offset - segment.offset) % block_nbytes == 0 and start < end:
+                    shareable.append((segment, (start, end)))
+            case _:
+                pass
+    return holes, shareable
+
+
+def _share(
+    shareable: Iterable[tuple[Segment, Range]],
+    source: _Source,
+    fd: int,
+    target: Path,
+    *,
+    must: bool,
+) -> list[Range]:
+    """Share blocks range by range; stop at the first that the file system does not share."""
+    shared: list[Range] = []
+    for segment, (start, end) in shareable:
+        assert isinstance(segment.origin, Copy)
+        extent = segment.origin.extent
+        source_offset = extent.offset + start - segment.offset
+        source_fd = source.fd(extent.file)
+        if not share_range(source_fd, source_offset, fd, start, end - start, target):
+            if must:
+                raise OutputError(
+                    f"{target}: the file system cannot share blocks with the source; put the "
+                    "output on the same XFS or Btrfs file system, or use --reflink=auto"
+                )
+            break
+        shared.append((start, end))
+    return shared
+
+
+class _Source:
+    """The source's shards, opened when first needed and checked against the plan."""
+
+    def __init__(self, root: Path, files: Mapping[str, SourceFile], stack: ExitStack) -> None:
+        self._root = root
+        self._files = files
+        self._stack = stack
+        self._lock = threading.Lock()
+        self._fds: dict[str, tuple[int, int | None]] = {}
+
+    def path(self, name: str) -> Path:
+        return self._root / name
+
+    def fd(self, name: str) -> int:
+        return self._open(name)[0]
+
+    def direct_fd(self, name: str) -> int | None:
+        return self._open(name)[1]
+
+    def check_unchanged(self) -> None:
+        """Raises: SourceChangedError where a file is no longer what was planned with."""
+        for name, (fd, _) in self._fds.items():
+            path = self.path(name)
+            check_same(path, self._files[name], os.fstat(fd))
+            check_same(path, self._files[name], attempt("read", path, os.stat, path))
+
+    def _open(self, name: str) -> tuple[int, int | None]:
+        with self._lock:
+            if name not in self._fds:
+                path = self.path(name)
+                fd = open_source(path)
+                self._stack.callback(os.close, fd)
+                check_same(path, self._files[name], os.fstat(fd))
+                direct_fd = open_direct(path, os.O_RDONLY)
+                if direct_fd is not None:
+                    self._stack.callback(os.close, direct_fd)
+                self._fds[name] = fd, direct_fd
+            return self._fds[name]
+
+
+class _Chunks:
+    """Moves ranges of one file chunk by chunk, on several threads that share nothing but a list."""
+
+    def __init__(
+        self,
+        segments: tuple[Segment, ...],
+        source: _Source,
+        fd: int,
+        target: Path,
+        journal: Path,
+        report: Report,
+    ) -> None:
+        self._segments = segments
+        self._starts = [segment.offset for segment in segments]
+        self._source = source
+        self._fd = fd
+        self._target = target
+        self._journal = journal
+        self._report = report
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._failure: BaseException | None = None
+        self._converted = 0
+        self._unrecorded: list[Range] = []
+        self._unrecorded_nbytes = 0
+        self._journal_nbytes = _JOURNAL_NBYTES
+        self._direct_fd: int | None = None
+        self._in_kernel = False
+
+    def move(self, ranges: list[Range]) -> int:
+        """Bring the ranges into the file; returns how many bytes of them were converted."""
+        total = _total(ranges)
+        self._journal_nbytes = max(_JOURNAL_NBYTES, total // _JOURNAL_LINES)
+        todo = _cut(ranges)
+        if total <= _CHUNK_NBYTES:
+            self._work(todo)
+        else:
+            self._in_kernel = prefers_kernel_copy(self._target)
+            self._direct_fd = open_direct(self._target, os.O_WRONLY)
+            try:
+                self._work_on_threads(todo)
+            finally:
+                if self._direct_fd is not None:
+                    os.close(self._direct_fd)
+        if self._failure is not None:
+            raise self._failure
+        return self._converted
+
+    def _work_on_threads(self, todo: Iterator[Range]) -> None:
+        threads = [
+            threading.Thread(target=self._work, args=(todo,), daemon=True) for _ in range(_THREADS)
+        ]
+        for thread in threads:
+            thread.start()
+        try:
+            for thread in threads:
+                thread.join()
+        except BaseException:
+            self._stop.set()
+            for thread in threads:
+                thread.join()
+            raise
+
+    def _work(self, todo: Iterator[Range]) -> None:
+        # Anonymous memory begins on a page, as direct I/O needs. One half holds the chunk, the
+        # other what is read for it; a read past the page cache takes up to two pages more.
+        half = _CHUNK_NBYTES + 2 * _PAGE
+        memory = memoryview(mmap.mmap(-1, 2 * half))
+        chunk, scratch = memory[:half], memory[half:]
+        try:
+            while not self._stop.is_set():
+                with self._lock:
+                    range_ = next(todo, None)
+                if range_ is None:
+                    break
+                self._move_chunk(*range_, chunk, scratch)
+                self._record(range_)
+                self._report(range_[1] - range_[0])
+        except BaseException as error:
+            with self._lock:
+                self._failure = self._failure or error
+            self._stop.set()
+
+    def _record(self, range_: Range) -> None:
+        """Note a finished chunk in the journal, once there are enough to be worth a sync."""
+        with self._lock:
+            self._unrecorded.append(range_)
+            self._unrecorded_nbytes += range_[1] - range_[0]
+            if self._unrecorded_nbytes < self._journal_nbytes:
+                return
+            ranges, self._unrecorded, self._unrecorded_nbytes = self._unrecorded, [], 0
+        sync_file(self._fd, self._target)
+        with self._lock:
+            append_journal(self._journal, ranges)
+
+    def _move_chunk(self, start: int, end: int, chunk: memoryview, scratch: memoryview) -> None:
+        segments = self._segments_of(start, end)
+        if len(segments) == 1 and self._copy_whole(segments[0], start, end, chunk):
+            return
+        out = chunk[: end - start]
+        for segment in segments:
+            first, last = max(start, segment.offset), min(end, segment.end)
+            self._fill(segment, first, out[first - start : last - start], scratch)
+        self._write(out, start)
+
+    def _segments_of(self, start: int, end: int) -> list[Segment]:
+        first = bisect_right(self._starts, start) - 1
+        found = []
+        for segment in self._segments[first:]:
+            if segment.offset >= end:
+                break
+            found.append(segment)
+        return found
+
+    def _copy_whole(self, segment: Segment, start: int, end: int, chunk: memoryview) -> bool:
+        """Copy a chunk that is all of one source file by a means that needs no second buffer."""
+        if not isinstance(segment.origin, Copy):
+            return False
+        extent = segment.origin.extent
+        offset = extent.offset + start - segment.offset
+        if self._in_kernel or self._direct_fd is None:
+            source_fd, path = self._source.fd(extent.file), self._target
+            if copy_in_kernel(source_fd, offset, self._fd, start, end - start, path):
+                return True
+        if offset % _PAGE:
+            return False
+        self._write(self._read(extent.file, offset, end - start, chunk), start)
+        return True
+
+    def _fill(self, segment: Segment, start: int, out: memoryview, scratch: memoryview) -> None:
+        """Fill `out` with the segment's bytes from `start` (absolute in the output) on."""
+        skipped = start - segment.offset
+        match segment.origin:
+            case Literal(data=data):
+                out[:] = data[skipped : skipped + len(out)]
+            case Zeros():
+                out[:] = bytes(len(out))
+            case Fill(element=element):
+                repeated = element * (len(out) // len(element) + 2)
+                phase = skipped % len(element)
+                out[:] = repeated[phase : phase + len(out)]
+            case Copy(extent=extent):
+                out[:] = self._read(extent.file, extent.offset + skipped, len(out), scratch)
+            case Convert():
+                self._convert(segment, segment.origin, skipped, out, scratch)
+
+    def _convert(
+        self, segment: Segment, origin: Convert, skipped: int, out: memoryview, scratch: memoryview
+    ) -> None:
+        from_nbytes = DTYPE_BITS[origin.from_dtype] // 8
+        to_nbytes = DTYPE_BITS[origin.to_dtype] // 8
+        # Chunks are cut by bytes: an element may be split between two, and is converted for both.
+        first = skipped // to_nbytes
+        last = -(-(skipped + len(out)) // to_nbytes)
+        half = len(scratch) // 2 // _PAGE * _PAGE
+        per_slice = (half - 2 * _PAGE) // max(from_nbytes, to_nbytes)
+        for begin in range(first, last, per_slice):
+            count = min(per_slice, last - begin)
+            offset = origin.extent.offset + begin * from_nbytes
+            values = self._read(origin.extent.file, offset, count * from_nbytes, scratch[:half])
+            result = scratch[half : half + count * to_nbytes]
+            convert_slice(values, origin.from_dtype, result, origin.to_dtype, segment.tensor or "")
+            at = begin * to_nbytes - skipped
+            target = out[max(at, 0) : at + len(result)]
+            target[:] = result[max(-at, 0) :][: len(target)]
+        with self._lock:
+            self._converted += len(out)
+
+    def _read(self, file: str, offset: int, nbytes: int, buffer: memoryview) -> memoryview:
+        """Return bytes of a source file as a view into `buffer`, which begins on a page and has
+        room for two pages more. The view begins on a page too if `offset` does."""
+        direct_fd = self._source.direct_fd(file) if nbytes >= _WORTH_DIRECT_NBYTES else None
+        path = self._source.path(file)
+        if direct_fd is not None and not self._in_kernel:
+            skipped = offset % _PAGE
+            span = -(-(skipped + nbytes) // _PAGE) * _PAGE
+            count = read_direct(direct_fd, buffer[:span], offset - skipped, path)
+            if count >= skipped + nbytes:
+                return buffer[skipped : skipped + nbytes]
+        read_into(self._source.fd(file), buffer[:nbytes], offset, path)
+        return buffer[:nbytes]
+
+    def _write(self, data: memoryview, offset: int) -> None:
+        direct_fd = self._direct_fd
+        done = 0
+        if direct_fd is not None and len(data) >= _WORTH_DIRECT_NBYTES:
+            whole = len(data) // _PAGE * _PAGE
+            done = write_direct(direct_fd, data[:whole], offset, self._target)
+        write_from(self._fd, data[done:], offset + done, self._target)
+
+
+def _cut(ranges: Iterable[Range]) -> Iterator[Range]:
+    """Cut ranges at the multiples of the chunk's size."""
+    for start, end in ranges:
+        while start < end:
+            stop = min(end, (start // _CHUNK_NBYTES + 1) * _CHUNK_NBYTES)
+            yield start, stop
+            start = stop
+
+
+def _total(ranges: Iterable[Range]) -> int:
+    return sum(end - start for start, end in ranges)
