@@ -1,0 +1,342 @@
+"""A Hub repository → a local folder, or its headers: one commit, only the files that are needed.
+
+The commit is looked up once, at the start; every later request names it, so a branch that moves
+meanwhile mixes nothing. It knows nothing of layers, writes to the Hub's cache only, and raises
+HubError with one line, never a token in it. `huggingface_hub` is imported where it is used.
+"""
+
+from __future__ import annotations
+
+import glob
+import re
+import tempfile
+from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from ._version import __version__
+from .checkpoint import parse_weight_map
+from .errors import CheckpointError, HubError
+from .file_selection import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE
+from .hub_client import client_utils, http_library, make_silent_bar, request_headers
+from .hub_errors import RETRIED_STATUSES, explaining
+from .hub_files import (
+    RepoFile,
+    RepoRef,
+    RepoSnapshot,
+    WantedFiles,
+    parse_repo_ref,
+    wanted_files,
+)
+from .hub_ranges import read_range
+from .safetensors_header import MAX_HEADER_NBYTES
+
+__all__ = [
+    "HeaderSnapshot",
+    "RepoFile",
+    "RepoRef",
+    "RepoSnapshot",
+    "ShardHeader",
+    "WantedFiles",
+    "choose_files",
+    "download_checkpoint",
+    "download_side_files",
+    "fetch_headers",
+    "open_snapshot",
+    "parse_repo_ref",
+    "wanted_files",
+]
+
+# Requests in flight while headers are fetched: as many as `snapshot_download` has.
+_CONNECTIONS = 8
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardHeader:
+    """The start of a shard of `nbytes`: its 8 length bytes and the JSON that they announce."""
+
+    name: str
+    nbytes: int
+    header_bytes: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeaderSnapshot:
+    """All that a plan needs of a repository, without the weights."""
+
+    snapshot: RepoSnapshot
+    documents: Mapping[str, bytes]
+    shards: tuple[ShardHeader, ...]
+    side_files: tuple[RepoFile, ...]
+    left_behind: tuple[str, ...]
+
+
+def open_snapshot(
+    ref: RepoRef, *, token: str | None = None, cache_dir: Path | None = None
+) -> RepoSnapshot:
+    """Look up the commit of a revision and list its files.
+
+    Where the Hub cannot be asked (HF_HUB_OFFLINE, no connection, an error of the Hub) the cached
+    snapshot of that revision is taken, as `huggingface_hub` does.
+    Raises: HubError where there is neither.
+    """
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RevisionNotFoundError
+
+    revision = ref.revision or "main"
+    with explaining(ref.repo_id, revision=revision, token=token):
+        transport_errors: type[Exception] = http_library().TransportError
+        try:
+            found = _look_up(ref.repo_id, revision, token, retrying=False)
+        except RevisionNotFoundError:
+            raise
+        except (HfHubHTTPError, OfflineModeIsEnabled, transport_errors) as error:
+            cached = _open_cached(ref.repo_id, revision, cache_dir)
+            if cached is not None:
+                return cached
+            if not _is_passing(error):
+                raise
+            found = _look_up(ref.repo_id, revision, token, retrying=True)
+    return _parse_listing(found, ref.repo_id, revision)
+
+
+def choose_files(
+    snapshot: RepoSnapshot, *, token: str | None = None, cache_dir: Path | None = None
+) -> WantedFiles:
+    """Read the index, if the repository needs one, and say which files are wanted."""
+    names = frozenset(file.name for file in snapshot.files)
+    where = f"{snapshot.repo_id}@{snapshot.commit[:12]}"
+    if snapshot.cached is not None:
+        where += f" in the cache ({snapshot.cached}), as the Hub could not be asked"
+    shards: frozenset[str] = frozenset()
+    if WEIGHTS_FILE not in names and INDEX_FILE in names:
+        index = _fetch_document(snapshot, INDEX_FILE, token, cache_dir)
+        try:
+            shards = frozenset(parse_weight_map(index).values())
+        except CheckpointError as error:
+            raise HubError(f"{where}: {error}") from None
+    return wanted_files(names, shards, where)
+
+
+def download_checkpoint(
+    snapshot: RepoSnapshot,
+    *,
+    token: str | None = None,
+    cache_dir: Path | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> Path:
+    """Download what is needed and return the snapshot's folder in the Hub's cache.
+
+    `progress` is called with numbers of bytes; what the cache already holds is not counted.
+    """
+    wanted = choose_files(snapshot, token=token, cache_dir=cache_dir)
+    names = (*wanted.documents, *wanted.shards, *wanted.side_files)
+    return _download(snapshot, names, token, cache_dir, progress)
+
+
+def download_side_files(
+    snapshot: RepoSnapshot, *, token: str | None = None, cache_dir: Path | None = None
+) -> Path:
+    """Download all that is needed but the shards; return the snapshot's folder in the cache."""
+    wanted = choose_files(snapshot, token=token, cache_dir=cache_dir)
+    return _download(snapshot, (*wanted.documents, *wanted.side_files), token, cache_dir, None)
+
+
+def fetch_headers(
+    snapshot: RepoSnapshot, *, token: str | None = None, cache_dir: Path | None = None
+) -> HeaderSnapshot:
+    """Fetch the documents and the header of each shard, by range requests; no byte of a tensor."""
+    wanted = choose_files(snapshot, token=token, cache_dir=cache_dir)
+    documents = {n: _fetch_document(snapshot, n, token, cache_dir) for n in wanted.documents}
+
+    def fetch(name: str) -> ShardHeader:
+        return _fetch_header(snapshot, snapshot.file(name), token, cache_dir)
+
+    with ThreadPoolExecutor(_CONNECTIONS) as pool:
+        shards = tuple(pool.map(fetch, wanted.shards))
+    return HeaderSnapshot(
+        snapshot=snapshot,
+        documents=documents,
+        shards=shards,
+        side_files=tuple(snapshot.file(name) for name in wanted.side_files),
+        left_behind=wanted.left_behind,
+    )
+
+
+def _look_up(repo_id: str, revision: str, token: str | None, *, retrying: bool) -> Any:
+    """Ask the Hub for a revision. `HfApi.model_info` asks the same, but never a second time."""
+    from huggingface_hub import constants
+
+    utils = client_utils()
+    request = utils.http_backoff if retrying else utils.get_session().request
+    response = request(
+        "GET",
+        f"{constants.ENDPOINT}/api/models/{repo_id}/revision/{quote(revision, safe='')}",
+        params={"blobs": True},
+        headers=request_headers(token),
+        timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
+    )
+    utils.hf_raise_for_status(response)
+    return response.json()
+
+
+def _is_passing(error: Exception) -> bool:
+    """Tell whether the same request may succeed in some seconds."""
+    library = http_library()
+    response = getattr(error, "response", None)
+    if response is not None:
+        return response.status_code in RETRIED_STATUSES
+    return isinstance(error, library.TransportError) and not isinstance(
+        error, (library.ConnectError, library.ProxyError, library.UnsupportedProtocol)
+    )
+
+
+def _parse_listing(found: Any, repo_id: str, revision: str) -> RepoSnapshot:
+    try:
+        files = tuple(
+            RepoFile(
+                name=str(item["rfilename"]),
+                nbytes=int(item["size"]),
+                sha256=(item.get("lfs") or {}).get("sha256"),
+            )
+            for item in found["siblings"]
+        )
+        commit = found["sha"]
+        if not _COMMIT.fullmatch(commit):
+            raise ValueError
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise HubError(
+            f"{repo_id}: the answer of the Hub has no commit or no list of files with their sizes; "
+            "does HF_ENDPOINT name a Hub?"
+        ) from None
+    return RepoSnapshot(repo_id=repo_id, revision=revision, commit=commit, files=files)
+
+
+def _open_cached(repo_id: str, revision: str, cache_dir: Path | None) -> RepoSnapshot | None:
+    config = _find_cached(repo_id, CONFIG_FILE, revision, cache_dir)
+    if config is None:
+        return None
+    folder = config.parent
+    files = tuple(
+        RepoFile(name=path.relative_to(folder).as_posix(), nbytes=path.stat().st_size)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    )
+    return RepoSnapshot(
+        repo_id=repo_id, revision=revision, commit=folder.name, files=files, cached=folder
+    )
+
+
+def _find_cached(repo_id: str, name: str, revision: str, cache_dir: Path | None) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(repo_id, name, _expand(cache_dir), revision)
+    return Path(found) if isinstance(found, str) else None
+
+
+def _expand(cache_dir: Path | None) -> Path | None:
+    return None if cache_dir is None else cache_dir.expanduser()
+
+
+def _fetch_document(
+    snapshot: RepoSnapshot, name: str, token: str | None, cache_dir: Path | None
+) -> bytes:
+    from huggingface_hub import hf_hub_download
+
+    if snapshot.cached is not None:
+        return (snapshot.cached / name).read_bytes()
+    with explaining(snapshot.repo_id, revision=snapshot.revision, token=token):
+        path = hf_hub_download(
+            snapshot.repo_id,
+            name,
+            revision=snapshot.commit,
+            token=token,
+            cache_dir=_expand(cache_dir),
+            tqdm_class=make_silent_bar(None),
+        )
+        return Path(path).read_bytes()
+
+
+def _fetch_header(
+    snapshot: RepoSnapshot, file: RepoFile, token: str | None, cache_dir: Path | None
+) -> ShardHeader:
+    """Return the start of a shard; what is no valid length is returned as it is, to be judged by
+    the parser of headers."""
+    cached = _find_cached(snapshot.repo_id, file.name, snapshot.commit, cache_dir)
+    if cached is not None:
+        with cached.open("rb") as stream:
+            prefix = stream.read(8)
+            header = prefix + stream.read(_header_nbytes(prefix, cached.stat().st_size))
+        return ShardHeader(name=file.name, nbytes=cached.stat().st_size, header_bytes=header)
+    buffer = bytearray()
+
+    def read_until(stop: int) -> None:
+        where = (snapshot.repo_id, snapshot.commit, file.name, file.nbytes)
+        read_range(*where, start=len(buffer), stop=stop, sink=buffer.extend, token=token)
+
+    with explaining(snapshot.repo_id, revision=snapshot.revision, token=token):
+        read_until(min(8, file.nbytes))
+        read_until(len(buffer) + _header_nbytes(bytes(buffer), file.nbytes))
+    return ShardHeader(name=file.name, nbytes=file.nbytes, header_bytes=bytes(buffer))
+
+
+def _header_nbytes(prefix: bytes, file_nbytes: int) -> int:
+    announced = int.from_bytes(prefix, "little")
+    return announced if announced <= min(MAX_HEADER_NBYTES, file_nbytes - len(prefix)) else 0
+
+
+def _download(
+    snapshot: RepoSnapshot,
+    names: Collection[str],
+    token: str | None,
+    cache_dir: Path | None,
+    progress: Callable[[int], object] | None,
+) -> Path:
+    from huggingface_hub import snapshot_download
+
+    if snapshot.cached is not None:
+        return snapshot.cached
+    with explaining(snapshot.repo_id, revision=snapshot.revision, token=token):
+        folder = Path(
+            snapshot_download(
+                snapshot.repo_id,
+                revision=snapshot.commit,
+                allow_patterns=[glob.escape(name) for name in names],
+                token=token,
+                cache_dir=_expand(cache_dir),
+                library_name="blockexpand",
+                library_version=__version__,
+                tqdm_class=make_silent_bar(progress),
+            )
+        )
+    for name in names:
+        path, nbytes = folder / name, snapshot.file(name).nbytes
+        if not path.is_file() or path.stat().st_size != nbytes:
+            found = f"has {path.stat().st_size} bytes" if path.is_file() else "is missing"
+            raise HubError(
+                f"{snapshot.repo_id}: {name} {found} in the cache; the Hub lists "
+                f"{nbytes} bytes: delete {path.resolve()} and run the same command again"
+            )
+    _remember_revision(snapshot, folder)
+    return folder
+
+
+def _remember_revision(snapshot: RepoSnapshot, folder: Path) -> None:
+    """Note in the cache which commit the revision was, so that it is found again offline.
+
+    The client does it itself where it is asked for a branch, but here it is asked for the commit.
+    """
+    if snapshot.revision == snapshot.commit:
+        return
+    ref = folder.parent.parent / "refs" / snapshot.revision
+    try:
+        ref.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=ref.parent, delete=False) as stream:
+            stream.write(snapshot.commit)
+        Path(stream.name).replace(ref)
+    except OSError:
+        # A shared cache may be read-only: the download is complete all the same.
+        return
