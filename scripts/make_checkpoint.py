@@ -159,6 +159,8 @@ def make_checkpoint(
     itemsize = getattr(torch, dtype).itemsize
     sizes = {name: math.prod(shape) * itemsize for name, shape in shapes.items()}
     parts = split_evenly(sizes, shards or row.shards)
+    if shutil.disk_usage(out).free < sum(sizes.values()):
+        raise SystemExit(f"{out}: the disk has no room for {sum(sizes.values()) / 1e9:.3g} GB")
 
     if sum(sizes.values()) > STREAM_ABOVE_NBYTES:
         config.architectures = [type(model).__name__]
