@@ -1,28 +1,25 @@
 """A Hub repository → a local folder, or its headers: one commit, only the files that are needed.
 
-The commit is looked up once, at the start; every later request names it, so a branch that moves
-meanwhile mixes nothing. It knows nothing of layers, writes to the Hub's cache only, and raises
-HubError with one line, never a token in it. `huggingface_hub` is imported where it is used.
+The door to the other `hub_…` modules. The commit is looked up once, at the start; every later
+request names it, so a branch that moves meanwhile mixes nothing. It knows nothing of layers, writes
+to the Hub's cache only, and raises HubError with one line, never a token in it.
 """
 
 from __future__ import annotations
 
 import glob
-import re
 import tempfile
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-from urllib.parse import quote
 
 from ._version import __version__
 from .checkpoint import parse_weight_map
 from .errors import CheckpointError, HubError
-from .file_selection import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE
-from .hub_client import client_utils, http_library, make_silent_bar, request_headers
-from .hub_errors import RETRIED_STATUSES, explaining
+from .file_selection import INDEX_FILE, WEIGHTS_FILE
+from .hub_client import expand, find_cached, make_silent_bar
+from .hub_errors import explaining
 from .hub_files import (
     RepoFile,
     RepoRef,
@@ -32,6 +29,9 @@ from .hub_files import (
     wanted_files,
 )
 from .hub_ranges import read_range
+from .hub_snapshot import open_snapshot
+from .hub_stream import stream_shards
+from .hub_upload import push_folder
 from .safetensors_header import MAX_HEADER_NBYTES
 
 __all__ = [
@@ -47,12 +47,13 @@ __all__ = [
     "fetch_headers",
     "open_snapshot",
     "parse_repo_ref",
+    "push_folder",
+    "stream_shards",
     "wanted_files",
 ]
 
 # Requests in flight while headers are fetched: as many as `snapshot_download` has.
 _CONNECTIONS = 8
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,34 +74,6 @@ class HeaderSnapshot:
     shards: tuple[ShardHeader, ...]
     side_files: tuple[RepoFile, ...]
     left_behind: tuple[str, ...]
-
-
-def open_snapshot(
-    ref: RepoRef, *, token: str | None = None, cache_dir: Path | None = None
-) -> RepoSnapshot:
-    """Look up the commit of a revision and list its files.
-
-    Where the Hub cannot be asked (HF_HUB_OFFLINE, no connection, an error of the Hub) the cached
-    snapshot of that revision is taken, as `huggingface_hub` does.
-    Raises: HubError where there is neither.
-    """
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RevisionNotFoundError
-
-    revision = ref.revision or "main"
-    with explaining(ref.repo_id, revision=revision, token=token):
-        transport_errors: type[Exception] = http_library().TransportError
-        try:
-            found = _look_up(ref.repo_id, revision, token, retrying=False)
-        except RevisionNotFoundError:
-            raise
-        except (HfHubHTTPError, OfflineModeIsEnabled, transport_errors) as error:
-            cached = _open_cached(ref.repo_id, revision, cache_dir)
-            if cached is not None:
-                return cached
-            if not _is_passing(error):
-                raise
-            found = _look_up(ref.repo_id, revision, token, retrying=True)
-    return _parse_listing(found, ref.repo_id, revision)
 
 
 def choose_files(
@@ -166,81 +139,6 @@ def fetch_headers(
     )
 
 
-def _look_up(repo_id: str, revision: str, token: str | None, *, retrying: bool) -> Any:
-    """Ask the Hub for a revision. `HfApi.model_info` asks the same, but never a second time."""
-    from huggingface_hub import constants
-
-    utils = client_utils()
-    request = utils.http_backoff if retrying else utils.get_session().request
-    response = request(
-        "GET",
-        f"{constants.ENDPOINT}/api/models/{repo_id}/revision/{quote(revision, safe='')}",
-        params={"blobs": True},
-        headers=request_headers(token),
-        timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
-    )
-    utils.hf_raise_for_status(response)
-    return response.json()
-
-
-def _is_passing(error: Exception) -> bool:
-    """Tell whether the same request may succeed in some seconds."""
-    library = http_library()
-    response = getattr(error, "response", None)
-    if response is not None:
-        return response.status_code in RETRIED_STATUSES
-    return isinstance(error, library.TransportError) and not isinstance(
-        error, (library.ConnectError, library.ProxyError, library.UnsupportedProtocol)
-    )
-
-
-def _parse_listing(found: Any, repo_id: str, revision: str) -> RepoSnapshot:
-    try:
-        files = tuple(
-            RepoFile(
-                name=str(item["rfilename"]),
-                nbytes=int(item["size"]),
-                sha256=(item.get("lfs") or {}).get("sha256"),
-            )
-            for item in found["siblings"]
-        )
-        commit = found["sha"]
-        if not _COMMIT.fullmatch(commit):
-            raise ValueError
-    except (AttributeError, KeyError, TypeError, ValueError):
-        raise HubError(
-            f"{repo_id}: the answer of the Hub has no commit or no list of files with their sizes; "
-            "does HF_ENDPOINT name a Hub?"
-        ) from None
-    return RepoSnapshot(repo_id=repo_id, revision=revision, commit=commit, files=files)
-
-
-def _open_cached(repo_id: str, revision: str, cache_dir: Path | None) -> RepoSnapshot | None:
-    config = _find_cached(repo_id, CONFIG_FILE, revision, cache_dir)
-    if config is None:
-        return None
-    folder = config.parent
-    files = tuple(
-        RepoFile(name=path.relative_to(folder).as_posix(), nbytes=path.stat().st_size)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    )
-    return RepoSnapshot(
-        repo_id=repo_id, revision=revision, commit=folder.name, files=files, cached=folder
-    )
-
-
-def _find_cached(repo_id: str, name: str, revision: str, cache_dir: Path | None) -> Path | None:
-    from huggingface_hub import try_to_load_from_cache
-
-    found = try_to_load_from_cache(repo_id, name, _expand(cache_dir), revision)
-    return Path(found) if isinstance(found, str) else None
-
-
-def _expand(cache_dir: Path | None) -> Path | None:
-    return None if cache_dir is None else cache_dir.expanduser()
-
-
 def _fetch_document(
     snapshot: RepoSnapshot, name: str, token: str | None, cache_dir: Path | None
 ) -> bytes:
@@ -254,7 +152,7 @@ def _fetch_document(
             name,
             revision=snapshot.commit,
             token=token,
-            cache_dir=_expand(cache_dir),
+            cache_dir=expand(cache_dir),
             tqdm_class=make_silent_bar(None),
         )
         return Path(path).read_bytes()
@@ -265,7 +163,7 @@ def _fetch_header(
 ) -> ShardHeader:
     """Return the start of a shard; what is no valid length is returned as it is, to be judged by
     the parser of headers."""
-    cached = _find_cached(snapshot.repo_id, file.name, snapshot.commit, cache_dir)
+    cached = find_cached(snapshot.repo_id, file.name, snapshot.commit, cache_dir)
     if cached is not None:
         with cached.open("rb") as stream:
             prefix = stream.read(8)
@@ -306,7 +204,7 @@ def _download(
                 revision=snapshot.commit,
                 allow_patterns=[glob.escape(name) for name in names],
                 token=token,
-                cache_dir=_expand(cache_dir),
+                cache_dir=expand(cache_dir),
                 library_name="blockexpand",
                 library_version=__version__,
                 tqdm_class=make_silent_bar(progress),

@@ -9,6 +9,7 @@ import importlib
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from ._version import __version__
@@ -32,6 +33,19 @@ def request_headers(token: str | None) -> dict[str, str]:
         token=token, library_name="blockexpand", library_version=__version__
     )
     return headers
+
+
+def find_cached(repo_id: str, name: str, revision: str, cache_dir: Path | None) -> Path | None:
+    """Return a file's path in the Hub's cache, if it is there."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(repo_id, name, expand(cache_dir), revision)
+    return Path(found) if isinstance(found, str) else None
+
+
+def expand(cache_dir: Path | None) -> Path | None:
+    """Expand `~`, which not every function of the client does."""
+    return None if cache_dir is None else cache_dir.expanduser()
 
 
 def make_silent_bar(progress: Callable[[int], object] | None) -> type[Any]:

@@ -64,6 +64,10 @@ def explain(error: BaseException, repo_id: str, *, revision: str | None, token: 
             f"cannot reach {without_secrets(_endpoint(), token)} ({fact}); check the connection "
             "and run the same command again"
         )
+    if "Consistency check failed" in fact:
+        # The client's own advice names an option that nobody here can give.
+        found = re.search(r"should be of size \d+ but has size \d+", fact)
+        return f"a file came with a wrong length: it {found[0] if found else fact}; run it again"
     if isinstance(error, OSError) and error.errno is not None:
         where = f" ({error.filename})" if error.filename else ""
         return f"{os.strerror(error.errno)}{where}: a file of the download could not be written"

@@ -6,11 +6,12 @@ and a model card. Every parameter is random, norms too, so that no two tensors a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hub_server import HubServer, use_hub
 
 
 @pytest.fixture(scope="session")
@@ -45,3 +46,19 @@ def tiny_mistral_single(make_tiny: Callable[..., Path]) -> Path:
 def tiny_mistral_f32(make_tiny: Callable[..., Path]) -> Path:
     """A float32 checkpoint in 3 shards."""
     return make_tiny(dtype="float32")
+
+
+@pytest.fixture
+def hub() -> Iterator[HubServer]:
+    """A Hub on this machine, without a repository yet."""
+    from huggingface_hub.utils import close_session
+
+    with HubServer() as server:
+        yield server
+    close_session()
+
+
+@pytest.fixture
+def hub_cache(hub: HubServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Point this process's Hub client at `hub`; return its cache folder, which is empty."""
+    return use_hub(monkeypatch, hub, tmp_path / "home")

@@ -51,7 +51,7 @@ class Fault:
     `status`: answer with this status and `headers`. `cut_after`: promise the whole body, send so
     many bytes of it and end the connection (`reset`: with a TCP reset). `short_by`: announce and
     send a body that is so many bytes too short. `ignore_range`: answer 200 with the whole file.
-    `then`: call this first. `stall`: wait so many seconds before the body.
+    `then`: call this first. `stall`: wait for this event after `stall_at` bytes of the body.
     """
 
     pattern: str
@@ -63,6 +63,7 @@ class Fault:
     short_by: int = 0
     ignore_range: bool = False
     stall: threading.Event | None = None
+    stall_at: int = 0
     then: Callable[[], None] | None = None
     body: bytes | None = None
 
@@ -258,11 +259,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "HEAD":
             return
-        if fault.stall is not None:
-            self.wfile.flush()
-            fault.stall.wait(30)
         stop = len(body) if fault.cut_after is None else min(fault.cut_after, len(body))
         for start in range(0, stop, CHUNK_NBYTES):
+            if fault.stall is not None and start >= fault.stall_at:
+                fault.stall.wait(30)
             chunk = body[start : min(start + CHUNK_NBYTES, stop)]
             self.entry.nbytes += len(chunk)
             self.wfile.write(chunk)
@@ -516,6 +516,55 @@ def read_folder(folder: Path) -> dict[str, bytes]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
+
+
+# What people leave in a repository, and which of it an expansion needs.
+SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+
+
+def safetensors_bytes(nbytes: int, name: str = "w", fill: int = 7) -> tuple[bytes, bytes]:
+    """Return a file with one U8 tensor, and its header alone, written by hand."""
+    text = json.dumps({name: {"dtype": "U8", "shape": [nbytes], "data_offsets": [0, nbytes]}})
+    header = len(text).to_bytes(8, "little") + text.encode()
+    return header + bytes([fill]) * nbytes, header
+
+
+def checkpoint_files(nbytes: int = 40_000, fill: int = 7) -> dict[str, bytes]:
+    """Return a sharded repository with everything that people leave in one."""
+    weight_map = {"a": SHARDS[0], "b": SHARDS[1]}
+    wanted = {
+        "config.json": b'{"model_type": "mistral", "fill": %d}' % fill,
+        "model.safetensors.index.json": json.dumps({"weight_map": weight_map}).encode(),
+        "README.md": b"---\nlicense: apache-2.0\n---\n",
+        SHARDS[0]: safetensors_bytes(nbytes, "a", fill)[0],
+        SHARDS[1]: safetensors_bytes(nbytes // 2, "b", fill)[0],
+        "generation_config.json": b"{}",
+        "tokenizer.json": b'{"version": "1.0"}',
+        "tokenizer.model": b"\x0a\x0b",
+        "chat_template.jinja": b"{{ messages }}",
+        "additional_chat_templates/tool[use].jinja": b"{{ tools }}",
+        "modeling_own.py": b"raise SystemExit\n",
+        "LICENSE": b"Apache",
+    }
+    return {**wanted, **dict.fromkeys(UNWANTED, b"\x80 a pickle, say")}
+
+
+UNWANTED = (
+    ".gitattributes",
+    "pytorch_model-00001-of-00002.bin",
+    "pytorch_model.bin.index.json",
+    "consolidated.safetensors",
+    "consolidated.00.pth",
+    "original/params.json",
+    "original/consolidated.00.pth",
+    "model-q4.gguf",
+    "onnx/model.onnx",
+    "tf_model.h5",
+    "flax_model.msgpack",
+    "optimizer.pt",
+    "model-fp16.safetensors",
+)
+WANTED = frozenset(checkpoint_files()) - frozenset(UNWANTED)
 
 
 def git_blob_id(data: bytes) -> str:

@@ -5,11 +5,19 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hub_server import HubServer, hub_environment, use_hub
+from hub_server import (
+    SHARDS,
+    UNWANTED,
+    WANTED,
+    HubServer,
+    checkpoint_files,
+    hub_environment,
+    read_folder,
+    safetensors_bytes,
+)
 
 from blockexpand.errors import HubError
 from blockexpand.hub import (
@@ -25,82 +33,6 @@ from blockexpand.hub import (
 TOKEN = "hf_abcdefghijklmnopqrstuvwxyz012345"
 REPO = "org/name"
 REF = RepoRef(repo_id=REPO, revision=None)
-SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
-
-
-def safetensors_bytes(nbytes: int, name: str = "w", fill: int = 7) -> tuple[bytes, bytes]:
-    """Return a file with one U8 tensor, and its header alone, written by hand."""
-    text = json.dumps({name: {"dtype": "U8", "shape": [nbytes], "data_offsets": [0, nbytes]}})
-    header = len(text).to_bytes(8, "little") + text.encode()
-    return header + bytes([fill]) * nbytes, header
-
-
-def checkpoint_files(nbytes: int = 40_000, fill: int = 7) -> dict[str, bytes]:
-    """Return a sharded repository with everything that people leave in one."""
-    weight_map = {"a": SHARDS[0], "b": SHARDS[1]}
-    wanted = {
-        "config.json": b'{"model_type": "mistral", "fill": %d}' % fill,
-        "model.safetensors.index.json": json.dumps({"weight_map": weight_map}).encode(),
-        "README.md": b"---\nlicense: apache-2.0\n---\n",
-        SHARDS[0]: safetensors_bytes(nbytes, "a", fill)[0],
-        SHARDS[1]: safetensors_bytes(nbytes // 2, "b", fill)[0],
-        "generation_config.json": b"{}",
-        "tokenizer.json": b'{"version": "1.0"}',
-        "tokenizer.model": b"\x0a\x0b",
-        "chat_template.jinja": b"{{ messages }}",
-        "additional_chat_templates/tool[use].jinja": b"{{ tools }}",
-        "modeling_own.py": b"raise SystemExit\n",
-        "LICENSE": b"Apache",
-    }
-    return {**wanted, **dict.fromkeys(UNWANTED, b"\x80 a pickle, say")}
-
-
-UNWANTED = (
-    ".gitattributes",
-    "pytorch_model-00001-of-00002.bin",
-    "pytorch_model.bin.index.json",
-    "consolidated.safetensors",
-    "consolidated.00.pth",
-    "original/params.json",
-    "original/consolidated.00.pth",
-    "model-q4.gguf",
-    "onnx/model.onnx",
-    "tf_model.h5",
-    "flax_model.msgpack",
-    "optimizer.pt",
-    "model-fp16.safetensors",
-)
-WANTED = frozenset(checkpoint_files()) - frozenset(UNWANTED)
-
-
-@pytest.fixture
-def hub() -> Iterator[HubServer]:
-    with HubServer() as server:
-        yield server
-    from huggingface_hub.utils import close_session
-
-    close_session()
-
-
-@pytest.fixture
-def cache(hub: HubServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """Point the client at the server; return its cache folder."""
-    return use_hub(monkeypatch, hub, tmp_path / "home")
-
-
-def folder_bytes(folder: Path) -> dict[str, bytes]:
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
-
-
-def leftovers(cache: Path) -> list[str]:
-    """Return what a broken download left in the cache beside complete files."""
-    return [path.name for path in cache.rglob("*incomplete*")]
-
-
 # ---------------------------------------------------------------------- names
 
 
@@ -189,15 +121,15 @@ def test_repository_that_lacks_something(
 # ------------------------------------------------------------------- download
 
 
-def test_download_takes_what_is_needed_and_nothing_else(hub: HubServer, cache: Path) -> None:
+def test_download_takes_what_is_needed_and_nothing_else(hub: HubServer, hub_cache: Path) -> None:
     files = checkpoint_files()
     commit = hub.add_repo(REPO, files)
     counted: list[int] = []
     snapshot = open_snapshot(REF)
     folder = download_checkpoint(snapshot, progress=counted.append)
     assert snapshot.commit == commit
-    assert folder == cache / "models--org--name" / "snapshots" / commit
-    assert folder_bytes(folder) == {name: files[name] for name in WANTED}
+    assert folder == hub_cache / "models--org--name" / "snapshots" / commit
+    assert read_folder(folder) == {name: files[name] for name in WANTED}
     assert sum(counted) == sum(len(files[n]) for n in WANTED - {"model.safetensors.index.json"})
     asked = {request.path for request in hub.seen("/resolve/", method=None)}
     assert not [path for path in asked if any(path.endswith(f"/{name}") for name in UNWANTED)]
@@ -205,7 +137,7 @@ def test_download_takes_what_is_needed_and_nothing_else(hub: HubServer, cache: P
     assert all(f"/resolve/{commit}/" in path for path in asked)
 
 
-def test_second_download_moves_no_file(hub: HubServer, cache: Path) -> None:
+def test_second_download_moves_no_file(hub: HubServer, hub_cache: Path) -> None:
     hub.add_repo(REPO, checkpoint_files())
     download_checkpoint(open_snapshot(REF))
     before = len(hub.seen("/resolve/|/blobs/", method=None))
@@ -213,7 +145,7 @@ def test_second_download_moves_no_file(hub: HubServer, cache: Path) -> None:
     assert len(hub.seen("/resolve/|/blobs/", method=None)) == before
 
 
-def test_revisions(hub: HubServer, cache: Path) -> None:
+def test_revisions(hub: HubServer, hub_cache: Path) -> None:
     old = hub.add_repo(REPO, checkpoint_files(fill=1), revision="v1")
     new = hub.add_repo(REPO, checkpoint_files(fill=2))
     for asked, commit, fill in [("v1", old, 1), (None, new, 2), (old, old, 1)]:
@@ -223,31 +155,31 @@ def test_revisions(hub: HubServer, cache: Path) -> None:
         assert config["fill"] == fill
 
 
-def test_legacy_name_and_cache_dir(hub: HubServer, cache: Path, tmp_path: Path) -> None:
+def test_legacy_name_and_cache_dir(hub: HubServer, hub_cache: Path, tmp_path: Path) -> None:
     hub.add_repo("gpt2", checkpoint_files())
     snapshot = open_snapshot(parse_repo_ref("gpt2"), cache_dir=tmp_path / "other")
     folder = download_checkpoint(snapshot, cache_dir=tmp_path / "other")
     assert folder.parents[2] == tmp_path / "other"
-    assert not cache.exists()
+    assert not hub_cache.exists()
 
 
-def test_side_files_without_weights(hub: HubServer, cache: Path) -> None:
+def test_side_files_without_weights(hub: HubServer, hub_cache: Path) -> None:
     hub.add_repo(REPO, checkpoint_files())
     folder = download_side_files(open_snapshot(REF))
-    assert folder_bytes(folder).keys() == WANTED - set(SHARDS)
+    assert read_folder(folder).keys() == WANTED - set(SHARDS)
     assert hub.sent("/blobs/") == 0
 
 
-def test_branch_that_moves_between_two_files(hub: HubServer, cache: Path) -> None:
+def test_branch_that_moves_between_two_files(hub: HubServer, hub_cache: Path) -> None:
     first = hub.add_repo(REPO, checkpoint_files(fill=1))
     hub.fail("HEAD .*/config.json", then=lambda: hub.add_repo(REPO, checkpoint_files(fill=2)))
     folder = download_checkpoint(open_snapshot(REF))
     assert hub.repos[REPO].refs["main"] != first
     files = checkpoint_files(fill=1)
-    assert folder_bytes(folder) == {name: files[name] for name in WANTED}
+    assert read_folder(folder) == {name: files[name] for name in WANTED}
 
 
-def test_file_of_the_cache_with_a_wrong_length_is_named(hub: HubServer, cache: Path) -> None:
+def test_file_of_the_cache_with_a_wrong_length_is_named(hub: HubServer, hub_cache: Path) -> None:
     hub.add_repo(REPO, checkpoint_files())
     folder = download_checkpoint(open_snapshot(REF))
     blob = (folder / SHARDS[0]).resolve()
@@ -266,7 +198,7 @@ def test_file_of_the_cache_with_a_wrong_length_is_named(hub: HubServer, cache: P
 
 
 def test_headers_come_by_range_requests_without_a_byte_of_a_tensor(
-    hub: HubServer, cache: Path
+    hub: HubServer, hub_cache: Path
 ) -> None:
     files = checkpoint_files(nbytes=3_000_000)
     hub.add_repo(REPO, files)
@@ -285,7 +217,7 @@ def test_headers_come_by_range_requests_without_a_byte_of_a_tensor(
     assert "pytorch_model-00001-of-00002.bin" in headers.left_behind
 
 
-def test_headers_of_cached_shards_need_no_request(hub: HubServer, cache: Path) -> None:
+def test_headers_of_cached_shards_need_no_request(hub: HubServer, hub_cache: Path) -> None:
     hub.add_repo(REPO, checkpoint_files())
     snapshot = open_snapshot(REF)
     fetched = fetch_headers(snapshot)
@@ -305,14 +237,14 @@ def test_headers_of_cached_shards_need_no_request(hub: HubServer, cache: Path) -
     ],
 )
 def test_nonsense_for_a_header_is_handed_on_for_the_parser_to_judge(
-    hub: HubServer, cache: Path, data: bytes, expected: bytes
+    hub: HubServer, hub_cache: Path, data: bytes, expected: bytes
 ) -> None:
     hub.add_repo(REPO, {"config.json": b"{}", "model.safetensors": data})
     (shard,) = fetch_headers(open_snapshot(REF)).shards
     assert (shard.nbytes, shard.header_bytes) == (len(data), expected)
 
 
-def test_server_without_ranges_is_not_read_to_the_end(hub: HubServer, cache: Path) -> None:
+def test_server_without_ranges_is_not_read_to_the_end(hub: HubServer, hub_cache: Path) -> None:
     data, header = safetensors_bytes(30_000_000)
     hub.add_repo(REPO, {"config.json": b"{}", "model.safetensors": data})
     hub.fail("GET /blobs/", times=99, ignore_range=True)
@@ -331,7 +263,7 @@ def go_offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_offline_takes_the_cached_snapshot(
-    hub: HubServer, cache: Path, monkeypatch: pytest.MonkeyPatch
+    hub: HubServer, hub_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.add_repo(REPO, checkpoint_files())
     online = open_snapshot(REF)
@@ -348,7 +280,7 @@ def test_offline_takes_the_cached_snapshot(
 
 @pytest.mark.parametrize("offline", [True, False])
 def test_neither_connection_nor_cache(
-    hub: HubServer, cache: Path, monkeypatch: pytest.MonkeyPatch, offline: bool
+    hub: HubServer, hub_cache: Path, monkeypatch: pytest.MonkeyPatch, offline: bool
 ) -> None:
     if offline:
         go_offline(monkeypatch)
@@ -362,7 +294,7 @@ def test_neither_connection_nor_cache(
 
 
 def test_no_connection_but_a_cached_snapshot(
-    hub: HubServer, cache: Path, monkeypatch: pytest.MonkeyPatch
+    hub: HubServer, hub_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import huggingface_hub
 
@@ -373,7 +305,7 @@ def test_no_connection_but_a_cached_snapshot(
 
 
 def test_half_a_cached_snapshot_offline_is_refused(
-    hub: HubServer, cache: Path, monkeypatch: pytest.MonkeyPatch
+    hub: HubServer, hub_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.add_repo(REPO, checkpoint_files())
     (download_checkpoint(open_snapshot(REF)) / SHARDS[1]).unlink()
@@ -398,19 +330,21 @@ def refusal(token: str | None = None, ref: RepoRef = REF) -> str:
     return line
 
 
-def test_missing_repository(hub: HubServer, cache: Path) -> None:
+def test_missing_repository(hub: HubServer, hub_cache: Path) -> None:
     hub.allow(TOKEN)
     assert "no such public repository; if it is private, give --token" in refusal()
     assert "no such repository that this token may see" in refusal(TOKEN)
 
 
-def test_missing_revision(hub: HubServer, cache: Path) -> None:
+def test_missing_revision(hub: HubServer, hub_cache: Path) -> None:
     hub.add_repo(REPO, checkpoint_files())
     line = refusal(ref=RepoRef(repo_id=REPO, revision="v9"))
     assert "no revision 'v9'" in line
 
 
-def test_private_repository(hub: HubServer, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_private_repository(
+    hub: HubServer, hub_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     hub.add_repo(REPO, checkpoint_files(), private_token=TOKEN)
     hub.allow("hf_other")
     assert "if it is private, give --token" in refusal()
@@ -421,7 +355,7 @@ def test_private_repository(hub: HubServer, cache: Path, monkeypatch: pytest.Mon
 
 
 def test_token_of_the_environment(
-    hub: HubServer, cache: Path, monkeypatch: pytest.MonkeyPatch
+    hub: HubServer, hub_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.add_repo(REPO, checkpoint_files(), private_token=TOKEN)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
@@ -431,7 +365,7 @@ def test_token_of_the_environment(
     assert {r.token for r in hub.seen("/blobs/") if r.origin == "cdn"} == {None}
 
 
-def test_gated_repository(hub: HubServer, cache: Path) -> None:
+def test_gated_repository(hub: HubServer, hub_cache: Path) -> None:
     hub.add_repo(REPO, checkpoint_files(), gated=True)
     hub.allow("hf_other")
     hub.allow(TOKEN, REPO)
@@ -443,13 +377,13 @@ def test_gated_repository(hub: HubServer, cache: Path) -> None:
     assert download_checkpoint(open_snapshot(REF, token=TOKEN), token=TOKEN).is_dir()
 
 
-def test_only_pickles(hub: HubServer, cache: Path) -> None:
+def test_only_pickles(hub: HubServer, hub_cache: Path) -> None:
     hub.add_repo(REPO, {"config.json": b"{}", "pytorch_model.bin": b"\x80"})
     assert "convert" in refusal()
     assert not hub.seen("/resolve/", method=None)
 
 
-def test_index_that_names_a_shard_which_was_never_uploaded(hub: HubServer, cache: Path) -> None:
+def test_index_that_names_a_shard_which_was_never_uploaded(hub: HubServer, hub_cache: Path) -> None:
     files = checkpoint_files()
     del files[SHARDS[1]]
     hub.add_repo(REPO, files)
@@ -458,13 +392,13 @@ def test_index_that_names_a_shard_which_was_never_uploaded(hub: HubServer, cache
 
 
 @pytest.mark.parametrize("shard", ["../../x.safetensors", "/etc/x.safetensors", "a/b.safetensors"])
-def test_index_that_leaves_the_folder(hub: HubServer, cache: Path, shard: str) -> None:
+def test_index_that_leaves_the_folder(hub: HubServer, hub_cache: Path, shard: str) -> None:
     index = json.dumps({"weight_map": {"a": shard}}).encode()
     hub.add_repo(REPO, {"config.json": b"{}", "model.safetensors.index.json": index, shard: b"x"})
     assert "weight_map names the shard" in refusal()
 
 
-def test_endpoint_that_is_no_hub(hub: HubServer, cache: Path) -> None:
+def test_endpoint_that_is_no_hub(hub: HubServer, hub_cache: Path) -> None:
     hub.add_repo(REPO, checkpoint_files())
     hub.fail("GET /api/models", status=200, body=b'{"hello": "world"}')
     assert "does HF_ENDPOINT name a Hub?" in refusal()

@@ -1,0 +1,47 @@
+"""Upload a finished folder to the Hub with the client's own, resumable upload.
+
+It changes nothing in the folder, and says how to go on where an upload failed.
+"""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from ._version import __version__
+from .errors import HubError
+from .hub_client import request_headers
+from .hub_errors import explaining
+
+
+def push_folder(
+    folder: Path, repo_id: str, *, private: bool = False, token: str | None = None
+) -> str:
+    """Upload a folder to a model repository, made if there is none; return the commit's address.
+
+    A repository that exists keeps its visibility and its other files.
+    Raises: HubError, which says that the folder is complete and how to go on.
+    """
+    from huggingface_hub import HfApi
+
+    try:
+        with explaining(repo_id, revision=None, token=token):
+            if "authorization" not in request_headers(token):
+                raise HubError(
+                    f"{repo_id}: an upload needs a token that may write: give --token or HF_TOKEN"
+                )
+            api = HfApi(token=token, library_name="blockexpand", library_version=__version__)
+            api.create_repo(repo_id, private=private or None, exist_ok=True)
+            done = api.upload_folder(
+                repo_id=repo_id,
+                folder_path=folder,
+                commit_message=f"Upload a model expanded with blockexpand {__version__}",
+            )
+            return str(done.commit_url)
+    except HubError as error:
+        again = shlex.join(
+            ["hf", "upload", repo_id, str(folder), *(["--private"] if private else [])]
+        )
+        raise HubError(
+            f"{error}; {folder} is complete, only the upload is not: go on with `{again}`"
+        ) from None
