@@ -8,38 +8,25 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
+from .decoder_checks import check_tensors, refuse_quantized, refuse_unknown_fields
 from .errors import BlockExpandError, CheckpointError, UnsupportedModelError
-from .families import FAMILIES, MULTIMODAL, REFUSED
-from .family import Branch, Family
+from .families import FAMILIES, MULTIMODAL
+from .families_refused import REFUSED
+from .family import Family
 from .json_document import JsonEdit
-from .layer_fields import FieldEdits, apply_edits, get_field, listed, rewrite_fields
+from .layer_fields import FieldEdits, FieldRule, apply_edits, get_field, listed, rewrite_fields
 from .layer_map import LayerMap, map_position
-from .layer_vocabulary import COPIED
 from .safetensors_header import TensorSpec
+from .tensor_roles import is_float32, neutral_values
 
 MAX_LAYERS = 10_000
 COUNT_FIELDS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
-FLOAT_DTYPES = frozenset({"F64", "F32", "F16", "BF16"})
-# Buffers that older checkpoints carry along: masks, and positions of rotary embeddings.
-BUFFERS = re.compile(r"(?:.+\.)?(?:bias|masked_bias|inv_freq|causal_mask|embed_positions)")
-QUANTIZED = re.compile(
-    r".+[._](?:qweight|qzeros|scales?|zeros?|g_idx|weight_packed|weight_scale(?:_inv|_2)?|"
-    r"input_scale|weight_shape|weight_zero_point|absmax|quant_map|quant_state\..+|blocks)"
-)
-# Lists and number-keyed objects of the config that never speak of layers.
-NOT_PER_LAYER = frozenset(
-    """
-    architectures auto_map id2label label2id eos_token_id bos_token_id pad_token_id pruned_heads
-    suppress_tokens begin_suppress_tokens bad_words_ids forced_eos_token_id rope_scaling
-    rope_parameters rope_theta keys_to_ignore_at_inference vision_config audio_config
-    time_step_limit ssm_multipliers mlp_multipliers
-    """.split()
-)
+# transformers refuses a `layer_types` of another length in every family.
+LAYER_TYPES = listed("layer_types")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +39,7 @@ class LayerTensor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decoder:
-    """The decoder of one checkpoint; a layer's tensor is named `prefix + str(layer) + "." + suffix`.
+    """The decoder of one checkpoint: a tensor is named `prefix`, its layer, a dot and its suffix.
 
     `placed` has the tensors of the `layers` layers and of the `tail_layers` that are stored past
     the end (numbers from `layers` on); no other tensor is renumbered. `config_path` leads to the
@@ -88,13 +75,9 @@ def find_decoder(config: Mapping[str, Any], tensors: Mapping[str, TensorSpec]) -
     tensors that the table does not know; CheckpointError when config and tensors disagree.
     """
     model_type = _model_type(config)
-    _refuse_quantized(config)
+    refuse_quantized(config)
     path, text_type, prefixes = _text_model(config, model_type)
-    family = FAMILIES.get(text_type)
-    if text_type in REFUSED:
-        raise UnsupportedModelError(f"model_type {text_type!r} is refused: {REFUSED[text_type]}")
-    if family is None:
-        raise UnsupportedModelError(_unknown(text_type, config))
+    family = _find_family(config, text_type)
     text = _descend(config, path)
     prefix, placed = _place(tensors, prefixes or family.prefixes)
     layers, tail_layers = _count_layers(family, text, placed, prefix)
@@ -110,8 +93,14 @@ def find_decoder(config: Mapping[str, Any], tensors: Mapping[str, TensorSpec]) -
         placed=placed,
         config_path=path,
     )
-    _refuse_unknown_fields(family, text, layers)
-    _check_tensors(decoder, text, tensors)
+    rules = _rules(family)
+    refuse_unknown_fields(rules, text, layers)
+    kinds = [rule.read(text, layers) for rule in rules if not rule.advisory]
+    by_layer: dict[int, dict[str, TensorSpec]] = defaultdict(dict)
+    for name, tensor in placed.items():
+        by_layer[tensor.layer][tensor.suffix] = tensors[name]
+    known = [repr([kind[i] for kind in kinds if kind is not None]) for i in range(layers)]
+    check_tensors(family, prefix, by_layer, known)
     return decoder
 
 
@@ -140,14 +129,14 @@ def keeps_float32(decoder: Decoder, name: str) -> bool:
     Rounding such a tensor to a 16-bit dtype would change what the model computes.
     """
     placed = decoder.placed.get(name)
-    return placed is not None and _matches(placed.suffix, decoder.family.float32)
+    return placed is not None and is_float32(decoder.family, placed.suffix)
 
 
 def _plan_surgery(decoder: Decoder, config: Mapping[str, Any], layer_map: LayerMap) -> Surgery:
     text = _descend(config, decoder.config_path)
     origins = [entry.source for entry in layer_map]
     sources = sorted({entry.source for entry in layer_map if entry.is_new})
-    notes = list(_check_positions(decoder, config, text, layer_map))
+    notes = list(_check_places(decoder, config, text, layer_map))
     edits = _count_edits(decoder, text, len(layer_map))
     rules = _rules(decoder.family)
     edits |= rewrite_fields(rules, apply_edits(text, edits), decoder.layers, origins)
@@ -178,17 +167,6 @@ def _model_type(config: Mapping[str, Any]) -> str:
     return model_type
 
 
-def _refuse_quantized(config: Mapping[str, Any]) -> None:
-    text = config.get("text_config")
-    for part in (config, text if isinstance(text, Mapping) else {}):
-        for field in ("quantization_config", "compression_config"):
-            if part.get(field):
-                raise UnsupportedModelError(
-                    f"config.json: {field!r} is present: a quantized checkpoint cannot be "
-                    "expanded; use the unquantized one"
-                )
-
-
 def _text_model(
     config: Mapping[str, Any], model_type: str
 ) -> tuple[tuple[str, ...], str, tuple[str, ...]]:
@@ -200,16 +178,16 @@ def _text_model(
     if not isinstance(text, Mapping):
         return (), wrapper.text_type, wrapper.prefixes
     text_type = text.get("model_type") or wrapper.text_type
-    if text_type not in FAMILIES:
-        raise UnsupportedModelError(
-            f"config.json: the text decoder of {model_type!r}: {_unknown(str(text_type), text)}"
-        )
-    return ("text_config",), text_type, wrapper.prefixes
+    return ("text_config",), str(text_type), wrapper.prefixes
 
 
-def _unknown(model_type: str, config: Mapping[str, Any]) -> str:
-    custom = " (and it needs custom code: auto_map)" if config.get("auto_map") else ""
-    return (
+def _find_family(config: Mapping[str, Any], model_type: str) -> Family:
+    if model_type in REFUSED:
+        raise UnsupportedModelError(f"model_type {model_type!r}: {REFUSED[model_type]}")
+    if model_type in FAMILIES:
+        return FAMILIES[model_type]
+    custom = " and runs custom code ('auto_map')" if config.get("auto_map") else ""
+    raise UnsupportedModelError(
         f"model_type {model_type!r} is not in the table of families{custom}: which of its tensors "
         f"must be zero is unknown; supported are {_supported()}"
     )
@@ -265,7 +243,7 @@ def _count_layers(
     numbers = {tensor.layer for tensor in placed.values()}
     stored = max(numbers) + 1
     layers = stored
-    for field in ("num_hidden_layers", *family.count):
+    for field in dict.fromkeys(("num_hidden_layers", *family.count)):
         value = text.get(field)
         if value is None:
             continue
@@ -289,162 +267,69 @@ def _count_layers(
     return layers, stored - layers
 
 
-def _refuse_unknown_fields(family: Family, text: Mapping[str, Any], layers: int) -> None:
-    """Refuse lists, and objects keyed by numbers, that could hold one value per layer."""
-    known = {field.partition(".")[0] for rule in _rules(family) for field in rule.fields}
-    known |= NOT_PER_LAYER
-    for name, value in text.items():
-        parts = {name: value}
-        if isinstance(value, Mapping) and name not in known:
-            parts |= {f"{name}.{key}": part for key, part in value.items()}
-        for field, part in parts.items():
-            if field.partition(".")[0] in known:
-                continue
-            by_number = isinstance(part, Mapping) and part and all(k.isdecimal() for k in part)
-            if by_number or (isinstance(part, list) and len(part) == layers):
-                raise UnsupportedModelError(
-                    f"config.json: {field!r} seems to hold one value per layer, and the table of "
-                    "families does not know how to rewrite it"
-                )
-
-
-def _check_tensors(
-    decoder: Decoder, text: Mapping[str, Any], tensors: Mapping[str, TensorSpec]
-) -> None:
-    """Check that every layer is complete, and that the row knows every tensor of every layer."""
-    family = decoder.family
-    shapes: dict[int, dict[str, tuple[int, ...]]] = defaultdict(dict)
-    for name, placed in decoder.placed.items():
-        _check_tensor(family, name, placed.suffix, tensors[name])
-        shapes[placed.layer][placed.suffix] = tensors[name].shape
-    for layer in range(decoder.layers):
-        for branch in family.branches:
-            if not any(_matches(suffix, branch.neutral) for suffix in shapes[layer]):
-                raise CheckpointError(
-                    f"layer {layer} has no tensor {' or '.join(branch.neutral)} "
-                    f"({decoder.prefix}{layer}.*); expected one in every layer of a "
-                    f"{decoder.model_type!r} model"
-                )
-    by_kind: dict[Any, int] = {}
-    kinds = [rule.read(text, decoder.layers) for rule in _rules(family) if not rule.advisory]
-    for layer in range(1 if family.first_layer_differs else 0, decoder.layers):
-        kind = repr([values[layer] for values in kinds if values is not None])
-        like = by_kind.setdefault(kind, layer)
-        _compare_layers(decoder, like, shapes[like], layer, shapes[layer])
-
-
-def _compare_layers(
-    decoder: Decoder,
-    like: int,
-    expected: Mapping[str, tuple[int, ...]],
-    layer: int,
-    found: Mapping[str, tuple[int, ...]],
-) -> None:
-    if expected == found:
-        return
-    for suffix in sorted(expected.keys() ^ found.keys()):
-        lacking, having = (layer, like) if suffix in expected else (like, layer)
-        raise CheckpointError(
-            f"tensor '{decoder.prefix}{lacking}.{suffix}' is missing, but layer {having}, which is "
-            "of the same kind, has it; expected complete layers"
-        )
-    suffix = next(suffix for suffix in expected if expected[suffix] != found[suffix])
-    raise UnsupportedModelError(
-        f"tensor '{decoder.prefix}{layer}.{suffix}': layers of the same kind have different "
-        f"shapes; expected {list(expected[suffix])} as in layer {like}, "
-        f"found {list(found[suffix])}"
-    )
-
-
-def _check_tensor(family: Family, name: str, suffix: str, spec: TensorSpec) -> None:
-    outputs = _output_patterns(family)
-    if QUANTIZED.fullmatch(suffix) and not _matches(suffix, outputs):
-        raise UnsupportedModelError(
-            f"tensor {name!r} belongs to quantized weights, which cannot be expanded; "
-            "use the unquantized checkpoint"
-        )
-    known = _matches(suffix, outputs) or _is_copied(suffix)
-    if not known and not (BUFFERS.fullmatch(suffix) and spec.dtype not in FLOAT_DTYPES):
-        raise UnsupportedModelError(
-            f"tensor {name!r} is not part of a {'/'.join(family.model_types[:3])} layer that the "
-            "table of families knows; expected no further branch or adapter in a layer"
-        )
-    if spec.dtype not in FLOAT_DTYPES and not BUFFERS.fullmatch(suffix):
-        raise UnsupportedModelError(
-            f"tensor {name!r} has dtype {spec.dtype}: packed or quantized weights cannot be "
-            f"expanded; expected one of {', '.join(sorted(FLOAT_DTYPES))}"
-        )
-
-
-def _check_positions(
+def _check_places(
     decoder: Decoder, config: Mapping[str, Any], text: Mapping[str, Any], layer_map: LayerMap
-) -> Sequence[str]:
-    """Refuse places where a new layer cannot stand, and return what to know of those where it can."""
-    family, layers = decoder.family, decoder.layers
-    moved = next((i for i, e in enumerate(layer_map) if e.source != i or e.is_new), len(layer_map))
+) -> Iterator[str]:
+    """Refuse places where a new layer cannot stand; yield what to know of those where it can."""
+    family = decoder.family
+    refused = f"model_type {decoder.model_type!r}: "
     if family.first_layer_differs and any(e.is_new and e.source == 0 for e in layer_map):
         raise UnsupportedModelError(
-            f"model_type {decoder.model_type!r}: layer 0 has other tensors than the rest and "
-            "cannot be cloned; choose layers from 1 on"
+            refused + "layer 0 has other tensors than the rest and cannot be cloned; "
+            "choose layers from 1 on"
         )
+    for place in family.places:
+        if reason := place(text, layer_map):
+            raise UnsupportedModelError(refused + reason)
+    kept = _unmoved(layer_map)
     wrapper = MULTIMODAL.get(decoder.model_type)
-    if wrapper is not None and wrapper.deepstack is not None:
-        fed = len(get_field(config, wrapper.deepstack, []))
-        if moved < fed:
-            raise UnsupportedModelError(
-                f"model_type {decoder.model_type!r}: the vision tower adds features after each of "
-                f"the first {fed} layers by number; a new layer cannot stand before layer {fed}"
-            )
-    reason = family.index_scaled(text) if family.index_scaled else None
-    if reason is None:
-        return ()
-    if moved < layers:
+    fed = len(get_field(config, wrapper.deepstack, [])) if wrapper and wrapper.deepstack else 0
+    if kept < fed:
         raise UnsupportedModelError(
-            f"model_type {decoder.model_type!r}: {reason}; "
-            "an original layer would change with its number"
+            refused + f"the vision tower adds features after each of the first {fed} layers, by "
+            f"number; no new layer can stand before layer {fed}"
         )
-    return (f"{reason}: the new layers are no true clones of their source layers",)
+    reason = family.index_scaled(text) if family.index_scaled else None
+    if reason and kept < decoder.layers:
+        raise UnsupportedModelError(
+            refused + f"{reason}, so an original layer would change with its number"
+        )
+    if reason:
+        yield f"{reason}: the new layers are no true clones of their source layers"
+
+
+def _unmoved(layer_map: LayerMap) -> int:
+    """Return how many leading layers are originals that keep their number."""
+    for index, entry in enumerate(layer_map):
+        if entry.is_new or entry.source != index:
+            return index
+    return len(layer_map)
 
 
 def _count_edits(decoder: Decoder, text: Mapping[str, Any], layers: int) -> FieldEdits:
     """Write the count under every spelling that is there, or under the first if none is."""
     edits: FieldEdits = {}
-    for field in dict.fromkeys((*COUNT_FIELDS, *decoder.family.count)):
-        if text.get(field) == decoder.layers and field in text:
+    own = decoder.family.count
+    for field in dict.fromkeys((*own, *COUNT_FIELDS)):
+        if text.get(field) == decoder.layers:
             edits[(field,)] = layers
-    own = ("num_hidden_layers", *decoder.family.count)
-    if not any(text.get(field) is not None for field in own):
-        edits[("num_hidden_layers",)] = layers
+    if own and not any(text.get(field) is not None for field in own):
+        edits[(own[0],)] = layers
     return edits
 
 
 def _neutral(decoder: Decoder, sources: Sequence[int]) -> dict[int, dict[str, float]]:
-    family = decoder.family
-    neutral: dict[int, dict[str, float]] = {source: {} for source in sources}
+    suffixes: dict[int, list[str]] = {source: [] for source in sources}
     for placed in decoder.placed.values():
-        if placed.layer not in neutral:
-            continue
-        value = _neutral_value(family, placed.suffix)
-        if value is not None:
-            neutral[placed.layer][placed.suffix] = value
-    return neutral
-
-
-@lru_cache(maxsize=65536)
-def _neutral_value(family: Family, suffix: str) -> float | None:
-    for pattern, constant in family.constants:
-        if _matches(suffix, (pattern,)):
-            return constant
-    for branch in family.branches:
-        if _matches(suffix, branch.neutral):
-            return 0.0 if suffix.endswith("bias") else branch.value
-    return None
+        if placed.layer in suffixes:
+            suffixes[placed.layer].append(placed.suffix)
+    return {source: neutral_values(decoder.family, names) for source, names in suffixes.items()}
 
 
 def _json_edits(
     decoder: Decoder, config: Mapping[str, Any], edits: FieldEdits
 ) -> tuple[JsonEdit, ...]:
-    """Address the edits in config.json; some multimodal configs repeat the text's fields at the root."""
+    """Address the edits in config.json; some multimodal configs repeat text fields at the root."""
     result = []
     text = _descend(config, decoder.config_path)
     for path, value in edits.items():
@@ -469,33 +354,6 @@ def _way_out(decoder: Decoder, config: Mapping[str, Any], layer_map: LayerMap) -
     return "; --position end is possible"
 
 
-@lru_cache(maxsize=512)
-def _rules(family: Family) -> tuple[Any, ...]:
-    """Return the row's rules; transformers checks the length of `layer_types` in every family."""
+def _rules(family: Family) -> tuple[FieldRule, ...]:
     owned = {field for rule in family.fields for field in rule.fields}
-    return family.fields if "layer_types" in owned else (*family.fields, listed("layer_types"))
-
-
-@lru_cache(maxsize=512)
-def _output_patterns(family: Family) -> tuple[str, ...]:
-    def names(branch: Branch) -> tuple[str, ...]:
-        return branch.neutral + branch.kept
-
-    constants = tuple(pattern for pattern, _ in family.constants)
-    return sum((names(branch) for branch in family.branches), constants)
-
-
-@lru_cache(maxsize=65536)
-def _matches(suffix: str, patterns: tuple[str, ...]) -> bool:
-    return any(spelling in patterns for spelling in _spellings(suffix))
-
-
-@lru_cache(maxsize=65536)
-def _is_copied(suffix: str) -> bool:
-    return any(spelling in COPIED for spelling in _spellings(suffix))
-
-
-def _spellings(suffix: str) -> tuple[str, ...]:
-    """Return the module paths that a suffix may be listed under: as it is, and with any number."""
-    module = re.sub(r"(?:\.weight|\.bias|_bias)$", "", suffix)
-    return module, re.sub(r"(?<=\.)[0-9]+(?=\.|$)", "{e}", module)
+    return family.fields if "layer_types" in owned else (*family.fields, LAYER_TYPES)

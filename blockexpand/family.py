@@ -10,20 +10,26 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from .layer_fields import Config, FieldRule
+from .layer_map import LayerMap
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Branch:
-    """A residual branch, or one half of a layer: what makes it add nothing to the stream.
+class Form:
+    """One form of a residual branch: what it ends in, which tells how it is made to add nothing.
 
-    Every layer has at least one tensor of `neutral`. In a new layer its weights are set to
-    `value` and its biases to 0. `kept` are output projections that need no change because a
-    neutral norm comes after them.
+    A layer has the form if it has one of `outputs`. They are set to 0 in a new layer, unless the
+    layer has one of `norms`, a norm that closes the branch: then the norm's weight is set to
+    `norm_value` (its bias to 0) instead, and the outputs are copied. A norm of zeros magnifies
+    what reaches it, so that behind zeroed outputs the first optimizer step would wreck the model.
     """
 
-    neutral: tuple[str, ...]
-    value: float = 0.0
-    kept: tuple[str, ...] = ()
+    outputs: tuple[str, ...]
+    norms: tuple[str, ...] = ()
+    norm_value: float = 0.0
+
+
+Branch = tuple[Form, ...]
+"""A residual branch: the forms that it takes in one layer or another."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,25 +44,24 @@ class Refusal:
 class Family:
     """How the decoder layers of some `model_types` are named, neutralised and configured.
 
-    `prefixes` are the spellings of what stands before the layer number. `count` lists the fields
-    that hold the number of layers, besides `num_hidden_layers`. `constants` are set in a new layer
-    besides its branches (a factor on the residual stream). `tail` permits layers stored past the
-    end, for multi-token prediction. `float32` are tensors that the model computes in float32
-    whatever its dtype. `first_layer_only` are tensors that only layer 0 has or lacks, so that it
-    cannot be cloned and must stay first. `index_scaled` says that something in a layer depends on
-    its number, so that only layers after the last original can be new; `refuse` names configs
-    that are out of reach.
+    `prefixes` are the spellings of what stands before the layer number; `count` are the fields
+    that hold the number of layers, the first of which is written where none is there. `constants`
+    are set in a new layer besides its branches (a factor on the residual stream). `tail` permits
+    layers stored past the end, for multi-token prediction. `float32` are tensors that the model
+    computes in float32 whatever its dtype. `places` say why a layer map is impossible, if it is;
+    `index_scaled` says what depends on a layer's number, so that no original may move.
     """
 
     model_types: tuple[str, ...]
     branches: tuple[Branch, ...]
     prefixes: tuple[str, ...] = ("model.layers.",)
-    count: tuple[str, ...] = ()
+    count: tuple[str, ...] = ("num_hidden_layers",)
     fields: tuple[FieldRule, ...] = ()
     constants: tuple[tuple[str, float], ...] = ()
     tail: bool = False
     float32: tuple[str, ...] = ()
     first_layer_differs: bool = False
+    places: tuple[Callable[[Config, LayerMap], str | None], ...] = ()
     index_scaled: Callable[[Config], str | None] | None = None
     refuse: tuple[Refusal, ...] = ()
 

@@ -87,59 +87,81 @@ def get_field(config: Config, field: str, default: Any = None) -> Any:
     return default if value is None else value
 
 
-def listed(*names: str, derive: Derive | None = None) -> FieldRule:
+def listed(
+    *names: str, derive: Derive | None = None, last: str | None = None, or_scalar: bool = False
+) -> FieldRule:
     """Make the rule of a list with one entry per layer, under one of several spellings.
 
     Where no spelling is present (or the list is empty), `derive` is the library's own formula; a
-    pattern that the new depth breaks is then written out under the first spelling.
+    pattern that the new depth breaks is then written out under the first spelling. `last` is what
+    the library makes of the last layer whatever the list says; `or_scalar` permits one value that
+    holds for all layers.
     """
 
-    def present(config: Config, layers: int) -> dict[str, Sequence[Any]]:
+    def present(config: Config) -> dict[str, Sequence[Any]]:
         lists: dict[str, Sequence[Any]] = {}
         for name in names:
             value = get_field(config, name)
-            if value is None or (value == [] and derive is not None):
-                continue
+            empty = value is None or (value == [] and derive is not None)
+            if not empty and not (or_scalar and not isinstance(value, list)):
+                lists[name] = value
+        return lists
+
+    def read(config: Config, layers: int) -> Kinds | None:
+        kinds: Kinds | None = None
+        for name, value in present(config).items():
             if not isinstance(value, (list, tuple, str)) or len(value) != layers:
                 raise CheckpointError(
                     f"config.json: {name!r} must have one entry per layer; "
                     f"expected {layers}, found {_length(value)}"
                 )
-            lists[name] = value
-        return lists
-
-    def read(config: Config, layers: int) -> Kinds | None:
-        for value in present(config, layers).values():
-            return tuple(value)
-        return None if derive is None else derive(config, layers)
+            kinds = tuple(value) if kinds is None else kinds
+        if kinds is None:
+            kinds = None if derive is None else derive(config, layers)
+        return kinds if kinds is None or last is None else (*kinds[:-1], last)
 
     def write(config: Config, kinds: Kinds, origins: Sequence[int]) -> FieldEdits:
-        layers = len(origins)
         edits: FieldEdits = {}
-        for name in names:
-            value = get_field(config, name)
-            if value is not None and (value != [] or derive is None):
-                new = [value[origin] for origin in origins]
-                edits[_path(name)] = "".join(new) if isinstance(value, str) else new
-        if not edits and derive is not None and derive(config, layers) != kinds:
+        for name, value in present(config).items():
+            new = [value[origin] for origin in origins] if last is None else list(kinds)
+            edits[_path(name)] = "".join(new) if isinstance(value, str) else new
+        if not edits and read(config, len(origins)) != kinds:
             edits[_path(names[0])] = list(kinds)
         return edits
 
     return FieldRule(fields=names, read=read, write=write)
 
 
-def indexed(name: str, *, first: int = 0, advisory: bool = False) -> FieldRule:
-    """Make the rule of a list of layer numbers, which count from `first`."""
+def numbered(name: str) -> FieldRule:
+    """Make the rule of an object that is keyed by layer number, with an entry for some layers."""
+
+    def read(config: Config, layers: int) -> Kinds | None:
+        entries = get_field(config, name)
+        return None if entries is None else tuple(entries.get(str(i)) for i in range(layers))
+
+    def write(config: Config, kinds: Kinds, origins: Sequence[int]) -> FieldEdits:
+        return {_path(name): {str(i): kind for i, kind in enumerate(kinds) if kind is not None}}
+
+    return FieldRule(fields=(name,), read=read, write=write)
+
+
+def indexed(
+    name: str, *, first: int = 0, derive: Derive | None = None, advisory: bool = False
+) -> FieldRule:
+    """Make the rule of a list of layer numbers, which count from `first`.
+
+    Where it is absent, `derive` tells which layers are members.
+    """
 
     def read(config: Config, layers: int) -> Kinds | None:
         numbers = get_field(config, name)
         if numbers is None:
-            return None
+            return None if derive is None else derive(config, layers)
         return tuple(index + first in numbers for index in range(layers))
 
     def write(config: Config, kinds: Kinds, origins: Sequence[int]) -> FieldEdits:
         numbers = [index + first for index, member in enumerate(kinds) if member]
-        return {} if numbers == get_field(config, name) else {_path(name): numbers}
+        return {} if read(config, len(kinds)) == kinds else {_path(name): numbers}
 
     return FieldRule(fields=(name,), read=read, write=write, advisory=advisory)
 

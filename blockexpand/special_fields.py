@@ -1,0 +1,133 @@
+"""Rules for per-layer fields that one family, or a few, spell in a way of their own. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from .layer_fields import Config, FieldEdits, FieldRule, Kinds, get_field
+
+
+def sparse_step(
+    *,
+    step: str = "decoder_sparse_step",
+    dense: str = "mlp_only_layers",
+    default: tuple[int, ...] = (),
+) -> FieldRule:
+    """Make Qwen-MoE's rule: experts in every `step`-th layer, except in those that `dense` lists.
+
+    A step that the new depth breaks becomes 1, with every dense layer in the list.
+    """
+
+    def read(config: Config, layers: int) -> Kinds:
+        period, listed = get_field(config, step, 1), get_field(config, dense, default)
+        return tuple(i not in listed and (i + 1) % period == 0 for i in range(layers))
+
+    def write(config: Config, kinds: Kinds, origins: Sequence[int]) -> FieldEdits:
+        if read(config, len(kinds)) == kinds:
+            return {}
+        edits: FieldEdits = {(dense,): [i for i, sparse in enumerate(kinds) if not sparse]}
+        return edits if get_field(config, step, 1) == 1 else edits | {(step,): 1}
+
+    return FieldRule(fields=(step, dense), read=read, write=write)
+
+
+def sparse_range() -> FieldRule:
+    """Make ERNIE 4.5's rule: experts from a first to a last layer (-1: the last), by interval."""
+    first, last, interval = "moe_layer_start_index", "moe_layer_end_index", "moe_layer_interval"
+
+    def read(config: Config, layers: int) -> Kinds:
+        end = get_field(config, last, -1)
+        end = layers - 1 if end == -1 else end
+        start, step = get_field(config, first, 1), get_field(config, interval, 1)
+        return tuple((i + 1) % step == 0 and start <= i <= end for i in range(layers))
+
+    def write(config: Config, kinds: Kinds, origins: Sequence[int]) -> FieldEdits:
+        if read(config, len(kinds)) == kinds:
+            return {}
+        sparse = [i for i, kind in enumerate(kinds) if kind]
+        if not sparse:
+            return {(first,): len(kinds), (last,): len(kinds)}
+        return {(first,): sparse[0], (last,): sparse[-1]}
+
+    return FieldRule(fields=(first, last, interval), read=read, write=write)
+
+
+def periodic(period: str, offset: str, *, default: tuple[int, int]) -> FieldRule:
+    """Make Jamba's rule: the layers i with i % `period` == `offset` are of another kind."""
+
+    def read(config: Config, layers: int) -> Kinds:
+        step = get_field(config, period, default[0])
+        start = config.get(offset, default[1])
+        return tuple(index % step == start for index in range(layers))
+
+    def write(config: Config, kinds: Kinds, origins: Sequence[int]) -> FieldEdits | None:
+        layers = len(kinds)
+        if read(config, layers) == kinds:
+            return {}
+        for step in range(1, layers + 2):
+            for start in range(step):
+                if tuple(index % step == start for index in range(layers)) == kinds:
+                    return {(period,): step, (offset,): start}
+        return None
+
+    return FieldRule(fields=(period, offset), read=read, write=write)
+
+
+def cycled(*names: str, default: tuple[str, ...]) -> FieldRule:
+    """Make RecurrentGemma's rule: a list that is repeated to the depth of the model."""
+
+    def read(config: Config, layers: int) -> Kinds:
+        cycle = next((config[name] for name in names if config.get(name)), list(default))
+        return tuple(cycle[index % len(cycle)] for index in range(layers))
+
+    def write(config: Config, kinds: Kinds, origins: Sequence[int]) -> FieldEdits:
+        if read(config, len(kinds)) == kinds:
+            return {}
+        present = [name for name in names if config.get(name)] or [names[0]]
+        return {(name,): list(kinds) for name in present}
+
+    return FieldRule(fields=names, read=read, write=write)
+
+
+def attention_types() -> FieldRule:
+    """Make GPT-Neo's rule: `[[kinds, times], …]`, and the list that it expands to, if saved."""
+    types, expanded = "attention_types", "attention_layers"
+
+    def expand(value: Any) -> Kinds:
+        return tuple(kind for kinds, times in value for _ in range(times) for kind in kinds)
+
+    def read(config: Config, layers: int) -> Kinds:
+        listed = get_field(config, expanded)
+        return tuple(listed or expand(get_field(config, types, [[["global", "local"], 12]])))
+
+    def write(config: Config, kinds: Kinds, origins: Sequence[int]) -> FieldEdits:
+        edits: FieldEdits = {(types,): [[[kind], 1] for kind in kinds]}
+        return edits | ({(expanded,): list(kinds)} if expanded in config else {})
+
+    return FieldRule(fields=(types, expanded), read=read, write=write)
+
+
+def root_of_depth(name: str, default: float) -> FieldRule:
+    """Make MiniCPM's rule: residual branches are scaled by `name` / sqrt(number of layers).
+
+    The new value is nudged by units in the last place until the quotient is the same number.
+    """
+
+    def read(config: Config, layers: int) -> Kinds | None:
+        if name in config and config[name] is None:
+            return None
+        return (config.get(name, default) / math.sqrt(layers),) * layers
+
+    def write(config: Config, kinds: Kinds, origins: Sequence[int]) -> FieldEdits | None:
+        root = math.sqrt(len(kinds))
+        below = above = kinds[0] * root
+        for _ in range(8):
+            for value in (below, above):
+                if value / root == kinds[0]:
+                    return {(name,): value}
+            below, above = math.nextafter(below, -math.inf), math.nextafter(above, math.inf)
+        return None
+
+    return FieldRule(fields=(name,), read=read, write=write)
