@@ -2,6 +2,7 @@
 # Show the whole job on a small real checkpoint: build it, expand it, prove the result, use it.
 # Everything is made under demo/ and made anew by each run; nothing is downloaded but packages.
 set -euo pipefail
+# shellcheck source=scripts/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 cd "$root"
 

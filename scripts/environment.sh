@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by test.sh and demo.sh: activates a virtual environment with the package and what
 # scripts/requirements-test.txt pins. Makes it on the first run, uses it again after that.
 # PYTHON chooses the interpreter (default: python3).
