@@ -52,10 +52,10 @@ LENGTH_NBYTES = 8
 # One tensor as every writer of the format spells it. Text that is spelled otherwise takes the
 # slower way through `json`, so nothing depends on this pattern but speed.
 _CANONICAL_TENSOR = re.compile(
-    r'"([^"\\\x00-\x1f]*)":\{"dtype":"(\w+)","shape":\[([0-9,]*)\],'
+    r'"([^"\\\x00-\x1f]*)":\{"dtype":"(\w+","shape":\[[0-9,]*)\],'
     r'"data_offsets":\[(0|[1-9][0-9]{0,18}),(0|[1-9][0-9]{0,18})\]\}'
 )
-_CANONICAL_SHAPE = re.compile(r"(?:0|[1-9][0-9]{0,18})(?:,(?:0|[1-9][0-9]{0,18}))*")
+_ODD_SHAPE = re.compile(r"(?:^|,)(?:0[0-9]|[0-9]{20}|,|$)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,26 +211,27 @@ def render_header(
 def _parse_canonical(text: str, data_start: int, file_nbytes: int) -> Header | None:
     """Parse a faultless header in the usual spelling and order by columns; None for any other."""
     head, *columns = _CANONICAL_TENSOR.split(text)
-    names = columns[0::6]
+    names = columns[0::5]
     if not names or len(set(names)) != len(names) or "__metadata__" in names:
         return None
-    if columns[5:-1:6] != [","] * (len(names) - 1) or columns[-1].rstrip(" ") != "}":
+    if columns[4:-1:5] != [","] * (len(names) - 1) or columns[-1].rstrip(" ") != "}":
         return None
-    begins, ends = list(map(int, columns[3::6])), list(map(int, columns[4::6]))
+    begins, ends = list(map(int, columns[2::5])), list(map(int, columns[3::5]))
     if begins[0] != 0 or begins[1:] != ends[:-1] or ends[-1] != file_nbytes - data_start:
         return None
-    kinds = list(zip(columns[1::6], columns[2::6], strict=True))
-    known: dict[tuple[str, str], TensorSpec] = {}
+    kinds = columns[1::5]  # dtype and shape as one text, since most tensors share it with others
+    known: dict[str, TensorSpec] = {}
     try:
         metadata = None if head == "{" else _parse_canonical_metadata(head)
-        for dtype, dims in set(kinds):
-            if dims and not _CANONICAL_SHAPE.fullmatch(dims):
+        for kind in set(kinds):
+            dtype, _, dims = kind.partition('","shape":[')
+            if dims and _ODD_SHAPE.search(dims):
                 return None
             shape = tuple(map(int, dims.split(","))) if dims else ()
-            known[dtype, dims] = make_tensor_spec(dtype, shape)
+            known[kind] = make_tensor_spec(dtype, shape)
     except HeaderError:
         return None  # the general way finds out which tensor it is
-    specs = [known[kind] for kind in kinds]
+    specs = list(map(known.__getitem__, kinds))
     if [spec.nbytes for spec in specs] != list(map(sub, ends, begins)):
         return None
     entries = [

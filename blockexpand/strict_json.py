@@ -11,12 +11,14 @@ from __future__ import annotations
 import json
 import math
 import re
+from itertools import accumulate
 from typing import Any, NoReturn
 
 MAX_NESTING = 127  # serde_json refuses the 128th open bracket
 MAX_USIZE = 2**64 - 1
 
-_NO_BRACKETS = re.compile(r"[^][{}]+")
+_STEPS = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
+_ALL_BUT_BRACKETS = bytes(set(range(256)) - set(_STEPS))
 _NUMBER = re.compile(r"-?([0-9]+)(?:\.([0-9]+))?(?:[eE]([+-]?)([0-9]+))?")
 _PAIRED_SURROGATES = re.compile(r"\\u[dD][89abAB]..\\u[dD][c-fC-F]..|\\\\")
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
@@ -55,7 +57,7 @@ def refuse_nesting_and_half_surrogates(text: str) -> None:
     raised, a deep text would overflow the C stack. Of invalid JSON some passes.
     """
     if _nests_too_deep(text):
-        raise JsonError(f"brackets nest deeper than {MAX_NESTING}, or do not match")
+        raise JsonError(f"brackets nest deeper than {MAX_NESTING}")
     if "\\u" in text and _SURROGATE.search(_PAIRED_SURROGATES.sub("", text)):
         raise JsonError("half a surrogate pair in a string")
 
@@ -64,12 +66,8 @@ def _nests_too_deep(text: str) -> bool:
     if text.count("[") + text.count("{") <= MAX_NESTING:
         return False
     outside = "".join(text.replace("\\\\", "").replace('\\"', "").split('"')[::2])
-    brackets = _NO_BRACKETS.sub("", outside).replace("{", "[").replace("}", "]")
-    for _ in range(MAX_NESTING):
-        before, brackets = len(brackets), brackets.replace("[]", "")  # the innermost level
-        if len(brackets) == before:
-            return before > MAX_NESTING  # a few left over: the decoder says where
-    return brackets != ""
+    brackets = outside.encode("utf-8", "replace").translate(None, _ALL_BUT_BRACKETS)
+    return max(accumulate(map(_STEPS.__getitem__, brackets))) > MAX_NESTING
 
 
 def _decode_integer(text: str) -> int | OtherNumber:
