@@ -5,27 +5,35 @@ It changes nothing in the folder, and says how to go on where an upload failed.
 
 from __future__ import annotations
 
+import contextlib
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
 from ._version import __version__
 from .errors import HubError
-from .hub_client import request_headers
+from .hub_client import client_utils, request_headers
 from .hub_errors import explaining
 
 
 def push_folder(
-    folder: Path, repo_id: str, *, private: bool = False, token: str | None = None
+    folder: Path,
+    repo_id: str,
+    *,
+    private: bool = False,
+    token: str | None = None,
+    show_progress: bool = False,
 ) -> str:
     """Upload a folder to a model repository, made if there is none; return the commit's address.
 
-    A repository that exists keeps its visibility and its other files.
+    A repository that exists keeps its visibility and its other files. `show_progress` lets the
+    client draw its own bars on stderr.
     Raises: HubError, which says that the folder is complete and how to go on.
     """
     from huggingface_hub import HfApi
 
     try:
-        with explaining(repo_id, revision=None, token=token):
+        with explaining(repo_id, revision=None, token=token), _bars(show_progress):
             if "authorization" not in request_headers(token):
                 raise HubError(
                     f"{repo_id}: an upload needs a token that may write: give --token or HF_TOKEN"
@@ -45,3 +53,16 @@ def push_folder(
         raise HubError(
             f"{error}; {folder} is complete, only the upload is not: go on with `{again}`"
         ) from None
+
+
+@contextlib.contextmanager
+def _bars(shown: bool) -> Iterator[None]:
+    utils = client_utils()
+    if shown or utils.are_progress_bars_disabled():
+        yield
+        return
+    utils.disable_progress_bars()
+    try:
+        yield
+    finally:
+        utils.enable_progress_bars()

@@ -609,7 +609,7 @@ def use_hub(monkeypatch: Any, hub: HubServer, home: Path, **constants: Any) -> P
 
     The client reads the environment once, on import, so its constants are patched as well.
     """
-    import huggingface_hub
+    from huggingface_hub import constants as client_constants
     from huggingface_hub.utils import _http, close_session
 
     # An older session has read the proxies of the environment already.
@@ -633,7 +633,7 @@ def use_hub(monkeypatch: Any, hub: HubServer, home: Path, **constants: Any) -> P
         **constants,
     }
     for name, value in settings.items():
-        monkeypatch.setattr(huggingface_hub.constants, name, value, raising=False)
+        monkeypatch.setattr(client_constants, name, value, raising=False)
     monkeypatch.setattr(
         _http,
         "_HUB_ORIGINS",

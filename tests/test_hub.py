@@ -257,9 +257,9 @@ def test_server_without_ranges_is_not_read_to_the_end(hub: HubServer, hub_cache:
 
 
 def go_offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    import huggingface_hub
+    from huggingface_hub import constants
 
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
 
 
 def test_offline_takes_the_cached_snapshot(
@@ -285,9 +285,9 @@ def test_neither_connection_nor_cache(
     if offline:
         go_offline(monkeypatch)
     else:
-        import huggingface_hub
+        from huggingface_hub import constants
 
-        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+        monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     said = "HF_HUB_OFFLINE" if offline else "cannot reach http://127.0.0.1:9"
     with pytest.raises(HubError, match=said):
         open_snapshot(REF)
@@ -296,11 +296,11 @@ def test_neither_connection_nor_cache(
 def test_no_connection_but_a_cached_snapshot(
     hub: HubServer, hub_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import huggingface_hub
+    from huggingface_hub import constants
 
     hub.add_repo(REPO, checkpoint_files())
     folder = download_checkpoint(open_snapshot(REF))
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     assert download_checkpoint(open_snapshot(REF)) == folder
 
 
