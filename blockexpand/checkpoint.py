@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import CheckpointError, HeaderError, SourceChangedError
-from .file_selection import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE, split_side_files
+from .file_selection import CARD_FILE, CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE, split_side_files
 from .json_document import JsonObject, parse_json_object
 from .safetensors_header import Header, TensorSpec, parse_header, parse_header_nbytes
 
@@ -71,25 +71,73 @@ def open_checkpoint(root: Path) -> Checkpoint:
         what = "is a file, not a folder" if root.exists() else "no such folder"
         raise CheckpointError(f"{root}: {what}; give a folder with config.json and safetensors")
     names = _list_files(root)
-    config_bytes = _read_small(root, CONFIG_FILE, names)
-    config = parse_json_object(config_bytes, CONFIG_FILE)
-    shard_names, weight_map = _find_shards(root, names)
+    if CONFIG_FILE not in names:
+        raise CheckpointError(
+            f"{root}: no {CONFIG_FILE}; is this the folder of a transformers model?"
+        )
+    documents = {
+        name: (root / name).read_bytes()
+        for name in (CONFIG_FILE, CARD_FILE, INDEX_FILE)
+        if name in names
+    }
+    # Where both exist model.safetensors goes before the index, as in transformers.
+    if WEIGHTS_FILE in names:
+        documents.pop(INDEX_FILE, None)
+        shard_names: tuple[str, ...] = (WEIGHTS_FILE,)
+    elif INDEX_FILE in names:
+        shard_names = tuple(sorted(set(parse_weight_map(documents[INDEX_FILE]).values())))
+    else:
+        raise CheckpointError(f"{root}: {explain_missing_weights(names)}")
     shards, faults = _open_shards(root, shard_names)
-    specs = _collect_specs(shards, faults)
-    if weight_map is not None:
-        faults += _compare_with_index(shards, weight_map)
+    side_names, left_behind = split_side_files(names, shard_names)
+    return assemble_checkpoint(
+        root,
+        documents,
+        shards,
+        side_files=tuple(_stat_source(root, name) for name in side_names),
+        left_behind=left_behind,
+        faults=faults,
+    )
+
+
+def assemble_checkpoint(
+    root: Path,
+    documents: Mapping[str, bytes],
+    shards: Sequence[tuple[SourceFile, bytes]],
+    *,
+    side_files: tuple[SourceFile, ...] = (),
+    left_behind: tuple[str, ...] = (),
+    faults: Sequence[str] = (),
+) -> Checkpoint:
+    """Make the catalogue from what was read of a folder or a repository.
+
+    `documents` are config, card and index as bytes; each shard comes with the bytes of its header.
+    `faults` are those found before. Raises: CheckpointError with all faults on one line.
+    """
+    config = parse_json_object(documents[CONFIG_FILE], CONFIG_FILE)
+    faults = list(faults)
+    parsed: list[Shard] = []
+    for file, header_bytes in shards:
+        try:
+            header = parse_header(header_bytes[8:], file.nbytes)
+        except HeaderError as error:
+            faults.append(f"{file.name}: {error}")
+            continue
+        parsed.append(Shard(file=file, header=header, header_bytes=header_bytes))
+    specs = _collect_specs(parsed, faults)
+    if INDEX_FILE in documents:
+        faults += _compare_with_index(parsed, parse_weight_map(documents[INDEX_FILE]))
     if faults:
         raise CheckpointError(f"{root}: " + summarize_faults(faults))
-    side_names, left_behind = split_side_files(names, shard_names)
     return Checkpoint(
         root=root,
         config=config,
-        config_bytes=config_bytes,
-        shards=tuple(shards),
+        config_bytes=documents[CONFIG_FILE],
+        shards=tuple(parsed),
         specs=specs,
-        side_files=tuple(_stat_source(root, name) for name in side_names),
+        side_files=side_files,
         left_behind=left_behind,
-        card=(root / "README.md").read_bytes() if "README.md" in names else None,
+        card=documents.get(CARD_FILE),
     )
 
 
@@ -161,27 +209,6 @@ def _list_files(root: Path) -> frozenset[str]:
     return frozenset(names)
 
 
-def _read_small(root: Path, name: str, names: frozenset[str]) -> bytes:
-    if name not in names:
-        raise CheckpointError(f"{root}: no {name}; is this the folder of a transformers model?")
-    return (root / name).read_bytes()
-
-
-def _find_shards(
-    root: Path, names: frozenset[str]
-) -> tuple[tuple[str, ...], Mapping[str, str] | None]:
-    """Return the shards in order and the index's weight map, if there is an index.
-
-    Where both exist `model.safetensors` goes before the index, as in `transformers`.
-    """
-    if WEIGHTS_FILE in names:
-        return (WEIGHTS_FILE,), None
-    if INDEX_FILE in names:
-        weight_map = parse_weight_map((root / INDEX_FILE).read_bytes())
-        return tuple(sorted(set(weight_map.values()))), weight_map
-    raise CheckpointError(f"{root}: {explain_missing_weights(names)}")
-
-
 def explain_missing_weights(names: frozenset[str]) -> str:
     """Say what a folder or repository without safetensors weights has instead, and what to do."""
     top = sorted(name for name in names if "/" not in name)
@@ -206,30 +233,25 @@ def explain_missing_weights(names: frozenset[str]) -> str:
     return f"no safetensors weights: expected {WEIGHTS_FILE} or {INDEX_FILE} with its shards"
 
 
-def _open_shards(root: Path, shard_names: Sequence[str]) -> tuple[list[Shard], list[str]]:
-    shards: list[Shard] = []
+def _open_shards(
+    root: Path, shard_names: Sequence[str]
+) -> tuple[list[tuple[SourceFile, bytes]], list[str]]:
+    shards: list[tuple[SourceFile, bytes]] = []
     faults: list[str] = []
     for name in shard_names:
         if not (root / name).is_file():
             faults.append(f"{INDEX_FILE} names {name}, which is missing: fetch it")
             continue
-        try:
-            shards.append(_open_shard(root, name))
-        except HeaderError as error:
-            faults.append(f"{name}: {error}")
+        with (root / name).open("rb") as stream:
+            file = _describe(name, os.fstat(stream.fileno()))
+            prefix = stream.read(8)
+            try:
+                shards.append(
+                    (file, prefix + stream.read(parse_header_nbytes(prefix, file.nbytes)))
+                )
+            except HeaderError as error:
+                faults.append(f"{name}: {error}")
     return shards, faults
-
-
-def _open_shard(root: Path, name: str) -> Shard:
-    with (root / name).open("rb") as stream:
-        file = _describe(name, os.fstat(stream.fileno()))
-        prefix = stream.read(8)
-        text = stream.read(parse_header_nbytes(prefix, file.nbytes))
-    return Shard(
-        file=file,
-        header=parse_header(text, file.nbytes),
-        header_bytes=prefix + text,
-    )
 
 
 def _stat_source(root: Path, name: str) -> SourceFile:

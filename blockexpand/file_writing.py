@@ -5,26 +5,22 @@ It decides nothing about content, and writes only the file that it is given and 
 
 from __future__ import annotations
 
-import mmap
 import os
 import threading
-from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from .checkpoint import SourceFile, check_same
+from .checkpoint import SourceFile
 from .conversion import convert_slice
 from .copying import (
     attempt,
     copy_in_kernel,
     open_direct,
-    open_source,
     open_target,
     prefers_kernel_copy,
-    read_direct,
-    read_into,
     share_range,
     sync_file,
     write_direct,
@@ -34,21 +30,16 @@ from .errors import OutputError
 from .journal import Range, append_journal, read_journal, subtract
 from .layout import Convert, Copy, Fill, Zeros
 from .plan import PlannedFile
+from .progress import Report
+from .reading import PAGE_NBYTES, WORTH_DIRECT_NBYTES, Reader, make_buffer
 from .safetensors_header import DTYPE_BITS
 from .segments import Literal, Segment, make_segments
 
 _CHUNK_NBYTES = 8 << 20
 _THREADS = 3 if os.name == "posix" else 1
-_PAGE = mmap.PAGESIZE
-
-# Less than this is not worth going past the page cache for.
-_WORTH_DIRECT_NBYTES = 1 << 18
-
 # At least this much is written between two lines of the journal.
 _JOURNAL_NBYTES = 16 << 20
 _JOURNAL_LINES = 32
-
-Report = Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +83,7 @@ def write_file(
     """
     segments = make_segments(file)
     with ExitStack() as stack:
-        source = _Source(root, sources, stack)
+        source = stack.enter_context(Reader(root, sources))
         fd = open_target(target)
         stack.callback(os.close, fd)
         done = _resume(fd, target, journal, file.nbytes)
@@ -160,7 +151,7 @@ def _plan_ranges(
 
 def _share(
     shareable: Iterable[tuple[Segment, Range]],
-    source: _Source,
+    source: Reader,
     fd: int,
     target: Path,
     *,
@@ -184,53 +175,13 @@ def _share(
     return shared
 
 
-class _Source:
-    """The source's shards, opened when first needed and checked against the plan."""
-
-    def __init__(self, root: Path, files: Mapping[str, SourceFile], stack: ExitStack) -> None:
-        self._root = root
-        self._files = files
-        self._stack = stack
-        self._lock = threading.Lock()
-        self._fds: dict[str, tuple[int, int | None]] = {}
-
-    def path(self, name: str) -> Path:
-        return self._root / name
-
-    def fd(self, name: str) -> int:
-        return self._open(name)[0]
-
-    def direct_fd(self, name: str) -> int | None:
-        return self._open(name)[1]
-
-    def check_unchanged(self) -> None:
-        """Raises: SourceChangedError where a file is no longer what was planned with."""
-        for name, (fd, _) in self._fds.items():
-            path = self.path(name)
-            check_same(path, self._files[name], os.fstat(fd))
-            check_same(path, self._files[name], attempt("read", path, os.stat, path))
-
-    def _open(self, name: str) -> tuple[int, int | None]:
-        with self._lock:
-            if name not in self._fds:
-                path = self.path(name)
-                fd = open_source(path)
-                self._stack.callback(os.close, fd)
-                check_same(path, self._files[name], os.fstat(fd))
-                direct_fd = open_direct(path, os.O_RDONLY)
-                if direct_fd is not None:
-                    self._stack.callback(os.close, direct_fd)
-                self._fds[name] = fd, direct_fd
-            return self._fds[name]
-
-
 class _Chunks:
     """Moves ranges of one file chunk by chunk, on several threads that share nothing but a list."""
 
     def __init__(
         self,
         segments: tuple[Segment, ...],
-        source: _Source,
+        source: Reader,
         fd: int,
         target: Path,
         journal: Path,
@@ -288,11 +239,8 @@ class _Chunks:
             raise
 
     def _work(self, todo: Iterator[Range]) -> None:
-        # Anonymous memory begins on a page, as direct I/O needs. One half holds the chunk, the
-        # other what is read for it; a read past the page cache takes up to two pages more.
-        half = _CHUNK_NBYTES + 2 * _PAGE
-        memory = memoryview(mmap.mmap(-1, 2 * half))
-        chunk, scratch = memory[:half], memory[half:]
+        # One buffer for the chunk, one for what has to be read and moved into it.
+        chunk, scratch = make_buffer(_CHUNK_NBYTES), make_buffer(_CHUNK_NBYTES)
         try:
             while not self._stop.is_set():
                 with self._lock:
@@ -331,12 +279,7 @@ class _Chunks:
 
     def _segments_of(self, start: int, end: int) -> list[Segment]:
         first = bisect_right(self._starts, start) - 1
-        found = []
-        for segment in self._segments[first:]:
-            if segment.offset >= end:
-                break
-            found.append(segment)
-        return found
+        return list(self._segments[first : bisect_left(self._starts, end, first)])
 
     def _copy_whole(self, segment: Segment, start: int, end: int, chunk: memoryview) -> bool:
         """Copy a chunk that is all of one source file by a means that needs no second buffer."""
@@ -348,9 +291,9 @@ class _Chunks:
             source_fd, path = self._source.fd(extent.file), self._target
             if copy_in_kernel(source_fd, offset, self._fd, start, end - start, path):
                 return True
-        if offset % _PAGE:
+        if offset % PAGE_NBYTES:
             return False
-        self._write(self._read(extent.file, offset, end - start, chunk), start)
+        self._write(self._source.read(extent.file, offset, end - start, chunk), start)
         return True
 
     def _fill(self, segment: Segment, start: int, out: memoryview, scratch: memoryview) -> None:
@@ -366,7 +309,7 @@ class _Chunks:
                 phase = skipped % len(element)
                 out[:] = repeated[phase : phase + len(out)]
             case Copy(extent=extent):
-                out[:] = self._read(extent.file, extent.offset + skipped, len(out), scratch)
+                out[:] = self._source.read(extent.file, extent.offset + skipped, len(out), scratch)
             case Convert():
                 self._convert(segment, segment.origin, skipped, out, scratch)
 
@@ -378,12 +321,14 @@ class _Chunks:
         # Chunks are cut by bytes: an element may be split between two, and is converted for both.
         first = skipped // to_nbytes
         last = -(-(skipped + len(out)) // to_nbytes)
-        half = len(scratch) // 2 // _PAGE * _PAGE
-        per_slice = (half - 2 * _PAGE) // max(from_nbytes, to_nbytes)
+        half = len(scratch) // 2 // PAGE_NBYTES * PAGE_NBYTES
+        per_slice = (half - 2 * PAGE_NBYTES) // max(from_nbytes, to_nbytes)
         for begin in range(first, last, per_slice):
             count = min(per_slice, last - begin)
             offset = origin.extent.offset + begin * from_nbytes
-            values = self._read(origin.extent.file, offset, count * from_nbytes, scratch[:half])
+            values = self._source.read(
+                origin.extent.file, offset, count * from_nbytes, scratch[:half]
+            )
             result = scratch[half : half + count * to_nbytes]
             convert_slice(values, origin.from_dtype, result, origin.to_dtype, segment.tensor or "")
             at = begin * to_nbytes - skipped
@@ -392,25 +337,11 @@ class _Chunks:
         with self._lock:
             self._converted += len(out)
 
-    def _read(self, file: str, offset: int, nbytes: int, buffer: memoryview) -> memoryview:
-        """Return bytes of a source file as a view into `buffer`, which begins on a page and has
-        room for two pages more. The view begins on a page too if `offset` does."""
-        direct_fd = self._source.direct_fd(file) if nbytes >= _WORTH_DIRECT_NBYTES else None
-        path = self._source.path(file)
-        if direct_fd is not None and not self._in_kernel:
-            skipped = offset % _PAGE
-            span = -(-(skipped + nbytes) // _PAGE) * _PAGE
-            count = read_direct(direct_fd, buffer[:span], offset - skipped, path)
-            if count >= skipped + nbytes:
-                return buffer[skipped : skipped + nbytes]
-        read_into(self._source.fd(file), buffer[:nbytes], offset, path)
-        return buffer[:nbytes]
-
     def _write(self, data: memoryview, offset: int) -> None:
         direct_fd = self._direct_fd
         done = 0
-        if direct_fd is not None and len(data) >= _WORTH_DIRECT_NBYTES:
-            whole = len(data) // _PAGE * _PAGE
+        if direct_fd is not None and len(data) >= WORTH_DIRECT_NBYTES:
+            whole = len(data) // PAGE_NBYTES * PAGE_NBYTES
             done = write_direct(direct_fd, data[:whole], offset, self._target)
         write_from(self._fd, data[done:], offset + done, self._target)
 

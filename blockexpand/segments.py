@@ -6,11 +6,12 @@ is mirrored is one copy.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from .checkpoint import Extent
 from .layout import Convert, Copy, Fill, Origin, Zeros
-from .plan import PlannedFile
+from .plan import PlannedFile, PlannedTensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,12 +44,19 @@ def make_segments(file: PlannedFile) -> tuple[Segment, ...]:
         extent = Extent(file=file.identical_to, offset=0, nbytes=file.nbytes)
         return (Segment(offset=0, nbytes=file.nbytes, origin=Copy(extent=extent)),)
     header = Segment(offset=0, nbytes=len(file.header), origin=Literal(data=file.header))
-    segments = [header]
-    for tensor in file.tensors:
+    return (header, *merge_tensors(file.tensors))
+
+
+def merge_tensors(tensors: Iterable[PlannedTensor]) -> list[Segment]:
+    """Return tensors, given in the order of their offsets, as the fewest segments."""
+    segments: list[Segment] = []
+    for tensor in tensors:
         if not tensor.spec.nbytes:
             continue
-        merged = _merge(segments[-1].origin, tensor.origin)
-        if merged is None:
+        last = segments[-1] if segments else None
+        adjoins = last is not None and last.end == tensor.offset
+        merged = _merge(last.origin, tensor.origin) if last is not None and adjoins else None
+        if last is None or merged is None:
             segments.append(
                 Segment(
                     offset=tensor.offset,
@@ -58,11 +66,10 @@ def make_segments(file: PlannedFile) -> tuple[Segment, ...]:
                 )
             )
         else:
-            last = segments[-1]
             segments[-1] = Segment(
                 offset=last.offset, nbytes=last.nbytes + tensor.spec.nbytes, origin=merged
             )
-    return tuple(segments)
+    return segments
 
 
 def _merge(first: Origin | Literal, second: Origin) -> Origin | None:
@@ -87,6 +94,15 @@ class Tally:
     converted: int = 0
     filled: int = 0
     headers: int = 0
+
+    def __add__(self, other: Tally) -> Tally:
+        return Tally(
+            copied=self.copied + other.copied,
+            zeroed=self.zeroed + other.zeroed,
+            converted=self.converted + other.converted,
+            filled=self.filled + other.filled,
+            headers=self.headers + other.headers,
+        )
 
 
 def tally_file(file: PlannedFile) -> Tally:

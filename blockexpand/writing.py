@@ -22,8 +22,9 @@ from .copying import (
     write_from,
 )
 from .errors import BlockExpandError, OutputError
-from .file_writing import Moved, Report, count_unshared, write_file
+from .file_writing import Moved, count_unshared, write_file
 from .plan import Plan, PlannedFile
+from .progress import Report
 from .staging import (
     Staging,
     check_target,

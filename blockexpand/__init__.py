@@ -1,0 +1,39 @@
+"""Add blocks to a safetensors language model without changing what it computes.
+
+Block expansion as in LLaMA Pro (arXiv 2401.02415). The command line is `python -m blockexpand`.
+Importing this package imports neither torch nor transformers.
+"""
+
+from ._version import __version__
+from .errors import BlockExpandError
+
+__all__ = [
+    "BlockExpandError",
+    "Expansion",
+    "Plan",
+    "Recipe",
+    "__version__",
+    "expand",
+    "make_plan",
+    "open_checkpoint",
+    "verify",
+]
+
+_PLACES = {
+    "Expansion": "expansion",
+    "expand": "expansion",
+    "verify": "expansion",
+    "Plan": "plan",
+    "Recipe": "plan",
+    "make_plan": "plan",
+    "open_checkpoint": "checkpoint",
+}
+
+
+def __getattr__(name: str) -> object:
+    # Loaded when asked for, so that `--help` and `--version` start as fast as Python does.
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f".{_PLACES[name]}", __name__), name)

@@ -1,0 +1,293 @@
+"""The command line: arguments, progress, printing and exit codes. Nothing that the library lacks.
+
+Results go to stdout, progress and messages to stderr. 0 done, 1 failed, 2 wrong usage, 130
+interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ._version import __version__
+from .errors import BlockExpandError
+
+if TYPE_CHECKING:
+    from .progress import Progress
+
+_DESCRIPTION = """\
+Add blocks to a safetensors language model without changing what the model computes.
+
+commands:
+  blockexpand --src SRC --out OUT --new-layers N   expand (the default)
+  blockexpand verify SRC OUT                       prove an output against its source
+
+"blockexpand COMMAND --help" tells more of a command."""
+
+_EPILOG = """\
+Blocks between the layers (--position interleaved) trained better than blocks at the end in the
+paper that introduced them (LLaMA Pro, arXiv 2401.02415, table 5). Choose end to keep the
+original layers' numbers, or to link unchanged shards with --hardlink."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        if words[:1] == ["verify"]:
+            return _verify(_verify_parser().parse_args(words[1:]))
+        parser = _expand_parser()
+        options = parser.parse_args(words)
+        return _expand(options, parser, words)
+    except BlockExpandError as error:
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        print("blockexpand: interrupted; the output was not made or changed", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _fail(f"{where}{error.strerror or error}")
+    except MemoryError:
+        return _fail("not enough memory")
+
+
+def _fail(message: str) -> int:
+    print("blockexpand: " + " ".join(message.split()), file=sys.stderr)
+    return 1
+
+
+def _expand_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="blockexpand",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="blockexpand --src SRC --out OUT [--new-layers N] [--position POS] [options]",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--src", required=True, help="a folder, or a Hub repository org/name or org/name@revision")
+    add("--out", required=True, help="the folder to make; must not exist or be empty")
+    add("--new-layers", type=int, metavar="N", help="how many blocks to add")
+    add(
+        "--position",
+        default="end",
+        metavar="POS",
+        help="end: after the last layer, clones of it (the default). interleaved: one after each "
+        "of N even groups, a clone of the group's last layer. start: before the first. Or a comma "
+        "list of original layers, each followed by a clone of itself: 7,15,23,31",
+    )
+    add(
+        "--dtype",
+        default="bfloat16",
+        choices=("bfloat16", "float16", "float32", "source"),
+        help="of the output's floating-point weights (default: bfloat16); source keeps each "
+        "tensor as it is",
+    )
+    add(
+        "--max-shard-size",
+        metavar="SIZE",
+        help="repack into shards of at most SIZE (5GB, 800MB); default: mirror the source",
+    )
+    add(
+        "--reflink",
+        nargs="?",
+        const="always",
+        default="auto",
+        choices=("auto", "always", "never"),
+        help="share unchanged blocks with the source where the file system can (auto), fail where "
+        "it cannot (always), or copy all (never)",
+    )
+    add(
+        "--hardlink",
+        action="store_true",
+        help="link shards that do not change instead of copying them: the file is then shared "
+        "with the source, and a change to one is a change to the other",
+    )
+    _add_hub_options(add)
+    add(
+        "--check",
+        action="store_true",
+        help="before writing, prove the plan on models of toy width with the same layers",
+    )
+    add(
+        "--verify",
+        choices=("tensors", "logits"),
+        help="after writing, compare every byte with the plan (tensors), and also the logits of "
+        "both models (logits)",
+    )
+    add("--dry-run", action="store_true", help="print the plan and write nothing")
+    add("--overwrite", action="store_true", help="replace OUT once the new one is complete")
+    _add_output_options(add)
+    add("--version", action="version", version=f"blockexpand {__version__}")
+    return parser
+
+
+def _verify_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="blockexpand verify",
+        description="Compare every byte of an expansion with what its source and its recipe say "
+        "it must be. Exit status 1 if anything differs.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("src", metavar="SRC", help="the source: a folder or a Hub repository")
+    add("out", metavar="OUT", help="the folder that blockexpand made")
+    add(
+        "--logits",
+        action="store_true",
+        help="also load both with transformers and compare their logits, bit for bit",
+    )
+    _add_hub_options(add)
+    _add_output_options(add)
+    return parser
+
+
+def _add_hub_options(add: Callable[..., Any]) -> None:
+    add("--revision", help="branch, tag or commit of a Hub repository")
+    add("--token", help="token for the Hub; HF_TOKEN and `hf auth login` work too")
+    add("--cache-dir", metavar="DIR", help="the Hub's cache (default: as huggingface_hub)")
+
+
+def _add_output_options(add: Callable[..., Any]) -> None:
+    add("--json", action="store_true", help="print one JSON object on stdout")
+    add("-q", "--quiet", action="store_true", help="print errors only")
+    add("-v", "--verbose", action="store_true", help="print every file")
+    add("--no-progress", action="store_true", help="show no progress bar")
+
+
+def _expand(
+    options: argparse.Namespace, parser: argparse.ArgumentParser, words: Sequence[str]
+) -> int:
+    from . import report
+    from .expansion import expand, plan_only
+
+    if options.new_layers is None and not options.position[:1].isdecimal():
+        parser.error(f"--position {options.position} needs --new-layers N")
+    arguments = {
+        "new_layers": options.new_layers,
+        "position": options.position,
+        "dtype": options.dtype,
+        "max_shard_size": options.max_shard_size,
+        "revision": options.revision,
+        "token": options.token,
+        "cache_dir": options.cache_dir,
+    }
+    if options.dry_run:
+        plan, name = plan_only(options.src, options.out, **arguments)
+        _print(options, report.plan_as_json, report.describe_plan, plan, name, Path(options.out))
+        return 0
+    with _progress(options) as progress:
+        result = expand(
+            options.src,
+            options.out,
+            **arguments,
+            reflink=options.reflink,
+            hardlink=options.hardlink,
+            overwrite=options.overwrite,
+            check=options.check,
+            verify_after=options.verify,
+            progress=progress,
+            command=_shown_command(words),
+        )
+    _print(options, report.expansion_as_json, report.describe_expansion, result)
+    return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from . import report
+    from .expansion import verify
+
+    with _progress(options) as progress:
+        verification, proof = verify(
+            options.src,
+            options.out,
+            logits=options.logits,
+            revision=options.revision,
+            token=options.token,
+            cache_dir=options.cache_dir,
+            progress=progress,
+        )
+    _print(
+        options,
+        report.verification_as_json,
+        report.describe_verification,
+        verification,
+        proof,
+        Path(options.out),
+    )
+    if not verification.findings:
+        return 0
+    count = len(verification.findings)
+    return _fail(
+        f"{options.out}: {count} difference{'s' if count > 1 else ''} from what its source and "
+        f"recipe say, the first: {verification.findings[0]}; make it again"
+    )
+
+
+def _print(
+    options: argparse.Namespace,
+    as_json: Callable[..., dict[str, Any]],
+    describe: Callable[..., str],
+    *values: object,
+) -> None:
+    if options.json:
+        import json
+
+        print(json.dumps(as_json(*values)))
+    elif not options.quiet:
+        print(describe(*values, verbose=options.verbose))
+
+
+def _progress(options: argparse.Namespace) -> _Bars:
+    shown = sys.stderr.isatty() and not (options.no_progress or options.quiet)
+    return _Bars(shown=shown)
+
+
+def _shown_command(words: Sequence[str]) -> str:
+    """Return the command as typed, but for a token."""
+    shown: list[str] = []
+    skip = False
+    for word in words:
+        if not skip and word != "--token" and not word.startswith("--token="):
+            shown.append(word)
+        skip = word == "--token"
+    return shlex.join(["python", "-m", "blockexpand", *shown])
+
+
+class _Bars:
+    """Progress bars on stderr, one after the other."""
+
+    def __init__(self, *, shown: bool) -> None:
+        self._shown = shown
+        self._bar: Any = None
+
+    def __enter__(self) -> Progress:
+        from .progress import SILENT, Progress
+
+        return Progress(total=self._begin, done=self._advance) if self._shown else SILENT
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def _begin(self, what: str, nbytes: int) -> None:
+        from tqdm import tqdm
+
+        if self._bar is not None:
+            self._bar.close()
+        self._bar = tqdm(desc=what, total=nbytes, unit="B", unit_scale=True, file=sys.stderr)
+
+    def _advance(self, nbytes: int) -> None:
+        self._bar.update(nbytes)

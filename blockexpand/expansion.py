@@ -1,0 +1,221 @@
+"""The whole job, as the command line and the Python API both do it: open, plan, prove, write.
+
+It prints nothing: progress goes to callbacks, everything else is in what it returns or raises.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .checkpoint import Checkpoint
+from .copying import file_system_block
+from .errors import ProofError, RecipeError
+from .file_writing import Moved
+from .logits import LogitsProof, compare_logits
+from .model_card import SourceName, add_card
+from .plan import Plan, Recipe, make_plan
+from .progress import SILENT, Progress
+from .sources import HubOptions, open_source
+from .staging import check_target
+from .verification import Verification, read_manifest, verify_output
+from .writing import WriteOptions, check_write, resolve_target, write
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expansion:
+    """A finished expansion: where it is, what it is, and how its bytes got there."""
+
+    out: Path
+    source: SourceName
+    plan: Plan
+    moved: Moved
+    notes: tuple[str, ...]
+    verification: Verification | None = None
+    proof: LogitsProof | None = None
+
+
+def expand(
+    src: str | Path,
+    out: str | Path,
+    *,
+    new_layers: int | None = None,
+    position: str | Sequence[int] = "end",
+    dtype: str = "bfloat16",
+    max_shard_size: str | int | None = None,
+    reflink: str = "auto",
+    hardlink: bool = False,
+    revision: str | None = None,
+    token: str | None = None,
+    cache_dir: str | Path | None = None,
+    overwrite: bool = False,
+    check: bool = False,
+    verify_after: str | None = None,
+    progress: Progress = SILENT,
+    command: str | None = None,
+) -> Expansion:
+    """Add blocks to a checkpoint without changing what it computes; the arguments are cli.py's.
+
+    `verify_after` is `tensors` or `logits`; `command` is what the model card shows, by default
+    the equivalent command line.
+    Raises: BlockExpandError; then `out` is what it was before. ProofError where `out` was written
+    and does not hold what it should.
+    """
+    target = resolve_target(Path(out).expanduser())
+    recipe = make_recipe(target, new_layers, position, dtype, max_shard_size)
+    options = WriteOptions(reflink=reflink, hardlink=hardlink, overwrite=overwrite)
+    hub = HubOptions(
+        revision=revision, token=token, cache_dir=Path(cache_dir) if cache_dir else None
+    )
+    check_target(target, overwrite=overwrite)
+
+    def vet(checkpoint: Checkpoint) -> None:
+        make_plan(checkpoint, recipe)
+
+    checkpoint, name = open_source(str(src), hub, progress=progress, vet=vet)
+    plan = make_plan(checkpoint, recipe)
+    shown = command or render_command(str(src), str(out), recipe, max_shard_size)
+    plan = add_card(plan, name, shown)
+    check_write(plan, target, options)
+    notes: tuple[str, ...] = ()
+    if check:
+        from .preflight import check_plan
+
+        notes += (check_plan(checkpoint, plan),)
+    progress.total("writing", plan.nbytes)
+    written = write(plan, target, options, progress.done)
+    verification, proof = None, None
+    if verify_after is not None:
+        verification, proof = _prove(checkpoint, written.out, verify_after == "logits", progress)
+        if verification.findings:
+            raise ProofError(f"{written.out}: {verification.findings[0]}")
+    return Expansion(
+        out=written.out,
+        source=name,
+        plan=plan,
+        moved=written.moved,
+        notes=plan.notes + notes + written.notes,
+        verification=verification,
+        proof=proof,
+    )
+
+
+def plan_only(
+    src: str | Path,
+    out: str | Path,
+    *,
+    new_layers: int | None = None,
+    position: str | Sequence[int] = "end",
+    dtype: str = "bfloat16",
+    max_shard_size: str | int | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+    cache_dir: str | Path | None = None,
+) -> tuple[Plan, SourceName]:
+    """Return the plan of an expansion; of a Hub repository only headers are fetched."""
+    target = resolve_target(Path(out).expanduser())
+    recipe = make_recipe(target, new_layers, position, dtype, max_shard_size)
+    hub = HubOptions(
+        revision=revision, token=token, cache_dir=Path(cache_dir) if cache_dir else None
+    )
+    checkpoint, name = open_source(str(src), hub, headers_only=True)
+    plan = make_plan(checkpoint, recipe)
+    return add_card(plan, name, render_command(str(src), str(out), recipe, max_shard_size)), name
+
+
+def make_recipe(
+    out: Path,
+    new_layers: int | None,
+    position: str | Sequence[int],
+    dtype: str,
+    max_shard_size: str | int | None,
+) -> Recipe:
+    """Resolve the arguments of an expansion that do not depend on the source."""
+    existing = next(folder for folder in (out, *out.parents) if folder.is_dir())
+    return Recipe(
+        new_layers=new_layers,
+        position=parse_position(position),
+        dtype=dtype,
+        max_shard_nbytes=parse_size(max_shard_size),
+        block_nbytes=file_system_block(existing),
+    )
+
+
+def parse_position(position: str | Sequence[int]) -> str | tuple[int, ...]:
+    """Return a position's name, or the numbers of a comma list. Raises: RecipeError."""
+    if not isinstance(position, str):
+        return tuple(position)
+    words = [word.strip() for word in position.split(",")]
+    if all(word.isdecimal() and word.isascii() and len(word) < 10 for word in words):
+        return tuple(int(word) for word in words)
+    return position
+
+
+def parse_size(size: str | int | None) -> int | None:
+    """Return bytes: of `5GB`, `800MB` (1 GB is 10⁹ bytes), or of a plain number.
+
+    Raises: RecipeError.
+    """
+    if size is None:
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?B)?", str(size).strip(), re.IGNORECASE)
+    units = {None: 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+    unit = match.group(2) if match else None
+    nbytes = int(float(match.group(1)) * units[unit and unit.upper()]) if match else 0
+    if nbytes < 1:
+        raise RecipeError(f"size {size!r}: expected something like 5GB or 800MB")
+    return nbytes
+
+
+def render_command(src: str, out: str, recipe: Recipe, max_shard_size: str | int | None) -> str:
+    """Return the command line that makes the same output."""
+    words = ["python", "-m", "blockexpand", "--src", src, "--out", out]
+    if recipe.new_layers is not None:
+        words += ["--new-layers", str(recipe.new_layers)]
+    position = recipe.position
+    words += [
+        "--position",
+        position if isinstance(position, str) else ",".join(map(str, position)),
+    ]
+    if recipe.dtype != "bfloat16":
+        words += ["--dtype", recipe.dtype]
+    if max_shard_size is not None:
+        words += ["--max-shard-size", str(max_shard_size)]
+    return shlex.join(words)
+
+
+def verify(
+    src: str | Path,
+    out: str | Path,
+    *,
+    logits: bool = False,
+    revision: str | None = None,
+    token: str | None = None,
+    cache_dir: str | Path | None = None,
+    progress: Progress = SILENT,
+) -> tuple[Verification, LogitsProof | None]:
+    """Prove an output against its source: every byte, and on wish the logits.
+
+    Raises: ProofError where logits differ; what differs in the bytes is in the findings.
+    """
+    hub = HubOptions(
+        revision=revision, token=token, cache_dir=Path(cache_dir) if cache_dir else None
+    )
+    folder = Path(out).expanduser()
+    read_manifest(folder)
+    checkpoint, _ = open_source(str(src), hub, progress=progress)
+    return _prove(checkpoint, folder, logits, progress)
+
+
+def _prove(
+    checkpoint: Checkpoint, folder: Path, logits: bool, progress: Progress
+) -> tuple[Verification, LogitsProof | None]:
+    progress.total("comparing", sum(file.stat().st_size for file in folder.glob("*.safetensors")))
+    verification = verify_output(checkpoint, folder, progress.done)
+    proof = None
+    if logits and not verification.findings:
+        proof = compare_logits(checkpoint.root, folder, verification.dtype)
+    return verification, proof

@@ -1,0 +1,227 @@
+"""The output's own account of itself: the model card README.md and block_expansion.json.
+
+It reads nothing and writes nothing: plan in, documents out. A stranger's card is parsed with a
+safe loader, and only plain strings are taken from it.
+Source: the Hub's model card specification; LLaMA Pro, arXiv 2401.02415.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ._version import __version__
+from .file_selection import CARD_FILE, MANIFEST_FILE
+from .layer_map import LayerMap
+from .mergekit_config import make_recipe, render_recipe
+from .plan import Document, Plan
+
+_MOST_CARD_NBYTES = 1 << 20
+_CARRIED_FIELDS = ("license", "license_name", "license_link", "language")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceName:
+    """What the source is called: `model` for readers; the rest where it came from the Hub."""
+
+    model: str
+    repo: str | None = None
+    revision: str | None = None
+    commit: str | None = None
+
+
+def add_card(plan: Plan, source: SourceName, command: str) -> Plan:
+    """Return the plan with the model card and the manifest among its documents."""
+    documents = (
+        Document(name=CARD_FILE, data=_render_card(plan, source, command).encode()),
+        Document(name=MANIFEST_FILE, data=_render_manifest(plan, source, command)),
+    )
+    return replace(plan, documents=plan.documents + documents)
+
+
+def _render_manifest(plan: Plan, source: SourceName, command: str) -> bytes:
+    recipe = plan.recipe
+    origin = {"model": source.model, "model_type": plan.model_type}
+    for key in ("repo", "revision", "commit"):
+        if getattr(source, key) is not None:
+            origin[key] = getattr(source, key)
+    manifest = {
+        "blockexpand": __version__,
+        "source": origin,
+        "original_layers": plan.original_layers,
+        "layers": len(plan.layer_map),
+        "position": recipe.position
+        if isinstance(recipe.position, str)
+        else ",".join(map(str, recipe.position)),
+        "layer_map": [entry.source for entry in plan.layer_map],
+        "new_layers": list(plan.new_layers),
+        "layer_prefix": plan.layer_prefix,
+        "zeroed": [suffix for suffix, constant in plan.neutral.items() if constant == 0],
+        "set": {suffix: constant for suffix, constant in plan.neutral.items() if constant},
+        "dtype": recipe.dtype,
+        "max_shard_nbytes": recipe.max_shard_nbytes,
+        "block_nbytes": recipe.block_nbytes,
+        "command": command,
+        "fingerprint": plan.fingerprint,
+    }
+    return (json.dumps(manifest, indent=2) + "\n").encode()
+
+
+def _render_card(plan: Plan, source: SourceName, command: str) -> str:
+    from huggingface_hub import ModelCard, ModelCardData
+
+    known = _read_front_matter(plan.source_card)
+    carried = {key: known[key] for key in _CARRIED_FIELDS if key in known}
+    base_model = source.repo or known.get("base_model")
+    data = ModelCardData(
+        **carried,
+        base_model=base_model,
+        library_name="transformers",
+        pipeline_tag=known.get("pipeline_tag", "text-generation"),
+        tags=["block-expansion", "llama-pro", "blockexpand"],
+    )
+    # The Hub counts the model among the fine-tunes of its base where nothing else is said.
+    if base_model is not None:
+        data["base_model_relation"] = "finetune"
+    body = _render_body(plan, source, command)
+    return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}", ignore_metadata_errors=True))
+
+
+def _render_body(plan: Plan, source: SourceName, command: str) -> str:
+    new = plan.new_layers
+    count = len(new)
+    blocks = "block" if count == 1 else "blocks"
+    sections = [
+        f"# {source.model.rstrip('/').rpartition('/')[2]}, expanded by {count} {blocks}",
+        f"This is [{source.model}](https://huggingface.co/{source.repo})"
+        if source.repo
+        else f"This is `{source.model}`",
+    ]
+    sections[-1] += (
+        f" with {count} new {blocks}: {plan.original_layers} layers became "
+        f"{len(plan.layer_map)}. It computes exactly what its source computes. Each new block is "
+        "a clone of an existing layer whose residual branches add nothing, so it passes its "
+        "input through until it is trained."
+    )
+    sections.append(f"Made with blockexpand {__version__}:\n\n```\n{command}\n```")
+    sections.append(f"## Layers\n\n{_render_layer_map(plan.layer_map)}")
+    sections.append(f"Layers count from 0. In every new layer:\n\n{_render_neutral(plan.neutral)}")
+    sections.append(_render_dtype(plan))
+    recipe = make_recipe(
+        source.repo or source.model, plan.layer_map, plan.neutral, plan.recipe.dtype
+    )
+    if recipe is None:
+        yaml = "mergekit only scales tensors, so no mergekit recipe describes this model."
+    else:
+        yaml = (
+            "The same model as a mergekit recipe (its zeros may be negative):\n\n"
+            f"```yaml\n{render_recipe(recipe)}```"
+        )
+    sections.append(f"## mergekit\n\n{yaml}")
+    sections.append(_render_training(new))
+    if plan.notes:
+        sections.append("## Notes\n\n" + "\n".join(f"- {note}" for note in plan.notes))
+    sections.append(_CITATION)
+    return "\n\n".join(sections) + "\n"
+
+
+def _render_layer_map(layer_map: LayerMap) -> str:
+    rows = ["| layers | taken from |", "|---|---|"]
+    for first, last, source, is_new in layer_runs(layer_map):
+        count = last - first
+        layers = f"{first}" if not count else f"{first}–{last}"
+        if is_new:
+            rows.append(f"| **{layers}** | new: clone of layer {source} |")
+        else:
+            rows.append(f"| {layers} | {source if not count else f'{source}–{source + count}'} |")
+    return "\n".join(rows)
+
+
+def layer_runs(layer_map: LayerMap) -> list[tuple[int, int, int, bool]]:
+    """Return runs of a layer map as (first, last, source of the first, is new), last included."""
+    runs: list[tuple[int, int, int, bool]] = []
+    for index, entry in enumerate(layer_map):
+        if runs:
+            first, _, source, is_new = runs[-1]
+            follows = source if is_new else source + index - first
+            if is_new == entry.is_new and entry.source == follows:
+                runs[-1] = (first, index, source, is_new)
+                continue
+        runs.append((index, index, entry.source, entry.is_new))
+    return runs
+
+
+def describe_neutral(neutral: Mapping[str, float]) -> list[tuple[str, float]]:
+    """Return suffixes with their constant, the numbers of experts written as one `{e}`."""
+    seen = {re.sub(r"\.\d+\.", ".{e}.", suffix): constant for suffix, constant in neutral.items()}
+    return list(seen.items())
+
+
+def _render_neutral(neutral: Mapping[str, float]) -> str:
+    lines = []
+    for suffix, constant in describe_neutral(neutral):
+        lines.append(f"- `{suffix}` is {'zeroed' if constant == 0 else f'set to {constant:g}'}")
+    return "\n".join(lines)
+
+
+def _render_dtype(plan: Plan) -> str:
+    if plan.recipe.dtype == "source":
+        return "Every tensor keeps the dtype that it has in the source."
+    return (
+        f"Weights are {plan.dtype}; tensors that the source keeps wider on purpose, and integers, "
+        "are as they were."
+    )
+
+
+def _render_training(new: tuple[int, ...]) -> str:
+    numbers = ", ".join(map(str, new))
+    return (
+        "## Training\n\n"
+        f"Freeze everything but the new blocks (layers {numbers}). "
+        "`blockexpand.freeze_original_layers(model, folder)` does that, and "
+        "`blockexpand train-config` prints the settings for the usual trainers."
+    )
+
+
+def _read_front_matter(card: bytes | None) -> dict[str, Any]:
+    """Return the plain fields of a card's YAML block; of a broken block, nothing."""
+    if card is None or not card.startswith((b"---\n", b"---\r\n", b"\xef\xbb\xbf---")):
+        return {}
+    if len(card) > _MOST_CARD_NBYTES:
+        return {}
+    import yaml
+
+    text = card.decode("utf-8-sig", "replace")
+    match = re.match(r"---\r?\n(.*?)\r?\n---[ \t]*(\r?\n|$)", text, re.DOTALL)
+    fields: Any = None
+    with suppress(yaml.YAMLError, ValueError, TypeError, RecursionError):
+        fields = yaml.safe_load(match.group(1)) if match else None
+    if not isinstance(fields, dict):
+        return {}
+    wanted = (*_CARRIED_FIELDS, "base_model", "pipeline_tag")
+    return {key: fields[key] for key in wanted if _is_plain(fields.get(key))}
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, list):
+        return 0 < len(value) <= 1000 and all(isinstance(item, str) for item in value)
+    return isinstance(value, str)
+
+
+_CITATION = """## Citation
+
+Block expansion is described in LLaMA Pro ([arXiv 2401.02415](https://arxiv.org/abs/2401.02415)):
+
+```bibtex
+@article{wu2024llamapro,
+  title={LLaMA Pro: Progressive LLaMA with Block Expansion},
+  author={Wu, Chengyue and Gan, Yukang and Ge, Yixiao and Lu, Zeyu and Wang, Jiahao and Feng, Ye \
+and Shan, Ying and Luo, Ping},
+  journal={arXiv preprint arXiv:2401.02415},
+  year={2024}
+}
+```"""

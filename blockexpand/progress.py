@@ -1,0 +1,23 @@
+"""How a caller is told of progress: callbacks that count bytes. The library itself never prints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+Report = Callable[[int], None]
+
+
+def _ignore(*_: object) -> None:
+    return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """`total` is told what begins and its bytes; `done` the bytes of each part, from any thread."""
+
+    total: Callable[[str, int], None] = _ignore
+    done: Report = _ignore
+
+
+SILENT = Progress()

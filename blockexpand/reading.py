@@ -1,0 +1,89 @@
+"""Read ranges of a folder's files, past the page cache where that pays; opened once, checked once.
+
+It only reads. Buffers belong to the caller, so that memory stays what the caller gave.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import threading
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+
+from .checkpoint import SourceFile, check_same
+from .copying import attempt, open_direct, open_source, read_direct, read_into
+
+PAGE_NBYTES = mmap.PAGESIZE
+
+# Less than this is not worth going past the page cache for.
+WORTH_DIRECT_NBYTES = 1 << 18
+
+
+def make_buffer(nbytes: int) -> memoryview:
+    """Return memory that begins on a page, with room for two pages more, as `Reader.read` needs."""
+    return memoryview(mmap.mmap(-1, nbytes + 2 * PAGE_NBYTES))
+
+
+class Reader:
+    """The files of a folder, each opened when it is first read. Threads may share a reader."""
+
+    def __init__(self, root: Path, files: Mapping[str, SourceFile]) -> None:
+        self._root = root
+        self._files = files
+        self._stack = ExitStack()
+        self._lock = threading.Lock()
+        self._fds: dict[str, tuple[int, int | None]] = {}
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.close()
+
+    def fd(self, name: str) -> int:
+        """Return a file's descriptor. Raises: SourceChangedError where it is another file now."""
+        return self._open(name)[0]
+
+    def read(self, name: str, offset: int, nbytes: int, buffer: memoryview) -> memoryview:
+        """Return bytes of a file as a view into a buffer of `make_buffer`.
+
+        The view begins on a page if `offset` does. Raises: TransferError.
+        """
+        fd, direct_fd = self._open(name)
+        path = self._root / name
+        if direct_fd is not None and nbytes >= WORTH_DIRECT_NBYTES:
+            skipped = offset % PAGE_NBYTES
+            span = -(-(skipped + nbytes) // PAGE_NBYTES) * PAGE_NBYTES
+            count = read_direct(direct_fd, buffer[:span], offset - skipped, path)
+            if count >= skipped + nbytes:
+                return buffer[skipped : skipped + nbytes]
+        read_into(fd, buffer[:nbytes], offset, path)
+        return buffer[:nbytes]
+
+    def check_unchanged(self) -> None:
+        """Raises: SourceChangedError where a file that was opened is no longer what it was."""
+        for name, (fd, _) in self._fds.items():
+            path = self._root / name
+            check_same(path, self._files[name], os.fstat(fd))
+            check_same(path, self._files[name], attempt("read", path, os.stat, path))
+
+    def _open(self, name: str) -> tuple[int, int | None]:
+        with self._lock:
+            if name not in self._fds:
+                path = self._root / name
+                fd = open_source(path)
+                self._stack.callback(os.close, fd)
+                check_same(path, self._files[name], os.fstat(fd))
+                direct_fd = open_direct(path, os.O_RDONLY)
+                if direct_fd is not None:
+                    self._stack.callback(os.close, direct_fd)
+                self._fds[name] = fd, direct_fd
+            return self._fds[name]
