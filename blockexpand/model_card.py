@@ -72,7 +72,8 @@ def _render_manifest(plan: Plan, source: SourceName, command: str) -> bytes:
 
 
 def _render_card(plan: Plan, source: SourceName, command: str) -> str:
-    from huggingface_hub import ModelCard, ModelCardData
+    # Not ModelCard too: it would load the whole client of the Hub to put two strings together.
+    from huggingface_hub import ModelCardData
 
     known = _read_front_matter(plan.source_card)
     carried = {key: known[key] for key in _CARRIED_FIELDS if key in known}
@@ -88,7 +89,7 @@ def _render_card(plan: Plan, source: SourceName, command: str) -> str:
     if base_model is not None:
         data["base_model_relation"] = "finetune"
     body = _render_body(plan, source, command)
-    return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}", ignore_metadata_errors=True))
+    return f"---\n{data.to_yaml()}\n---\n\n{body}"
 
 
 def _render_body(plan: Plan, source: SourceName, command: str) -> str:
