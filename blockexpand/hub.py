@@ -54,6 +54,7 @@ __all__ = [
 
 # Requests in flight while headers are fetched: as many as `snapshot_download` has.
 _CONNECTIONS = 8
+_LARGEST_DOCUMENT_NBYTES = 100_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,43 +143,45 @@ def fetch_headers(
 def _fetch_document(
     snapshot: RepoSnapshot, name: str, token: str | None, cache_dir: Path | None
 ) -> bytes:
-    from huggingface_hub import hf_hub_download
-
-    if snapshot.cached is not None:
-        return (snapshot.cached / name).read_bytes()
-    with explaining(snapshot.repo_id, revision=snapshot.revision, token=token):
-        path = hf_hub_download(
-            snapshot.repo_id,
-            name,
-            revision=snapshot.commit,
-            token=token,
-            cache_dir=expand(cache_dir),
-            tqdm_class=make_silent_bar(None),
+    """Return a small file, from the cache if it is there; nothing is added to the cache."""
+    file = snapshot.file(name)
+    if file.nbytes > _LARGEST_DOCUMENT_NBYTES:
+        raise HubError(
+            f"{snapshot.repo_id}: {name} has {file.nbytes} bytes; expected a text of at most "
+            f"{_LARGEST_DOCUMENT_NBYTES}"
         )
-        return Path(path).read_bytes()
+    cached = find_cached(snapshot.repo_id, name, snapshot.commit, cache_dir)
+    if cached is not None:
+        return cached.read_bytes()
+    return _fetch(snapshot, file, b"", file.nbytes, token)
 
 
 def _fetch_header(
     snapshot: RepoSnapshot, file: RepoFile, token: str | None, cache_dir: Path | None
 ) -> ShardHeader:
-    """Return the start of a shard; what is no valid length is returned as it is, to be judged by
-    the parser of headers."""
+    """Return the start of a shard; where the announced length is none only its 8 bytes, which the
+    parser of headers will judge."""
     cached = find_cached(snapshot.repo_id, file.name, snapshot.commit, cache_dir)
     if cached is not None:
         with cached.open("rb") as stream:
             prefix = stream.read(8)
             header = prefix + stream.read(_header_nbytes(prefix, cached.stat().st_size))
         return ShardHeader(name=file.name, nbytes=cached.stat().st_size, header_bytes=header)
-    buffer = bytearray()
+    prefix = _fetch(snapshot, file, b"", min(8, file.nbytes), token)
+    stop = len(prefix) + _header_nbytes(prefix, file.nbytes)
+    header = _fetch(snapshot, file, prefix, stop, token)
+    return ShardHeader(name=file.name, nbytes=file.nbytes, header_bytes=header)
 
-    def read_until(stop: int) -> None:
-        where = (snapshot.repo_id, snapshot.commit, file.name, file.nbytes)
-        read_range(*where, start=len(buffer), stop=stop, sink=buffer.extend, token=token)
 
+def _fetch(
+    snapshot: RepoSnapshot, file: RepoFile, begun: bytes, stop: int, token: str | None
+) -> bytes:
+    """Return the first `stop` bytes of a file, of which the first ones are known."""
+    buffer = bytearray(begun)
+    where = (snapshot.repo_id, snapshot.commit, file.name, file.nbytes)
     with explaining(snapshot.repo_id, revision=snapshot.revision, token=token):
-        read_until(min(8, file.nbytes))
-        read_until(len(buffer) + _header_nbytes(bytes(buffer), file.nbytes))
-    return ShardHeader(name=file.name, nbytes=file.nbytes, header_bytes=bytes(buffer))
+        read_range(*where, start=len(begun), stop=stop, sink=buffer.extend, token=token)
+    return bytes(buffer)
 
 
 def _header_nbytes(prefix: bytes, file_nbytes: int) -> int:

@@ -24,7 +24,7 @@ _SECRET_SHAPES = (
     (re.compile(r"(://)[^/\s@'\"]+@"), rf"\1{_MASK}@"),
     (re.compile(r"(https?://[^\s?'\"<>]+)\?[^\s'\"<>]*"), r"\1"),
     (re.compile(r"(?i)\b(bearer|basic)\s+[^\s'\",]+"), rf"\1 {_MASK}"),
-    (re.compile(r"\b(hf|api_org)_[A-Za-z0-9_-]+"), _MASK),
+    (re.compile(r"\b(hf|api_org)_[A-Za-z0-9]{16,}"), _MASK),
 )
 
 

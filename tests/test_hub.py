@@ -130,7 +130,7 @@ def test_download_takes_what_is_needed_and_nothing_else(hub: HubServer, hub_cach
     assert snapshot.commit == commit
     assert folder == hub_cache / "models--org--name" / "snapshots" / commit
     assert read_folder(folder) == {name: files[name] for name in WANTED}
-    assert sum(counted) == sum(len(files[n]) for n in WANTED - {"model.safetensors.index.json"})
+    assert sum(counted) == sum(len(files[name]) for name in WANTED)
     asked = {request.path for request in hub.seen("/resolve/", method=None)}
     assert not [path for path in asked if any(path.endswith(f"/{name}") for name in UNWANTED)]
     # Every file was asked for at the pinned commit, none at the branch.
@@ -170,6 +170,16 @@ def test_side_files_without_weights(hub: HubServer, hub_cache: Path) -> None:
     assert hub.sent("/blobs/") == 0
 
 
+def test_branch_that_moves_after_it_was_looked_up(hub: HubServer, hub_cache: Path) -> None:
+    files = checkpoint_files(fill=1)
+    hub.add_repo(REPO, files)
+    snapshot = open_snapshot(REF)
+    hub.add_repo(REPO, checkpoint_files(fill=2))
+    assert fetch_headers(snapshot).documents["config.json"] == files["config.json"]
+    folder = download_checkpoint(snapshot)
+    assert read_folder(folder) == {name: files[name] for name in WANTED}
+
+
 def test_branch_that_moves_between_two_files(hub: HubServer, hub_cache: Path) -> None:
     first = hub.add_repo(REPO, checkpoint_files(fill=1))
     hub.fail("HEAD .*/config.json", then=lambda: hub.add_repo(REPO, checkpoint_files(fill=2)))
@@ -203,6 +213,7 @@ def test_headers_come_by_range_requests_without_a_byte_of_a_tensor(
     files = checkpoint_files(nbytes=3_000_000)
     hub.add_repo(REPO, files)
     headers = fetch_headers(open_snapshot(REF))
+    assert not hub_cache.exists()
     expected = [safetensors_bytes(3_000_000, "a")[1], safetensors_bytes(1_500_000, "b")[1]]
     assert [shard.name for shard in headers.shards] == list(SHARDS)
     assert [shard.header_bytes for shard in headers.shards] == expected
@@ -251,6 +262,15 @@ def test_server_without_ranges_is_not_read_to_the_end(hub: HubServer, hub_cache:
     (shard,) = fetch_headers(open_snapshot(REF)).shards
     assert shard.header_bytes == header
     assert hub.sent("/blobs/") < len(data)
+
+
+def test_document_that_is_no_small_text(
+    hub: HubServer, hub_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("blockexpand.hub._LARGEST_DOCUMENT_NBYTES", 1000)
+    hub.add_repo(REPO, {**checkpoint_files(), "README.md": b"x" * 1001})
+    with pytest.raises(HubError, match=r"README.md has 1001 bytes; expected a text"):
+        fetch_headers(open_snapshot(REF))
 
 
 # -------------------------------------------------------------------- offline

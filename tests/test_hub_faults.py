@@ -229,7 +229,7 @@ def test_storage_that_holds_another_length_than_the_hub_lists(
         "https://cdn.example/blob?X-Amz-Signature=sesame&X-Amz-Credential=sesame is gone",
         f"https://cdn.example/blob?token={TOKEN}",
         f"the token {TOKEN} is not valid",
-        "the token api_org_sesame is not valid",
+        "the token api_org_sesamesesamesesame is not valid",
     ],
 )
 def test_no_secret_is_left_in_a_text(text: str) -> None:
