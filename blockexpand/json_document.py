@@ -29,6 +29,7 @@ REMOVE: Final = _Removal.REMOVE
 _MAX_DIGITS = 1000  # Python converts longer integers slowly, or not at all
 _BOM = b"\xef\xbb\xbf"
 _SPACE = re.compile(r"[ \t\n\r]*")
+_FIRST_COMMA = re.compile(r'\[[ \t]*(?:"[^"\\]*"|[^",]*)(,[ \t]*)')
 _DECODER = json.JSONDecoder()
 
 
@@ -162,9 +163,10 @@ def _replace(text: str, member: _Member, value: JsonValue, style: _Style) -> str
     old = text[member.start : member.end]
     if json.dumps(json.loads(old)) == json.dumps(value):
         return text
-    if style.indent is not None and old[0] in "[{" and "\n" not in old and len(old) > 2:
-        comma = "," if re.match(r"[\[{][^\s,]*,\S", old) else ", "
-        style = style._replace(indent=None, comma=comma)
+    if old[0] in "[{" and len(old) > 2 and "\n" not in old:
+        # Somebody wrote this one on one line, though the file may be indented.
+        comma = _FIRST_COMMA.match(old)
+        style = style._replace(indent=None, comma=comma[1] if comma else style.comma)
     rendered = _render(value, style, _indentation(text, member.key_start))
     return text[: member.start] + rendered + text[member.end :]
 
@@ -242,15 +244,15 @@ def _find_style(text: str, start: int) -> _Style:
     (indented by two) where it has a line break, and Python's one-line style elsewhere."""
     members = _scan_members(text, start)
     indent = "  " if "\n" in text else None
-    comma, colon = ", ", ": "
+    colon = ": "
     if members:
         opening = text[start + 1 : members[0].key_start]
         indent = opening.rpartition("\n")[2] if "\n" in opening else None
         colon = text[members[0].key_end : members[0].start]
-    if len(members) > 1 and indent is None:
-        comma = text[members[0].end : members[1].key_start]
-    elif colon == ":":
-        comma = ","
+    comma = "," if colon == ":" else ", "
+    if len(members) > 1:
+        separator = text[members[0].end : members[1].key_start]
+        comma = comma if "\n" in separator else separator
     line_break = "\r\n" if "\r\n" in text else "\n"
     return _Style(indent, line_break, comma, colon, text.isascii())
 
