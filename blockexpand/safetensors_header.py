@@ -261,12 +261,15 @@ def _parse_general(text: str, data_start: int, file_nbytes: int) -> Header:
         else:
             metadata, has_metadata = _parse_metadata(value), True
     entries: list[HeaderEntry] = []
+    specs: dict[tuple[str, tuple[int, ...]], TensorSpec] = {}
     start = 0
     for name, (begin, end, dtype, shape) in sorted(placed.items(), key=lambda item: item[1][:2]):
-        try:
-            spec = make_tensor_spec(dtype, shape)
-        except HeaderError as error:
-            raise HeaderError(f"tensor {show(name)}: {error}") from None
+        spec = specs.get((dtype, shape))
+        if spec is None:
+            try:
+                spec = specs[dtype, shape] = make_tensor_spec(dtype, shape)
+            except HeaderError as error:
+                raise HeaderError(f"tensor {show(name)}: {error}") from None
         if end - begin != spec.nbytes:
             raise HeaderError(
                 f"tensor {show(name)}: the data offsets {begin} to {end} do not fit {dtype} "
@@ -306,15 +309,12 @@ def _parse_tensor(name: str, value: Any) -> tuple[int, int, str, tuple[int, ...]
         value = tuple(zip(("dtype", "shape", "data_offsets"), value, strict=True))
     if type(value) is not tuple:
         raise HeaderError(f"tensor {show(name)}: expected an object, found {show(value)}")
-    fields: dict[str, Any] = {}
-    for field, content in value:
-        if field in ("dtype", "shape", "data_offsets"):
-            if field in fields:
-                raise HeaderError(f"tensor {show(name)}: {field} occurs twice")
-            fields[field] = content
+    fields = dict(value)
     for field in ("dtype", "shape", "data_offsets"):
         if field not in fields:
             raise HeaderError(f"tensor {show(name)}: {field} is missing")
+        if len(fields) != len(value) and [key for key, _ in value].count(field) > 1:
+            raise HeaderError(f"tensor {show(name)}: {field} occurs twice")
     dtype, shape, offsets = fields["dtype"], fields["shape"], fields["data_offsets"]
     if type(dtype) is tuple and len(dtype) == 1 and dtype[0][1] is None:
         dtype = dtype[0][0]  # serde also reads an enum's variant from {"F32": null}
@@ -323,16 +323,12 @@ def _parse_tensor(name: str, value: Any) -> tuple[int, int, str, tuple[int, ...]
             f"tensor {show(name)}: unknown dtype; expected one of {', '.join(DTYPE_BITS)}, "
             f"found {show(dtype)}"
         )
-    if type(shape) is not list or not all(type(dim) is int for dim in shape):
+    if type(shape) is not list or not {*map(type, shape)} <= {int}:
         raise HeaderError(
             f"tensor {show(name)}: bad shape; expected a list of unsigned 64-bit integers, "
             f"found {show(shape)}"
         )
-    if (
-        type(offsets) is not list
-        or len(offsets) != 2
-        or not all(type(offset) is int for offset in offsets)
-    ):
+    if type(offsets) is not list or len(offsets) != 2 or {*map(type, offsets)} != {int}:
         raise HeaderError(
             f"tensor {show(name)}: bad data_offsets; expected two unsigned 64-bit integers, "
             f"found {show(offsets)}"

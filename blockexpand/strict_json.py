@@ -67,7 +67,7 @@ def _nests_too_deep(text: str) -> bool:
         return False
     outside = "".join(text.replace("\\\\", "").replace('\\"', "").split('"')[::2])
     brackets = outside.encode("utf-8", "replace").translate(None, _ALL_BUT_BRACKETS)
-    return max(accumulate(map(_STEPS.__getitem__, brackets))) > MAX_NESTING
+    return max(accumulate(map(_STEPS.__getitem__, brackets)), default=0) > MAX_NESTING
 
 
 def _decode_integer(text: str) -> int | OtherNumber:
