@@ -189,8 +189,10 @@ def summarize_faults(faults: Sequence[str]) -> str:
 def _list_files(root: Path) -> frozenset[str]:
     """Return every regular file below the root, `/`-separated; links may not leave the folder."""
     real_root = root.resolve()
-    # The Hub cache keeps a snapshot's files as links into the repository's own blobs folder.
-    blobs = real_root.parent.parent / "blobs" if real_root.parent.name == "snapshots" else None
+    # The Hub cache keeps a snapshot's files as links into the repository's own blobs folder, or,
+    # since 2.4, through it into the blobs that all repositories of the cache share.
+    in_cache = real_root.parent.name == "snapshots" and len(real_root.parts) > 3
+    blobs = [real_root.parents[n] / "blobs" for n in (1, 2)] if in_cache else []
     names = set()
     for folder, subfolders, files in os.walk(root):
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
@@ -199,7 +201,7 @@ def _list_files(root: Path) -> frozenset[str]:
             relative = path.relative_to(root).as_posix()
             if path.is_symlink() and not name.startswith("."):
                 target = path.resolve()
-                if not (target.is_relative_to(real_root) or (blobs and target.parent == blobs)):
+                if not any(target.is_relative_to(place) for place in (real_root, *blobs)):
                     raise CheckpointError(
                         f"{root}: {relative} is a symbolic link that leaves the folder (to "
                         f"{target}); give the folder that the files really lie in, or copy them"

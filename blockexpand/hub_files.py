@@ -72,8 +72,8 @@ def parse_repo_ref(src: str, revision: str | None = None) -> RepoRef:
     except ValueError:
         hint = "; give only org/name of the address" if "://" in src else ""
         raise HubError(
-            f"{without_secrets(repr(src), None)} is no folder here and no repository id of the "
-            f"Hub; expected org/name or org/name@revision{hint}"
+            f"{without_secrets(repr(src), None)} is no repository id of the Hub; "
+            f"expected org/name or org/name@revision{hint}"
         ) from None
     if at and revision is not None and after != revision:
         raise HubError(f"{src}: it asks for another revision than --revision {revision}; give one")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from hub_server import (
     safetensors_bytes,
 )
 
+from blockexpand.checkpoint import open_checkpoint
 from blockexpand.errors import HubError
 from blockexpand.hub import (
     RepoRef,
@@ -57,8 +59,8 @@ def test_repo_ref(src: str, revision: str | None, expected: tuple[str, str | Non
     [
         ("", None, "expected org/name"),
         ("a/b/c", None, "expected org/name"),
-        ("./gone", None, "no folder here"),
-        ("/data/gone", None, "no folder here"),
+        ("./gone", None, "no repository id of the Hub"),
+        ("/data/gone", None, "no repository id of the Hub"),
         ("org/na--me", None, "expected org/name"),
         ("org/name\n", None, "expected org/name"),
         ("https://huggingface.co/org/name", None, "give only org/name"),
@@ -202,6 +204,25 @@ def test_file_of_the_cache_with_a_wrong_length_is_named(hub: HubServer, hub_cach
     assert (download_checkpoint(open_snapshot(REF)) / SHARDS[0]).read_bytes() == (
         checkpoint_files()[SHARDS[0]]
     )
+
+
+def test_blobs_that_the_cache_shares_between_repositories(hub: HubServer, hub_cache: Path) -> None:
+    """With Xet the client moves blobs to a store of the whole cache and links to them there."""
+    shared = pytest.importorskip("huggingface_hub.utils._shared_blobs")
+    files = checkpoint_files()
+    hub.add_repo(REPO, files)
+    folder = download_checkpoint(open_snapshot(REF))
+    for number, name in enumerate(SHARDS):
+        assert shared.publish_blob_to_shared_store(
+            blob_path=str(folder.parents[1] / "blobs" / hashlib.sha256(files[name]).hexdigest()),
+            xet_hash=f"{number}" * 64,
+            cache_dir=hub_cache,
+            expected_size=len(files[name]),
+        )
+        assert (folder / name).resolve().is_relative_to(hub_cache / "blobs")
+    checkpoint = open_checkpoint(folder)
+    assert [shard.file.nbytes for shard in checkpoint.shards] == [len(files[n]) for n in SHARDS]
+    assert download_checkpoint(open_snapshot(REF)) == folder
 
 
 # -------------------------------------------------------------------- headers
