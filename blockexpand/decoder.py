@@ -19,11 +19,10 @@ from .families_refused import REFUSED
 from .family import Family
 from .json_document import JsonEdit
 from .layer_fields import FieldEdits, FieldRule, apply_edits, get_field, listed, rewrite_fields
-from .layer_map import LayerMap, map_position
+from .layer_map import MAX_LAYERS, LayerMap, map_position
 from .safetensors_header import TensorSpec
 from .tensor_roles import is_float32, neutral_values
 
-MAX_LAYERS = 10_000
 COUNT_FIELDS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 # transformers refuses a `layer_types` of another length in every family.
 LAYER_TYPES = listed("layer_types")

@@ -7,10 +7,13 @@ group of layers, each a copy of the group's last layer).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .errors import RecipeError
+
+MAX_LAYERS = 10_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +42,7 @@ def map_position(layers: int, position: str | Sequence[int], new_layers: int | N
         raise RecipeError(
             f"--new-layers {new_layers}: expected at least 1; there is nothing to add otherwise"
         )
+    _check_total(layers, new_layers)
     match position:
         case "end":
             clones = [layers - 1] * new_layers
@@ -85,8 +89,17 @@ def _map_list(layers: int, clones: Sequence[int], new_layers: int | None) -> Lay
             f"--new-layers {new_layers} contradicts a list of {len(clones)} layers to clone: "
             "leave --new-layers out"
         )
+    _check_total(layers, len(clones))
+    count = Counter(clones)
     entries: list[LayerEntry] = []
     for index in range(layers):
         entries.append(LayerEntry(source=index))
-        entries += [LayerEntry(source=index, is_new=True)] * clones.count(index)
+        entries += [LayerEntry(source=index, is_new=True)] * count[index]
     return tuple(entries)
+
+
+def _check_total(layers: int, new_layers: int) -> None:
+    if layers + new_layers > MAX_LAYERS:
+        raise RecipeError(
+            f"{new_layers} new layers beside {layers}: expected at most {MAX_LAYERS} layers in all"
+        )
