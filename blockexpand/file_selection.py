@@ -51,7 +51,7 @@ _FOREIGN_FOLDERS = frozenset({"original", "onnx", "coreml", "gguf", "openvino", 
 def is_foreign_weights(name: str) -> bool:
     """Tell whether a file (`/`-separated, relative) holds weights in another form or is part of
     them. The checkpoint's own shards match too: take those out first."""
-    path = PurePosixPath(name)
+    path = PurePosixPath(name.lower())
     if any(part in _FOREIGN_FOLDERS or part.startswith("global_step") for part in path.parts[:-1]):
         return True
     return any(fnmatchcase(path.name, pattern) for pattern in _FOREIGN_WEIGHTS)
