@@ -202,8 +202,8 @@ def run_case(options: argparse.Namespace, work: Path) -> str:
     return (
         f"{CASES[options.case]}; source: {describe_source(source)}\n"
         f"{describe_machine(work)}; {cache}; rounds: {options.rounds}\n"
-        f"A peak memory of {least:.0f} MB or less is this script's own. Disk blocks are those of the "
-        f"whole file system.\n\n{render_tables(results)}"
+        f"A peak memory of {least:.0f} MB or less is this script's own. "
+        f"Disk blocks are those of the whole file system.\n\n{render_tables(results)}"
     )
 
 
