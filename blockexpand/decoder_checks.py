@@ -14,7 +14,7 @@ from .errors import CheckpointError, UnsupportedModelError
 from .family import Family
 from .layer_fields import FieldRule
 from .safetensors_header import TensorSpec
-from .tensor_roles import find_form, is_known, is_output
+from .tensor_roles import find_form, is_known
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -60,7 +60,8 @@ def refuse_unknown_fields(rules: Sequence[FieldRule], text: Mapping[str, Any], l
             continue
         parts = {name: value}
         if isinstance(value, Mapping):
-            parts |= {f"{name}.{key}": part for key, part in value.items()}
+            nested = {key: part for key, part in value.items() if key not in NOT_PER_LAYER}
+            parts |= {f"{name}.{key}": part for key, part in nested.items()}
         for field, part in parts.items():
             if field not in ruled and _could_be_per_layer(part, layers):
                 raise UnsupportedModelError(
@@ -130,7 +131,7 @@ def _compare_layers(prefix: str, like: int, expected: Shapes, layer: int, found:
 
 
 def _check_tensor(family: Family, name: str, suffix: str, spec: TensorSpec) -> None:
-    if QUANTIZED.fullmatch(suffix) and not is_output(family, suffix):
+    if not is_known(family, suffix) and QUANTIZED.fullmatch(suffix):
         raise UnsupportedModelError(
             f"tensor {name!r} belongs to quantized weights, which cannot be expanded; "
             "use the unquantized checkpoint"

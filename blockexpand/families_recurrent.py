@@ -5,7 +5,7 @@ from __future__ import annotations
 from .families_dense import ATTENTION
 from .families_mixture import DENSE_OR_EXPERTS, FIRST_K_DENSE, GRANITE
 from .family import Branch, Family, Form
-from .layer_fields import indexed, listed
+from .layer_fields import indexed, leading, listed
 from .layer_patterns import (
     LINEAR,
     attention_indices,
@@ -22,6 +22,10 @@ FEED_FORWARD: Branch = (Form(outputs=("feed_forward.down_proj",)),)
 LINEAR_OR_ATTENTION: Branch = (
     Form(outputs=("self_attn.o_proj",)),
     Form(outputs=("linear_attn.out_proj",)),
+)
+CONVOLUTION_OR_ATTENTION: Branch = (
+    Form(outputs=("self_attn.out_proj",)),
+    Form(outputs=("conv.out_proj",)),
 )
 FULL_EVERY_FOURTH = listed("layer_types", derive=every("full_attention_interval", 4, other=LINEAR))
 
@@ -86,15 +90,20 @@ RECURRENT: tuple[Family, ...] = (
         ),
     ),
     Family(
-        model_types=("lfm2", "lfm2_moe"),
-        branches=(
-            (Form(outputs=("self_attn.out_proj",)), Form(outputs=("conv.out_proj",))),
-            (Form(outputs=("feed_forward.w2",)), Form(outputs=("feed_forward.experts.{e}.w2",))),
-        ),
+        model_types=("lfm2",),
+        branches=(CONVOLUTION_OR_ATTENTION, (Form(outputs=("feed_forward.w2",)),)),
         fields=(
             indexed("full_attn_idxs", advisory=True),
             listed("layer_types", derive=attention_indices("full_attn_idxs", "conv")),
         ),
+    ),
+    Family(
+        model_types=("lfm2_moe",),
+        branches=(
+            CONVOLUTION_OR_ATTENTION,
+            (Form(outputs=("feed_forward.w2",)), Form(outputs=("feed_forward.experts.{e}.w2",))),
+        ),
+        fields=(leading("num_dense_layers", default=2), listed("layer_types")),
     ),
     Family(
         model_types=("lfm3",),
@@ -143,7 +152,7 @@ RECURRENT: tuple[Family, ...] = (
         ),
         fields=(
             cycled("block_types", default=("recurrent", "recurrent", "attention")),
-            cycled("_block_types", default=()),
+            cycled("_block_types"),
         ),
     ),
     Family(

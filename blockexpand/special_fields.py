@@ -75,20 +75,17 @@ def periodic(period: str, offset: str, *, default: tuple[int, int]) -> FieldRule
     return FieldRule(fields=(period, offset), read=read, write=write)
 
 
-def cycled(*names: str, default: tuple[str, ...]) -> FieldRule:
+def cycled(name: str, *, default: tuple[str, ...] = ()) -> FieldRule:
     """Make RecurrentGemma's rule: a list that is repeated to the depth of the model."""
 
-    def read(config: Config, layers: int) -> Kinds:
-        cycle = next((config[name] for name in names if config.get(name)), list(default))
-        return tuple(cycle[index % len(cycle)] for index in range(layers))
+    def read(config: Config, layers: int) -> Kinds | None:
+        cycle = get_field(config, name, default)
+        return tuple(cycle[index % len(cycle)] for index in range(layers)) if cycle else None
 
     def write(config: Config, kinds: Kinds, origins: Sequence[int]) -> FieldEdits:
-        if read(config, len(kinds)) == kinds:
-            return {}
-        present = [name for name in names if config.get(name)] or [names[0]]
-        return {(name,): list(kinds) for name in present}
+        return {} if read(config, len(kinds)) == kinds else {(name,): list(kinds)}
 
-    return FieldRule(fields=names, read=read, write=write)
+    return FieldRule(fields=(name,), read=read, write=write)
 
 
 def attention_types() -> FieldRule:

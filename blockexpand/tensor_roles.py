@@ -63,7 +63,7 @@ def matches(suffix: str, patterns: tuple[str, ...]) -> bool:
 
 @lru_cache(maxsize=65536)
 def module_paths(suffix: str) -> tuple[str, ...]:
-    """Return the module paths that may stand for a tensor: with its numbers, and with any."""
+    """Return the paths that may stand for a tensor: with its own numbers, and with any."""
     module = re.sub(r"\.(?:weight|bias)$", "", suffix)
-    exact = (module, module.removesuffix("_bias"))
+    exact = (suffix, module, module.removesuffix("_bias"))
     return exact + tuple(re.sub(r"(?<=\.)[0-9]+(?=\.|$)", "{e}", path) for path in exact)
