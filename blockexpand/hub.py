@@ -104,7 +104,8 @@ def download_checkpoint(
 ) -> Path:
     """Download what is needed and return the snapshot's folder in the Hub's cache.
 
-    `progress` is called with numbers of bytes; what the cache already holds is not counted.
+    `progress` is called with numbers of bytes, from several threads; what the cache already holds
+    is not counted.
     """
     wanted = choose_files(snapshot, token=token, cache_dir=cache_dir)
     names = (*wanted.documents, *wanted.shards, *wanted.side_files)

@@ -94,10 +94,13 @@ def _explain_answer(error: Any, repo_id: str, *, revision: str | None, token: st
     if isinstance(error, errors.RemoteEntryNotFoundError):
         path = without_secrets(str(error.response.url), token)
         return f"the Hub lists a file that it does not give ({path}); see {page}"
-    if status == 401 and "credentials" in message.lower():
-        return f"the Hub does not know this token; make a new one at {_HOME}/settings/tokens"
     if status in (401, 404):
         endpoint = without_secrets(_endpoint(), token)
+        if "authorization" in request_headers(token) and status == 401:
+            return (
+                f"the Hub does not accept this token ({message}); make a new one at "
+                f"{_HOME}/settings/tokens"
+            )
         if "authorization" not in request_headers(token):
             return f"{endpoint} has no such public repository; if it is private, give --token"
         return f"{endpoint} has no such repository that this token may see; check the spelling"

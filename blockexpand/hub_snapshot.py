@@ -70,9 +70,14 @@ def _is_passing(error: Exception) -> bool:
     response = getattr(error, "response", None)
     if response is not None:
         return response.status_code in RETRIED_STATUSES
-    return isinstance(error, library.TransportError) and not isinstance(
-        error, (library.ConnectError, library.ProxyError, library.UnsupportedProtocol)
+    # Nobody answers at all: waiting for that would only keep the user waiting.
+    final = (
+        library.ConnectError,
+        library.ConnectTimeout,
+        library.ProxyError,
+        library.UnsupportedProtocol,
     )
+    return isinstance(error, library.TransportError) and not isinstance(error, final)
 
 
 def _parse_listing(found: Any, repo_id: str, revision: str) -> RepoSnapshot:

@@ -390,7 +390,7 @@ def test_private_repository(
     hub.allow("hf_other")
     assert "if it is private, give --token" in refusal()
     assert "that this token may see" in refusal("hf_other")
-    assert "does not know this token" in refusal("hf_unknown")
+    assert "does not accept this token (Invalid cred" in refusal("hf_unknown")
     download_checkpoint(open_snapshot(REF, token=TOKEN), token=TOKEN)
     assert {r.token for r in hub.seen("/blobs/") if r.origin == "cdn"} == {None}
 

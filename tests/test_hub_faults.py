@@ -12,6 +12,7 @@ from hub_server import SHARDS, WANTED, HubServer, checkpoint_files, read_folder
 
 from blockexpand.errors import HubError
 from blockexpand.hub import RepoRef, download_checkpoint, fetch_headers, open_snapshot
+from blockexpand.hub_client import client_utils, http_library
 from blockexpand.hub_errors import without_secrets
 
 TOKEN = "hf_abcdefghijklmnopqrstuvwxyz012345"
@@ -133,6 +134,30 @@ def test_busy_hub_with_a_cached_snapshot_is_not_waited_for(
     assert snapshot.cached is not None
     assert download() == DOWNLOADED
     assert not short_waits
+
+
+def test_expired_token(hub: HubServer, hub_cache: Path) -> None:
+    hub.add_repo(REPO, FILES)
+    body = b'{"error": "User Access Token \\"laptop\\" is expired"}'
+    hub.fail("GET /api/models", status=401, body=body)
+    assert 'this token (User Access Token "laptop" is expired)' in failure(
+        lambda: open_snapshot(REF, token=TOKEN)
+    )
+
+
+@pytest.mark.parametrize("kind", ["ConnectTimeout", "ConnectError", "ProxyError", "ReadTimeout"])
+def test_where_nobody_answers_it_is_not_asked_twice(
+    hub: HubServer, hub_cache: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    asked = []
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        asked.append(args)
+        raise getattr(http_library(), kind)("no answer")
+
+    monkeypatch.setattr(type(client_utils().get_session()), "request", refuse)
+    assert f"cannot reach {hub.url} ({kind}: no answer)" in failure(lambda: open_snapshot(REF))
+    assert (len(asked) == 1) == (kind != "ReadTimeout")
 
 
 def test_wrong_length_is_refused(hub: HubServer, hub_cache: Path) -> None:

@@ -132,7 +132,7 @@ def test_no_token(hub: HubServer, out: Path) -> None:
 
 def test_unknown_token(hub: HubServer, out: Path) -> None:
     line = failure(out, token="hf_unknown", private=True)
-    assert "does not know this token" in line and line.endswith("--private`")
+    assert "does not accept this token" in line and line.endswith("--private`")
 
 
 def test_server_that_repeats_the_token(hub: HubServer, out: Path) -> None:
