@@ -15,10 +15,15 @@ from pathlib import Path
 
 from .errors import CheckpointError, HeaderError, SourceChangedError
 from .file_selection import CARD_FILE, CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE, split_side_files
+from .folder_listing import list_files
 from .json_document import JsonObject, parse_json_object
 from .safetensors_header import Header, TensorSpec, parse_header, parse_header_nbytes
+from .strict_json import show
 
 _MOST_FAULTS_SHOWN = 5
+# An index of a million tensors has 100 MB. Of a card only the front matter is of use.
+_MOST_JSON_NBYTES = 1 << 28
+_MOST_CARD_NBYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,30 +75,33 @@ def open_checkpoint(root: Path) -> Checkpoint:
     if not root.is_dir():
         what = "is a file, not a folder" if root.exists() else "no such folder"
         raise CheckpointError(f"{root}: {what}; give a folder with config.json and safetensors")
-    names = _list_files(root)
-    if CONFIG_FILE not in names:
+    if not (root / CONFIG_FILE).is_file():
         raise CheckpointError(
             f"{root}: no {CONFIG_FILE}; is this the folder of a transformers model?"
         )
+    names = list_files(root)
     documents = {
-        name: (root / name).read_bytes()
+        name: _read_document(root / name)
         for name in (CONFIG_FILE, CARD_FILE, INDEX_FILE)
         if name in names
     }
+    weight_map = None
     # Where both exist model.safetensors goes before the index, as in transformers.
     if WEIGHTS_FILE in names:
         documents.pop(INDEX_FILE, None)
         shard_names: tuple[str, ...] = (WEIGHTS_FILE,)
     elif INDEX_FILE in names:
-        shard_names = tuple(sorted(set(parse_weight_map(documents[INDEX_FILE]).values())))
+        weight_map = parse_weight_map(documents[INDEX_FILE])
+        shard_names = tuple(sorted(set(weight_map.values())))
     else:
         raise CheckpointError(f"{root}: {explain_missing_weights(names)}")
-    shards, faults = _open_shards(root, shard_names)
+    shards, faults = _open_shards(root, shard_names, names)
     side_names, left_behind = split_side_files(names, shard_names)
     return assemble_checkpoint(
         root,
         documents,
         shards,
+        weight_map=weight_map,
         side_files=tuple(_stat_source(root, name) for name in side_names),
         left_behind=left_behind,
         faults=faults,
@@ -105,6 +113,7 @@ def assemble_checkpoint(
     documents: Mapping[str, bytes],
     shards: Sequence[tuple[SourceFile, bytes]],
     *,
+    weight_map: Mapping[str, str] | None = None,
     side_files: tuple[SourceFile, ...] = (),
     left_behind: tuple[str, ...] = (),
     faults: Sequence[str] = (),
@@ -112,7 +121,8 @@ def assemble_checkpoint(
     """Make the catalogue from what was read of a folder or a repository.
 
     `documents` are config, card and index as bytes; each shard comes with the bytes of its header.
-    `faults` are those found before. Raises: CheckpointError with all faults on one line.
+    `weight_map` is the index's, if it was parsed; `faults` are those found before.
+    Raises: CheckpointError with all faults on one line.
     """
     config = parse_json_object(documents[CONFIG_FILE], CONFIG_FILE)
     faults = list(faults)
@@ -125,8 +135,10 @@ def assemble_checkpoint(
             continue
         parsed.append(Shard(file=file, header=header, header_bytes=header_bytes))
     specs = _collect_specs(parsed, faults)
-    if INDEX_FILE in documents:
-        faults += _compare_with_index(parsed, parse_weight_map(documents[INDEX_FILE]))
+    if weight_map is None and INDEX_FILE in documents:
+        weight_map = parse_weight_map(documents[INDEX_FILE])
+    if weight_map is not None:
+        faults += _compare_with_index(parsed, weight_map)
     if faults:
         raise CheckpointError(f"{root}: " + summarize_faults(faults))
     return Checkpoint(
@@ -148,21 +160,29 @@ def parse_weight_map(data: bytes, file: str = INDEX_FILE) -> dict[str, str]:
     """
     weight_map = parse_json_object(data, file).get("weight_map")
     if not isinstance(weight_map, dict):
-        found = "nothing" if weight_map is None else type(weight_map).__name__
         raise CheckpointError(
-            f"{file}: weight_map: expected an object of tensor name to shard, found {found}"
+            f"{file}: weight_map: expected an object of tensor name to shard, found "
+            f"{show(weight_map)}"
         )
     if not weight_map:
         raise CheckpointError(f"{file}: weight_map is empty: the checkpoint has no tensor")
-    for shard in dict.fromkeys(v if isinstance(v, str) else repr(v) for v in weight_map.values()):
-        if "/" in shard or "\\" in shard or "\0" in shard or not shard.endswith(".safetensors"):
+    values = list(weight_map.values())
+    # The names first of all, since other values cannot be in a set.
+    for shard in [v for v in values if type(v) is not str] or set(values):
+        if type(shard) is not str or not _is_plain_shard_name(shard):
             raise CheckpointError(
-                f"{file}: weight_map names the shard {shard!r}; expected the plain name of a "
+                f"{file}: weight_map names the shard {show(shard)}; expected the plain name of a "
                 ".safetensors file in the same folder"
             )
-    if not all(isinstance(shard, str) for shard in weight_map.values()):
-        raise CheckpointError(f"{file}: weight_map: expected only names of shards as values")
     return weight_map
+
+
+def _is_plain_shard_name(name: str) -> bool:
+    return (
+        name.endswith(".safetensors")
+        and not name.startswith(".")
+        and not any(character in name for character in "/\\\0")
+    )
 
 
 def check_same(path: Path, file: SourceFile, status: os.stat_result) -> None:
@@ -186,29 +206,16 @@ def summarize_faults(faults: Sequence[str]) -> str:
     return shown if more <= 0 else f"{shown}; and {more} more"
 
 
-def _list_files(root: Path) -> frozenset[str]:
-    """Return every regular file below the root, `/`-separated; links may not leave the folder."""
-    real_root = root.resolve()
-    # The Hub cache keeps a snapshot's files as links into the repository's own blobs folder, or,
-    # since 2.4, through it into the blobs that all repositories of the cache share.
-    in_cache = real_root.parent.name == "snapshots" and len(real_root.parts) > 3
-    blobs = [real_root.parents[n] / "blobs" for n in (1, 2)] if in_cache else []
-    names = set()
-    for folder, subfolders, files in os.walk(root):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        for name in [*files, *(s for s in subfolders if (Path(folder) / s).is_symlink())]:
-            path = Path(folder) / name
-            relative = path.relative_to(root).as_posix()
-            if path.is_symlink() and not name.startswith("."):
-                target = path.resolve()
-                if not any(target.is_relative_to(place) for place in (real_root, *blobs)):
-                    raise CheckpointError(
-                        f"{root}: {relative} is a symbolic link that leaves the folder (to "
-                        f"{target}); give the folder that the files really lie in, or copy them"
-                    )
-            if path.is_file():
-                names.add(relative)
-    return frozenset(names)
+def _read_document(path: Path) -> bytes:
+    with path.open("rb") as stream:
+        if path.name == CARD_FILE:
+            return stream.read(_MOST_CARD_NBYTES)
+        data = stream.read(_MOST_JSON_NBYTES + 1)
+    if len(data) > _MOST_JSON_NBYTES:
+        raise CheckpointError(
+            f"{path.name}: expected at most {_MOST_JSON_NBYTES} bytes, found more"
+        )
+    return data
 
 
 def explain_missing_weights(names: frozenset[str]) -> str:
@@ -236,13 +243,13 @@ def explain_missing_weights(names: frozenset[str]) -> str:
 
 
 def _open_shards(
-    root: Path, shard_names: Sequence[str]
+    root: Path, shard_names: Sequence[str], names: frozenset[str]
 ) -> tuple[list[tuple[SourceFile, bytes]], list[str]]:
     shards: list[tuple[SourceFile, bytes]] = []
     faults: list[str] = []
     for name in shard_names:
-        if not (root / name).is_file():
-            faults.append(f"{INDEX_FILE} names {name}, which is missing: fetch it")
+        if name not in names:
+            faults.append(f"{INDEX_FILE} names {show(name)}, which is missing: fetch it")
             continue
         with (root / name).open("rb") as stream:
             file = _describe(name, os.fstat(stream.fileno()))
@@ -271,7 +278,9 @@ def _collect_specs(shards: Sequence[Shard], faults: list[str]) -> dict[str, Tens
     for shard in shards:
         for entry in shard.header.entries:
             if entry.name in specs:
-                faults.append(f"{shard.file.name}: tensor {entry.name!r} is in another shard too")
+                faults.append(
+                    f"{shard.file.name}: tensor {show(entry.name)} is in another shard too"
+                )
             specs[entry.name] = entry.spec
     return specs
 
@@ -289,10 +298,10 @@ def _compare_with_index(shards: Sequence[Shard], weight_map: Mapping[str, str]) 
         if shard_name in opened and found.get(name) != shard_name:
             where = found.get(name)
             faults.append(
-                f"{INDEX_FILE}: tensor {name!r} should be in {shard_name}, "
+                f"{INDEX_FILE}: tensor {show(name)} should be in {shard_name}, "
                 + (f"but is in {where}" if where else "but no shard has it")
             )
     for name, shard_name in found.items():
         if name not in weight_map:
-            faults.append(f"{shard_name}: tensor {name!r} is missing in {INDEX_FILE}")
+            faults.append(f"{shard_name}: tensor {show(name)} is missing in {INDEX_FILE}")
     return faults
