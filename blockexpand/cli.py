@@ -49,15 +49,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _expand(options, parser, words)
     except BlockExpandError as error:
         return _fail(str(error))
-    except KeyboardInterrupt:
-        print("blockexpand: interrupted; the output was not made or changed", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        remark = str(interrupt) or "the output was not made or changed"
+        print(f"blockexpand: interrupted; {remark}", file=sys.stderr)
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        return _fail(f"{where}{error.strerror or error}")
+        from .copying import explain
+
+        return _fail(str(explain("use", Path(error.filename or "."), error)))
     except MemoryError:
         return _fail("not enough memory")
 
