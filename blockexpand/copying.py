@@ -92,11 +92,11 @@ def open_direct(path: Path, flags: int) -> int | None:
     if not _O_DIRECT:
         return None
     try:
-        return os.open(path, flags | _O_DIRECT)
-    except OSError as error:
-        if error.errno in _NOT_HERE:
+        return attempt("open", path, os.open, path, flags | _O_DIRECT)
+    except TransferError as error:
+        if _is_not_here(error):
             return None
-        raise explain("open", path, error) from error
+        raise
 
 
 def share_range(
@@ -227,6 +227,17 @@ def write_from(fd: int, buffer: memoryview, offset: int, path: Path) -> None:
         if count == 0:
             raise TransferError(f"{path}: cannot write: the system takes no more bytes")
         done += count
+
+
+def write_document(path: Path, data: bytes) -> None:
+    """Make a small file, or replace what it holds, and force it onto the disk."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _O_BINARY
+    fd = attempt("create", path, os.open, path, flags, 0o666)
+    try:
+        write_from(fd, memoryview(data), 0, path)
+        sync_file(fd, path)
+    finally:
+        os.close(fd)
 
 
 def sync_file(fd: int, path: Path) -> None:

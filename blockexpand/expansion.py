@@ -20,7 +20,7 @@ from .model_card import SourceName, add_card
 from .plan import Plan, Recipe, make_plan
 from .progress import SILENT, Progress
 from .sources import HubOptions, open_source
-from .staging import check_target
+from .staging import check_target, clear_debris
 from .verification import Verification, read_manifest, verify_output
 from .writing import WriteOptions, check_write, resolve_target, write
 
@@ -70,6 +70,7 @@ def expand(
     hub = HubOptions(
         revision=revision, token=token, cache_dir=Path(cache_dir) if cache_dir else None
     )
+    clear_debris(target)
     check_target(target, overwrite=overwrite)
 
     def vet(checkpoint: Checkpoint) -> None:

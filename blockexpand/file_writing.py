@@ -9,7 +9,7 @@ import os
 import threading
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,11 +23,12 @@ from .copying import (
     prefers_kernel_copy,
     share_range,
     sync_file,
+    sync_folder,
     write_direct,
     write_from,
 )
 from .errors import OutputError
-from .journal import Range, append_journal, read_journal, subtract
+from .journal import Range, append_journal, read_journal, remove_journal, subtract
 from .layout import Convert, Copy, Fill, Zeros
 from .plan import PlannedFile
 from .progress import Report
@@ -121,7 +122,10 @@ def _resume(fd: int, target: Path, journal: Path, nbytes: int) -> list[Range]:
     if done and os.fstat(fd).st_size == nbytes:
         return done
     # Whatever a killed run left without a record must not show through where holes are planned.
-    journal.unlink(missing_ok=True)
+    if journal.exists():
+        remove_journal(journal)
+        # After a power cut the old journal must not be back beside the new file.
+        sync_folder(journal.parent)
     attempt("truncate", target, os.ftruncate, fd, 0)
     attempt("size", target, os.ftruncate, fd, nbytes)
     return []
@@ -234,8 +238,11 @@ class _Chunks:
                 thread.join()
         except BaseException:
             self._stop.set()
+            # The files are closed after this: an impatient second Ctrl-C must not end the wait.
             for thread in threads:
-                thread.join()
+                while thread.is_alive():
+                    with suppress(KeyboardInterrupt):
+                        thread.join()
             raise
 
     def _work(self, todo: Iterator[Range]) -> None:

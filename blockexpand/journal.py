@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from .copying import attempt, sync_file
+from .errors import TransferError
 
 Range = tuple[int, int]
 
@@ -19,9 +20,11 @@ Range = tuple[int, int]
 def read_journal(path: Path) -> list[Range]:
     """Return the ranges (start, end) that are done; of a damaged journal, what is sound."""
     try:
-        lines = path.read_bytes().split(b"\n")
-    except FileNotFoundError:
-        return []
+        lines = attempt("read", path, path.read_bytes).split(b"\n")
+    except TransferError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return []
+        raise
     ranges: list[Range] = []
     for line in lines:
         body, _, checksum = line.rpartition(b" ")
@@ -44,6 +47,11 @@ def append_journal(path: Path, ranges: Iterable[Range]) -> None:
         sync_file(fd, path)
     finally:
         os.close(fd)
+
+
+def remove_journal(path: Path) -> None:
+    """Remove a journal, if there is one: what it says of its file no longer holds, or matters."""
+    attempt("remove", path, lambda: path.unlink(missing_ok=True))
 
 
 def subtract(ranges: Iterable[Range], done: Iterable[Range]) -> list[Range]:

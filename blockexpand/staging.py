@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -23,11 +24,15 @@ try:
 except ImportError:
     fcntl = None  # type: ignore[assignment]
 
-from .copying import attempt, explain, sync_folder
+from .copying import attempt, explain, sync_folder, write_document
 from .errors import OutputError, TransferError
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
+_IN_THE_WAY = frozenset({errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR})
+
+_REPLACED = "replaced"
+_STATE = "state.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,29 +56,40 @@ class Staging:
 
     @property
     def replaced(self) -> Path:
-        return self.folder / "replaced"
+        return self.folder / _REPLACED
 
     @property
     def state(self) -> Path:
-        return self.folder / "state.json"
+        return self.folder / _STATE
 
 
-def check_target(out: Path, *, overwrite: bool) -> None:
-    """Raises: OutputError for a folder that may not become the output."""
+def check_target(out: Path, *, overwrite: bool, locked: bool = False) -> None:
+    """Refuse a folder that may not become the output.
+
+    Before the target is `locked`, an output passes that a killed run had published but not tidied
+    up after: whether it is what is wanted only the plan tells. Raises: OutputError.
+    """
     if not out.exists():
         return
     if not out.is_dir():
         raise OutputError(f"{out}: is a file; expected a folder to make")
+    if out.is_mount():
+        raise OutputError(
+            f"{out}: is a mount point, which no finished folder can be put in the place of; "
+            f"choose a folder in it, such as {out / 'model'}"
+        )
     if not any(out.iterdir()):
         return
     if not overwrite:
+        if not locked and _is_untidy(out):
+            return
         raise OutputError(
             f"{out}: exists and is not empty; choose another folder or give --overwrite"
         )
-    if out in (Path.home(), Path.cwd(), *Path.cwd().parents) or out.is_mount():
+    if out in (Path.home(), Path.cwd(), *Path.cwd().parents):
         raise OutputError(
-            f"{out}: is your home, the current folder, one above it or a mount point; "
-            "--overwrite does not replace those"
+            f"{out}: is your home, the current folder or one above it; --overwrite does not "
+            "replace those"
         )
 
 
@@ -86,7 +102,7 @@ def lock_target(out: Path) -> Iterator[None]:
     if fcntl is None:
         yield
         return
-    path = out.parent / f".{out.name[:100]}.blockexpand.lock"
+    path = _lock_path(out)
     while True:
         fd = attempt("create", path, os.open, path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
@@ -105,7 +121,9 @@ def lock_target(out: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)
+        # A lock file that stays keeps nobody out: it is the lock on it that counts.
+        with suppress(OSError):
+            path.unlink()
         os.close(fd)
 
 
@@ -117,14 +135,19 @@ def open_staging(out: Path, identity: dict[str, Any]) -> tuple[Staging, bool]:
     """
     name = f"{_staging_prefix(out)}{identity['fingerprint'][:12]}"
     staging = Staging(folder=out.parent / name, identity=identity)
-    found = _read_state(staging).get("identity") == identity
+    found = _read_state(staging.folder).get("identity") == identity
     if staging.folder.exists() and not found:
         # The same plan of a source that has changed since: nothing in it can be trusted.
         _remove(staging.folder)
-    for folder in (staging.folder, staging.files, staging.partial, staging.journals):
-        attempt("create", folder, lambda folder=folder: folder.mkdir(exist_ok=True))
-    if not found:
-        _write_state(staging, published_inode=None)
+    try:
+        for folder in (staging.folder, staging.files, staging.partial, staging.journals):
+            attempt("create", folder, lambda folder=folder: folder.mkdir(exist_ok=True))
+        if not found:
+            _write_state(staging, published_inode=None)
+    except BaseException:
+        if not found:
+            shutil.rmtree(staging.folder, ignore_errors=True)
+        raise
     return staging, found
 
 
@@ -142,10 +165,35 @@ def find_leftovers(out: Path, current: Path | None) -> tuple[Path, ...]:
     return ()
 
 
-def is_published(staging: Staging, out: Path) -> bool:
-    """Tell whether an earlier run was killed after it published, while it tidied up."""
-    inode = _read_state(staging).get("published_inode")
+def is_published(folder: Path, out: Path) -> bool:
+    """Tell whether a staging folder's run has published its output: what is left is to tidy up."""
+    inode = _read_state(folder).get("published_inode")
     return inode is not None and out.is_dir() and out.stat().st_ino == inode
+
+
+def restore_replaced(out: Path) -> bool:
+    """Put an output back that a run was killed over between taking it away and publishing.
+
+    That can only be where folders cannot be swapped in one step. Returns whether there was one.
+    """
+    if out.exists():
+        return False
+    for folder in find_leftovers(out, None):
+        replaced = folder / _REPLACED
+        if replaced.is_dir():
+            attempt("rename", out, os.rename, replaced, out)
+            return True
+    return False
+
+
+def clear_debris(out: Path) -> None:
+    """Remove what a run that was killed at its very end left: its lock, an empty staging folder."""
+    empty = [path for path in find_leftovers(out, None) if _is_empty(path)]
+    if empty or _lock_path(out).exists():
+        with suppress(OutputError, TransferError), lock_target(out):
+            for path in empty:
+                with suppress(OSError):
+                    path.rmdir()
 
 
 def publish(staging: Staging, out: Path, *, overwrite: bool) -> tuple[str, ...]:
@@ -154,15 +202,16 @@ def publish(staging: Staging, out: Path, *, overwrite: bool) -> tuple[str, ...]:
     Returns what the user has to know of it. Raises: OutputError where OUT has come to be meanwhile.
     """
     notes: list[str] = []
-    _write_state(staging, published_inode=staging.files.stat().st_ino)
+    inode = attempt("read", staging.files, os.stat, staging.files).st_ino
+    _write_state(staging, published_inode=inode)
     sync_folder(staging.folder)
     if overwrite and out.is_dir() and any(out.iterdir()):
         if not _exchange(staging.files, out):
-            attempt("rename", out, os.rename, out, staging.replaced)
             try:
+                attempt("rename", out, os.rename, out, staging.replaced)
                 attempt("rename", out, os.rename, staging.files, out)
-            except TransferError:
-                staging.replaced.rename(out)
+            except BaseException:
+                restore_replaced(out)
                 raise
             notes.append(
                 "this system cannot swap two folders in one step: for a moment the output's name "
@@ -185,46 +234,77 @@ def discard(staging: Staging) -> None:
 
 def holds_work(staging: Staging) -> bool:
     """Tell whether there is anything in it that a rerun would use again."""
-    return any(
-        folder.is_dir() and any(folder.iterdir()) for folder in (staging.files, staging.journals)
-    )
+    folders = (staging.files, staging.journals, staging.replaced)
+    return any(folder.is_dir() and any(folder.iterdir()) for folder in folders)
 
 
 def _rename_to_new(files: Path, out: Path) -> None:
     if os.name == "nt" and out.is_dir():
         out.rmdir()
     try:
-        files.rename(out)
-    except OSError as error:
-        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+        attempt("rename", out, os.rename, files, out)
+    except TransferError as error:
+        cause = error.__cause__
+        if isinstance(cause, OSError) and cause.errno in _IN_THE_WAY:
             raise OutputError(
                 f"{out}: came to be while the run was at work; it is left as it is"
             ) from error
-        raise explain("rename", out, error) from error
+        raise
 
 
 def _exchange(one: Path, other: Path) -> bool:
     """Swap two folders in one step; False where the system cannot."""
-    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    library = None if os.name == "nt" else ctypes.CDLL(None, use_errno=True)
+    renameat2 = getattr(library, "renameat2", None)
     if renameat2 is None:
         return False
-    result = renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE)
-    if result == 0:
-        return True
-    code = ctypes.get_errno()
+    names = _AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other)
+    code = errno.EINTR
+    while code == errno.EINTR:
+        if renameat2(*names, _RENAME_EXCHANGE) == 0:
+            return True
+        code = ctypes.get_errno()
     if code in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
         return False
     raise explain("rename", other, OSError(code, os.strerror(code)))
 
 
+def _is_untidy(out: Path) -> bool:
+    with suppress(TransferError):
+        return any(is_published(folder, out) for folder in find_leftovers(out, None))
+    return False
+
+
+def _is_empty(folder: Path) -> bool:
+    with suppress(OSError):
+        return not any(folder.iterdir())
+    return False
+
+
+def _lock_path(out: Path) -> Path:
+    return out.parent / f".{_short_name(out)}.blockexpand.lock"
+
+
 def _staging_prefix(out: Path) -> str:
-    return f".{out.name[:100]}.blockexpand-"
+    return f".{_short_name(out)}.blockexpand-"
 
 
-def _read_state(staging: Staging) -> dict[str, Any]:
+def _short_name(out: Path) -> str:
+    """Return the output's name, or what stands for it if more has no room in a file's name."""
+    name = os.fsencode(out.name)
+    return out.name if len(name) <= 200 else hashlib.sha256(name).hexdigest()
+
+
+def _read_state(folder: Path) -> dict[str, Any]:
+    path = folder / _STATE
     try:
-        state = json.loads(staging.state.read_bytes())
-    except (OSError, ValueError):
+        state = json.loads(attempt("read", path, path.read_bytes))
+    except TransferError as error:
+        # A state that is there and cannot be read must not be taken for none: none is discarded.
+        if isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
+            return {}
+        raise
+    except ValueError:
         return {}
     return state if isinstance(state, dict) else {}
 
@@ -232,18 +312,9 @@ def _read_state(staging: Staging) -> dict[str, Any]:
 def _write_state(staging: Staging, *, published_inode: int | None) -> None:
     data = json.dumps({"identity": staging.identity, "published_inode": published_inode})
     fresh = staging.state.with_suffix(".new")
-    try:
-        with fresh.open("w") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        fresh.replace(staging.state)
-    except OSError as error:
-        raise explain("write", staging.state, error) from error
+    write_document(fresh, data.encode())
+    attempt("write", staging.state, os.replace, fresh, staging.state)
 
 
 def _remove(folder: Path) -> None:
-    try:
-        shutil.rmtree(folder)
-    except OSError as error:
-        raise explain("remove", folder, error) from error
+    attempt("remove", folder, shutil.rmtree, folder)

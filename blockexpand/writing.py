@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,14 +16,18 @@ from .checkpoint import SourceFile, check_same
 from .copying import (
     attempt,
     can_share,
+    explain,
     open_source,
+    open_target,
     read_into,
     sync_file,
     sync_folder,
+    write_document,
     write_from,
 )
 from .errors import BlockExpandError, OutputError
 from .file_writing import Moved, count_unshared, write_file
+from .journal import remove_journal
 from .plan import Plan, PlannedFile
 from .progress import Report
 from .staging import (
@@ -35,6 +40,7 @@ from .staging import (
     lock_target,
     open_staging,
     publish,
+    restore_replaced,
 )
 
 _BUFFER_NBYTES = 1 << 20
@@ -95,38 +101,82 @@ def write(plan: Plan, out: Path, options: WriteOptions, report: Report) -> Writt
     """
     out = resolve_target(out)
     check_write(plan, out, options)
-    attempt("create", out.parent, lambda: out.parent.mkdir(parents=True, exist_ok=True))
+    _make_folders(out.parent)
     identity = {
         "fingerprint": plan.fingerprint,
         "out": out.name,
         "sources": [[file.name, file.nbytes, file.mtime_ns] for file in plan.source_files],
     }
     with lock_target(out):
+        restored = restore_replaced(out)
         staging, found = open_staging(out, identity)
-        leftovers = tuple(
+        notes = tuple(
             f"left by a run of another plan: {path}; remove it if you do not want to go on with it"
             for path in find_leftovers(out, staging.folder)
         )
-        if found and is_published(staging, out):
-            discard(staging)
-            note = "an earlier run had finished this output; nothing was left to do but to tidy up"
-            return Written(out=out, moved=Moved(reused=plan.nbytes), notes=(note, *leftovers))
+        if restored:
+            notes = (_RESTORED, *notes)
         try:
+            if found and is_published(staging.folder, out) and _holds(out, plan):
+                discard(staging)
+                return Written(out=out, moved=Moved(reused=plan.nbytes), notes=(_FINISHED, *notes))
             # Another run may have published since the first check, which the lock now rules out.
-            check_write(plan, out, options)
+            check_target(out, overwrite=options.overwrite, locked=True)
             _check_space(plan, staging, options)
             moved = _fill(plan, staging, options, report)
-            notes = publish(staging, out, overwrite=options.overwrite)
+            published = publish(staging, out, overwrite=options.overwrite)
         except BaseException as error:
-            if not holds_work(staging):
-                discard(staging)
-            elif isinstance(error, BlockExpandError):
-                kept = f"finished parts stay in {staging.folder} for a rerun of the same command"
-                raise type(error)(f"{error} ({kept})") from error
-            raise
+            remark = _settle(staging, out)
+            if isinstance(error, OSError):
+                error = explain("use", Path(error.filename or out), error)
+            if remark and isinstance(error, BlockExpandError | KeyboardInterrupt):
+                raise type(error)(f"{error} ({remark})" if str(error) else remark) from error
+            raise error from None
     if moved.reused:
-        notes += (f"{moved.reused} bytes were there from an earlier run of the same plan",)
-    return Written(out=out, moved=moved, notes=notes + leftovers)
+        published += (f"{moved.reused} bytes were there from an earlier run of the same plan",)
+    return Written(out=out, moved=moved, notes=published + notes)
+
+
+_FINISHED = "an earlier run had finished this output; nothing was left to do but to tidy up"
+_RESTORED = "an earlier run was killed while it replaced the output, which was put back as it was"
+
+
+def _settle(staging: Staging, out: Path) -> str | None:
+    """Remove what a failed run leaves, but for what a rerun can use; return what stays, in words.
+
+    A failure here must not hide the one that led here.
+    """
+    with suppress(BlockExpandError, OSError):
+        published = is_published(staging.folder, out)
+        if not published and holds_work(staging):
+            return f"finished parts stay in {staging.folder} for a rerun of the same command"
+        with suppress(BlockExpandError):
+            discard(staging)
+        if not published:
+            return None
+        left = f"; {staging.folder} can be removed" if staging.folder.exists() else ""
+        return f"the new output is complete and in its place{left}"
+    return f"what was written stays in {staging.folder}"
+
+
+def _holds(out: Path, plan: Plan) -> bool:
+    """Tell whether a folder that seems to be the finished output has not been tampered with since.
+
+    A folder's number is used again once it is removed, so that is not enough to know it by.
+    """
+    with suppress(FileNotFoundError):
+        return all((out / file.name).stat().st_size == file.nbytes for file in plan.files) and all(
+            (out / document.name).read_bytes() == document.data for document in plan.documents
+        )
+    return False
+
+
+def _make_folders(folder: Path) -> None:
+    """Make a folder and those above it, each forced onto the disk."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    for path in reversed(missing):
+        attempt("create", path, lambda path=path: path.mkdir(exist_ok=True))
+        sync_folder(path.parent)
 
 
 def _check_links(plan: Plan, out: Path) -> None:
@@ -175,20 +225,11 @@ def _fill(plan: Plan, staging: Staging, options: WriteOptions, report: Report) -
     for side_file in plan.side_files:
         _copy_side_file(side_file, plan.root, staging.files / side_file.name, report)
     for document in plan.documents:
-        path = staging.files / document.name
-        fd = attempt("create", path, os.open, path, _DOCUMENT_FLAGS, 0o666)
-        try:
-            write_from(fd, memoryview(document.data), 0, path)
-            sync_file(fd, path)
-        finally:
-            os.close(fd)
+        write_document(staging.files / document.name, document.data)
         report(len(document.data))
     for folder in [staging.files, *(path for path in staging.files.rglob("*") if path.is_dir())]:
         sync_folder(folder)
     return moved
-
-
-_DOCUMENT_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0)
 
 
 def _add_shard(
@@ -200,6 +241,9 @@ def _add_shard(
     report: Report,
 ) -> Moved:
     final = staging.files / file.name
+    if final.exists() and not options.hardlink and final.stat().st_nlink > 1:
+        # An earlier run was asked to link; this one is not.
+        attempt("remove", final, os.unlink, final)
     if final.exists():
         report(file.nbytes)
         return Moved(reused=file.nbytes)
@@ -223,18 +267,19 @@ def _add_shard(
         report=report,
     )
     attempt("rename", final, os.rename, partial, final)
-    journal.unlink(missing_ok=True)
+    remove_journal(journal)
     return moved
 
 
 def _copy_side_file(file: SourceFile, root: Path, target: Path, report: Report) -> None:
-    attempt("create", target.parent, lambda: target.parent.mkdir(parents=True, exist_ok=True))
+    _make_folders(target.parent)
     source = root / file.name
     source_fd = open_source(source)
     try:
         check_same(source, file, os.fstat(source_fd))
-        fd = attempt("create", target, os.open, target, _DOCUMENT_FLAGS, 0o666)
+        fd = open_target(target)
         try:
+            attempt("truncate", target, os.ftruncate, fd, 0)
             buffer = memoryview(bytearray(min(_BUFFER_NBYTES, file.nbytes)))
             for offset in range(0, file.nbytes, _BUFFER_NBYTES):
                 data = buffer[: min(_BUFFER_NBYTES, file.nbytes - offset)]
@@ -243,6 +288,7 @@ def _copy_side_file(file: SourceFile, root: Path, target: Path, report: Report) 
             sync_file(fd, target)
         finally:
             os.close(fd)
+        check_same(source, file, os.fstat(source_fd))
     finally:
         os.close(source_fd)
     report(file.nbytes)
