@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from blockexpand.errors import CheckpointError
@@ -230,6 +230,7 @@ def insert(members: dict[str, Any], key: str, value: Any, after: str | None) -> 
     members.update(later)
 
 
+@settings(deadline=None)
 @given(
     document=documents,
     style=styles,
@@ -274,6 +275,7 @@ def test_edits_equal_those_of_a_dict(
 spaces = st.text(" \t\r\n", max_size=3)
 
 
+@settings(deadline=None)
 @given(
     document=documents.filter(lambda document: len(document) > 1),
     data=st.data(),

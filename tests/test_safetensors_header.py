@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import safetensors
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blockexpand.errors import HeaderError
@@ -367,6 +367,7 @@ specs = st.builds(make_tensor_spec, st.sampled_from(whole_bytes), shapes)
 names = st.text(st.characters(exclude_categories=("Cs",)), max_size=8)
 
 
+@settings(deadline=None)
 @given(
     tensors=st.dictionaries(names.filter(lambda name: name != "__metadata__"), specs, max_size=6),
     metadata=st.none() | st.dictionaries(names, names, max_size=3),
