@@ -1,7 +1,7 @@
 """The output's own account of itself: the model card README.md and block_expansion.json.
 
-It reads nothing and writes nothing: plan in, documents out. A stranger's card is parsed with a
-safe loader, and only plain strings are taken from it.
+It reads nothing and writes nothing: plan in, documents out. A stranger's card is parsed by a loader
+that knows no tags and no merges, field by field, and only plain strings are taken from it.
 Source: the Hub's model card specification; LLaMA Pro, arXiv 2401.02415.
 """
 
@@ -17,10 +17,12 @@ from typing import Any
 from ._version import __version__
 from .file_selection import CARD_FILE, MANIFEST_FILE
 from .layer_map import LayerMap
+from .layout import Convert
 from .mergekit_config import make_recipe, render_recipe
 from .plan import Document, Plan
 
 _MOST_CARD_NBYTES = 1 << 20
+_MOST_FIELD_CHARACTERS = 1 << 13
 _CARRIED_FIELDS = ("license", "license_name", "license_link", "language")
 
 
@@ -36,11 +38,18 @@ class SourceName:
 
 def add_card(plan: Plan, source: SourceName, command: str) -> Plan:
     """Return the plan with the model card and the manifest among its documents."""
+    # Paths that are no UTF-8 could be written into neither.
+    command = _as_unicode(command)
+    source = replace(source, model=_as_unicode(source.model))
     documents = (
         Document(name=CARD_FILE, data=_render_card(plan, source, command).encode()),
         Document(name=MANIFEST_FILE, data=_render_manifest(plan, source, command)),
     )
     return replace(plan, documents=plan.documents + documents)
+
+
+def _as_unicode(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _render_manifest(plan: Plan, source: SourceName, command: str) -> bytes:
@@ -98,16 +107,12 @@ def _render_body(plan: Plan, source: SourceName, command: str) -> str:
     blocks = "block" if count == 1 else "blocks"
     sections = [
         f"# {source.model.rstrip('/').rpartition('/')[2]}, expanded by {count} {blocks}",
-        f"This is [{source.model}](https://huggingface.co/{source.repo})"
-        if source.repo
-        else f"This is `{source.model}`",
+        f"This is {_render_source(source)} with {count} new {blocks}: {plan.original_layers} "
+        f"layers became {len(plan.layer_map)}. It computes exactly what its source computes"
+        f"{f' in {plan.dtype}' if _is_converted(plan) else ''}. Each new block is a clone of an "
+        "existing layer whose residual branches add nothing, so it passes its input through until "
+        "it is trained.",
     ]
-    sections[-1] += (
-        f" with {count} new {blocks}: {plan.original_layers} layers became "
-        f"{len(plan.layer_map)}. It computes exactly what its source computes. Each new block is "
-        "a clone of an existing layer whose residual branches add nothing, so it passes its "
-        "input through until it is trained."
-    )
     sections.append(f"Made with blockexpand {__version__}:\n\n```\n{command}\n```")
     sections.append(f"## Layers\n\n{_render_layer_map(plan.layer_map)}")
     sections.append(f"Layers count from 0. In every new layer:\n\n{_render_neutral(plan.neutral)}")
@@ -128,6 +133,19 @@ def _render_body(plan: Plan, source: SourceName, command: str) -> str:
         sections.append("## Notes\n\n" + "\n".join(f"- {note}" for note in plan.notes))
     sections.append(_CITATION)
     return "\n\n".join(sections) + "\n"
+
+
+def _render_source(source: SourceName) -> str:
+    if source.repo is None:
+        return f"`{source.model}`"
+    known = {"revision": source.revision, "commit": source.commit}
+    where = ", ".join(f"{what} `{value}`" for what, value in known.items() if value is not None)
+    link = f"[{source.model}](https://huggingface.co/{source.repo})"
+    return f"{link} ({where})" if where else link
+
+
+def _is_converted(plan: Plan) -> bool:
+    return any(isinstance(tensor.origin, Convert) for file in plan.files for tensor in file.tensors)
 
 
 def _render_layer_map(layer_map: LayerMap) -> str:
@@ -189,28 +207,42 @@ def _render_training(new: tuple[int, ...]) -> str:
 
 
 def _read_front_matter(card: bytes | None) -> dict[str, Any]:
-    """Return the plain fields of a card's YAML block; of a broken block, nothing."""
-    if card is None or not card.startswith((b"---\n", b"---\r\n", b"\xef\xbb\xbf---")):
-        return {}
-    if len(card) > _MOST_CARD_NBYTES:
-        return {}
+    """Return the plain fields of a card's YAML block; of what is broken, nothing.
+
+    Each field is parsed by itself, so that neither a broken nor a huge one hides another.
+    """
+    text = (card or b"")[:_MOST_CARD_NBYTES].decode("utf-8-sig", "replace").replace("\r\n", "\n")
+    match = re.match(r"---[ \t]*\n(.*?)\n---[ \t]*(\n|$)", text, re.DOTALL)
+    fields: dict[str, Any] = {}
+    # A field begins in the first column; its value, also a list, does not.
+    for block in re.split(r"\n(?=[^\s#-])", match.group(1)) if match else ():
+        name = block.partition(":")[0].strip().strip("\"'")
+        if name in (*_CARRIED_FIELDS, "base_model", "pipeline_tag"):
+            value = _parse_field(block, name)
+            if value is not None:
+                fields[name] = value
+    return fields
+
+
+def _parse_field(block: str, name: str) -> str | list[str] | None:
+    """Parse one field; None for what is no string and no list of strings."""
     import yaml
 
-    text = card.decode("utf-8-sig", "replace")
-    match = re.match(r"---\r?\n(.*?)\r?\n---[ \t]*(\r?\n|$)", text, re.DOTALL)
+    if len(block) > _MOST_FIELD_CHARACTERS:
+        return None
     fields: Any = None
-    with suppress(yaml.YAMLError, ValueError, TypeError, RecursionError):
-        fields = yaml.safe_load(match.group(1)) if match else None
-    if not isinstance(fields, dict):
-        return {}
-    wanted = (*_CARRIED_FIELDS, "base_model", "pipeline_tag")
-    return {key: fields[key] for key in wanted if _is_plain(fields.get(key))}
+    with suppress(yaml.YAMLError, ValueError, RecursionError):
+        # Every scalar stays text: to a safe loader Norwegian (`no`) is a boolean, and its merges
+        # (`<<`) can be nested until the memory is full.
+        fields = yaml.load(block, Loader=yaml.BaseLoader)
+    value = fields.get(name) if isinstance(fields, dict) else None
+    items = value if isinstance(value, list) else [value]
+    if not items or any(not isinstance(item, str) or item in _NO_TEXT for item in items):
+        return None
+    return value
 
 
-def _is_plain(value: object) -> bool:
-    if isinstance(value, list):
-        return 0 < len(value) <= 1000 and all(isinstance(item, str) for item in value)
-    return isinstance(value, str)
+_NO_TEXT = ("", "~", "null")
 
 
 _CITATION = """## Citation
