@@ -128,10 +128,10 @@ def write(plan: Plan, out: Path, options: WriteOptions, report: Report) -> Writt
         except BaseException as error:
             remark = _settle(staging, out)
             if isinstance(error, OSError):
-                error = explain("use", Path(error.filename or out), error)
+                raise explain("use", Path(error.filename or out), error) from error
             if remark and isinstance(error, BlockExpandError | KeyboardInterrupt):
                 raise type(error)(f"{error} ({remark})" if str(error) else remark) from error
-            raise error from None
+            raise
     if moved.reused:
         published += (f"{moved.reused} bytes were there from an earlier run of the same plan",)
     return Written(out=out, moved=moved, notes=published + notes)
