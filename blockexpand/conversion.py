@@ -22,7 +22,7 @@ def convert_slice(
 
     The result depends on each element alone, not on where a slice begins, so it is the same for
     every slicing. Every NaN becomes the same quiet NaN.
-    Raises: RecipeError where a finite value has no place in float16.
+    Raises: RecipeError where a finite value is too large for the dtype.
     """
     import torch
 
@@ -35,9 +35,7 @@ def convert_slice(
     # A buffer that does not start at a multiple of the element's size cannot be viewed.
     values = torch.frombuffer(source, dtype=torch.uint8).view(dtypes[from_dtype])
     result = torch.frombuffer(target, dtype=torch.uint8).view(dtypes[to_dtype])
-    if from_dtype == "F64" and to_dtype != "F32":
-        values = _round_to_odd(values)
-    result.copy_(values)
+    result.copy_(_round_to_odd(values) if from_dtype == "F64" and to_dtype != "F32" else values)
     # One pass tells that nothing is infinite or NaN, which is the rule.
     if torch.isfinite(result.sum(dtype=torch.float32)):
         return
@@ -46,8 +44,8 @@ def convert_slice(
     if overflows.any():
         worst = float(values[overflows].abs().max())
         raise RecipeError(
-            f"tensor {tensor!r}: {worst:g} is too large for {to_dtype}; "
-            "expand with --dtype bfloat16, float32 or source"
+            f"tensor {tensor!r}: {worst:g} is too large for {to_dtype}; expand with "
+            f"{'--dtype bfloat16, float32 or' if to_dtype == 'F16' else '--dtype'} source"
         )
 
 

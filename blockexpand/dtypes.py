@@ -111,7 +111,7 @@ def _dtype_fields(config: Mapping[str, Any], path: tuple[str, ...]) -> list[tupl
     """Return the paths of all dtype fields, of the model itself and of its sub-models."""
     found = []
     for key, value in config.items():
-        if key in ("torch_dtype", "dtype") and value in SAFETENSORS_DTYPES:
+        if key in ("torch_dtype", "dtype") and str(value) in SAFETENSORS_DTYPES:
             found.append((*path, key))
         elif isinstance(value, dict) and key.endswith("_config") and key != "quantization_config":
             found += _dtype_fields(value, (*path, key))

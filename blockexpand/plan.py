@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ._version import __version__
@@ -128,6 +128,8 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
     """
     decoder = find_decoder(checkpoint.config, checkpoint.specs)
     layer_map = map_position(decoder.layers, recipe.position, recipe.new_layers)
+    # A list may come with its count or without: the same wish.
+    recipe = replace(recipe, new_layers=sum(entry.is_new for entry in layer_map))
     surgery = plan_surgery(decoder, checkpoint.config, layer_map)
     dtypes = make_dtype_policy(checkpoint, recipe.dtype, decoder)
     residents, blocks = _assign(checkpoint, decoder, layer_map, surgery.neutral, dtypes)
@@ -288,15 +290,22 @@ def _shard_names(count: int) -> Iterable[str]:
 
 def _render_index(files: Sequence[PlannedFile]) -> bytes:
     """Return the index as `transformers` writes it: names sorted, sizes of the data alone."""
-    tensors = [(tensor, file.name) for file in files for tensor in file.tensors]
-    index = {
-        "metadata": {
-            "total_parameters": sum(math.prod(tensor.spec.shape) for tensor, _ in tensors),
-            "total_size": sum(tensor.spec.nbytes for tensor, _ in tensors),
-        },
-        "weight_map": {name: file for name, file in sorted((t.name, f) for t, f in tensors)},
-    }
-    return (json.dumps(index, indent=2) + "\n").encode()
+    places = sorted((tensor.name, file.name) for file in files for tensor in file.tensors)
+    specs = [tensor.spec for file in files for tensor in file.tensors]
+    # Joined by hand: with an indent the json module encodes in Python, a second per million names.
+    quoted = {file.name: json.dumps(file.name) for file in files}
+    entries = ",\n".join(f"    {json.dumps(name)}: {quoted[file]}" for name, file in places)
+    text = f"""{{
+  "metadata": {{
+    "total_parameters": {sum(math.prod(spec.shape) for spec in specs)},
+    "total_size": {sum(spec.nbytes for spec in specs)}
+  }},
+  "weight_map": {{
+{entries}
+  }}
+}}
+"""
+    return text.encode()
 
 
 def _position_notes(recipe: Recipe, layer_map: LayerMap) -> tuple[str, ...]:
@@ -316,7 +325,10 @@ def _fingerprint(checkpoint: Checkpoint, recipe: Recipe) -> str:
         repr(recipe).encode(),
         checkpoint.config_bytes,
         *(shard.file.name.encode() + shard.header_bytes for shard in checkpoint.shards),
-        *(f"{file.name} {file.nbytes}".encode() for file in checkpoint.side_files),
+        *(
+            f"{file.name} {file.nbytes}".encode("utf-8", "surrogatepass")
+            for file in checkpoint.side_files
+        ),
     ):
         digest.update(len(item).to_bytes(8, "little"))
         digest.update(item)

@@ -110,7 +110,7 @@ def _stated_recipe(manifest: JsonObject) -> tuple[Recipe, SourceName, str]:
         is_list = all(number.isdecimal() for number in numbers)
         source = manifest["source"]
         recipe = Recipe(
-            new_layers=None if is_list else len(manifest["new_layers"]),
+            new_layers=len(manifest["new_layers"]),
             position=tuple(map(int, numbers)) if is_list else position,
             dtype=str(manifest["dtype"]),
             max_shard_nbytes=_whole_number(manifest["max_shard_nbytes"]),
