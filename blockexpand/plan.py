@@ -292,16 +292,16 @@ def _render_index(files: Sequence[PlannedFile]) -> bytes:
     """Return the index as `transformers` writes it: names sorted, sizes of the data alone."""
     places = sorted((tensor.name, file.name) for file in files for tensor in file.tensors)
     specs = [tensor.spec for file in files for tensor in file.tensors]
-    # Joined by hand: with an indent the json module encodes in Python, a second per million names.
-    quoted = {file.name: json.dumps(file.name) for file in files}
-    entries = ",\n".join(f"    {json.dumps(name)}: {quoted[file]}" for name, file in places)
+    # With an indent the json module encodes in Python, which takes a second per million names; with
+    # these separators it does the same in C.
+    entries = json.dumps(dict(places), separators=(",\n    ", ": "))[1:-1]
     text = f"""{{
   "metadata": {{
     "total_parameters": {sum(math.prod(spec.shape) for spec in specs)},
     "total_size": {sum(spec.nbytes for spec in specs)}
   }},
   "weight_map": {{
-{entries}
+    {entries}
   }}
 }}
 """
