@@ -8,42 +8,25 @@ from __future__ import annotations
 
 import json
 import os
-import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .checkpoint import Checkpoint, SourceFile
-from .conversion import convert_slice
 from .errors import CheckpointError, HeaderError
 from .file_selection import CONFIG_FILE, INDEX_FILE, MANIFEST_FILE
 from .json_document import JsonObject, parse_json_object
-from .layout import Convert, Copy, Fill, Zeros
 from .model_card import SourceName, add_card
 from .plan import Plan, PlannedTensor, Recipe, make_plan
 from .progress import Report
-from .reading import Reader, make_buffer
-from .safetensors_header import DTYPE_BITS, Header, parse_header, parse_header_nbytes
-from .segments import Segment, merge_tensors
+from .safetensors_header import Header, TensorSpec, parse_header, parse_header_nbytes
+from .strict_json import show
+from .tensor_comparison import Comparer, Finding, differing_byte
 
-_SLICE_NBYTES = 4 << 20
-_THREADS = 3 if os.name == "posix" else 1
 _MOST_FINDINGS_PER_FILE = 20
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """One difference. `offset` is the first differing byte, from the start of the tensor."""
-
-    file: str
-    message: str
-    tensor: str | None = None
-    offset: int | None = None
-
-    def __str__(self) -> str:
-        where = f"{self.file}: " + (f"tensor {self.tensor!r}: " if self.tensor else "")
-        return where + self.message
+_MOST_JSON_NBYTES = 1 << 28
+_BLOCKS = tuple(1 << power for power in range(12, 17))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,11 +50,13 @@ def verify_output(checkpoint: Checkpoint, out: Path, report: Report) -> Verifica
     recipe, name, command = _stated_recipe(manifest)
     plan = add_card(make_plan(checkpoint, recipe), name, command)
     findings = [*_compare_names(plan, out), *_compare_documents(plan, out)]
-    headers, broken = _read_headers(plan, out)
-    findings += broken
+    headers, strange = _read_headers(plan, out)
     planned = {tensor.name: tensor for file in plan.files for tensor in file.tensors}
     findings += _compare_headers(plan, headers)
-    comparer = _Comparer(checkpoint, out, headers, report)
+    # Where a tensor is named, that the header's bytes differ says nothing more.
+    named = {finding.file for finding in findings}
+    findings += [finding for finding in strange if finding.file not in named]
+    comparer = Comparer(checkpoint, out, headers, report)
     for file, (header, _) in headers.items():
         placed = [
             PlannedTensor(
@@ -114,13 +99,13 @@ def _stated_recipe(manifest: JsonObject) -> tuple[Recipe, SourceName, str]:
             position=tuple(map(int, numbers)) if is_list else position,
             dtype=str(manifest["dtype"]),
             max_shard_nbytes=_whole_number(manifest["max_shard_nbytes"]),
-            block_nbytes=_whole_number(manifest["block_nbytes"]) or 4096,
+            block_nbytes=_block_nbytes(manifest["block_nbytes"]),
         )
         name = SourceName(
             model=str(source["model"]),
-            repo=source.get("repo"),
-            revision=source.get("revision"),
-            commit=source.get("commit"),
+            repo=_text(source.get("repo")),
+            revision=_text(source.get("revision")),
+            commit=_text(source.get("commit")),
         )
         return recipe, name, str(manifest["command"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -133,7 +118,20 @@ def _stated_recipe(manifest: JsonObject) -> tuple[Recipe, SourceName, str]:
 def _whole_number(value: object) -> int | None:
     if value is None or (type(value) is int and 0 < value < 1 << 62):
         return value
-    raise ValueError(f"{value!r} is no size")
+    raise ValueError(f"{show(value)} is no size")
+
+
+def _block_nbytes(value: object) -> int:
+    # The block is padding of headers: a stranger's number may not fill the memory.
+    if type(value) is int and value in _BLOCKS:
+        return value
+    raise ValueError(f"{show(value)} is no size of a block")
+
+
+def _text(value: object) -> str | None:
+    if value is None or type(value) is str:
+        return value
+    raise ValueError(f"{show(value)} is no text")
 
 
 def _compare_names(plan: Plan, out: Path) -> Iterator[Finding]:
@@ -144,7 +142,8 @@ def _compare_names(plan: Plan, out: Path) -> Iterator[Finding]:
     found = set()
     for path in out.rglob("*"):
         relative = path.relative_to(out)
-        if path.is_file() and relative.parts[0] not in (".git", ".cache", ".gitattributes"):
+        is_folder = path.is_dir() and not path.is_symlink()
+        if not is_folder and relative.parts[0] not in (".git", ".cache", ".gitattributes"):
             found.add(relative.as_posix())
     for name in sorted(expected - found):
         yield Finding(file=name, message="is missing")
@@ -157,7 +156,8 @@ def _compare_documents(plan: Plan, out: Path) -> Iterator[Finding]:
         path = out / document.name
         if not path.is_file():
             continue
-        data = path.read_bytes()
+        with path.open("rb") as stream:
+            data = stream.read(_MOST_JSON_NBYTES)
         if data == document.data:
             continue
         differences: list[str] = []
@@ -176,11 +176,7 @@ def _compare_documents(plan: Plan, out: Path) -> Iterator[Finding]:
 def _first_difference(expected: bytes, found: bytes) -> str:
     if expected.startswith(found) or found.startswith(expected):
         return f"expected {len(expected)} bytes, found {len(found)}"
-    return f"differs from byte {_differing_byte(expected, found)} on"
-
-
-def _differing_byte(one: bytes, other: bytes) -> int:
-    return next(i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
+    return f"differs from byte {differing_byte(expected, found)} on"
 
 
 def _json_differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
@@ -237,7 +233,9 @@ def _read_headers(
             metadata = parse_header(file.header[8:], file.nbytes).metadata
             if header.metadata != metadata:
                 message = f"header metadata: expected {metadata}, found {header.metadata}"
-                findings.append(Finding(file=file.name, message=message))
+            else:
+                message = f"header: {_first_difference(file.header, prefix + text)}"
+            findings.append(Finding(file=file.name, message=message))
     return headers, findings
 
 
@@ -245,168 +243,28 @@ def _compare_headers(
     plan: Plan, headers: Mapping[str, tuple[Header, SourceFile]]
 ) -> Iterator[Finding]:
     """Find tensors that are missing, too many, in another file, or of another dtype or shape."""
-    found = {
-        entry.name: (file, entry.spec)
-        for file, (header, _) in headers.items()
-        for entry in header.entries
-    }
-    expected = set()
-    for file in plan.files:
-        for tensor in file.tensors:
-            expected.add(tensor.name)
-            if tensor.name not in found:
-                if file.name in headers:
-                    yield Finding(file=file.name, tensor=tensor.name, message="is missing")
-                continue
-            where, spec = found[tensor.name]
-            if where != file.name:
-                message = f"is in {where}, expected in {file.name}"
-                yield Finding(file=where, tensor=tensor.name, message=message)
-            if spec != tensor.spec:
-                message = (
-                    f"expected {tensor.spec.dtype} {list(tensor.spec.shape)}, "
-                    f"found {spec.dtype} {list(spec.shape)}"
-                )
-                yield Finding(file=where, tensor=tensor.name, message=message)
-    for name, (where, _) in found.items():
-        if name not in expected:
+    places: dict[str, list[tuple[str, TensorSpec]]] = {}
+    for file, (header, _) in headers.items():
+        for entry in header.entries:
+            places.setdefault(entry.name, []).append((file, entry.spec))
+    for planned in plan.files:
+        for tensor in planned.tensors:
+            found = places.pop(tensor.name, [])
+            if not found and planned.name in headers:
+                yield Finding(file=planned.name, tensor=tensor.name, message="is missing")
+            for where, spec in found:
+                if where != planned.name:
+                    message = f"is in {where}, expected in {planned.name}"
+                    yield Finding(file=where, tensor=tensor.name, message=message)
+                if spec != tensor.spec:
+                    message = (
+                        f"expected {tensor.spec.dtype} {list(tensor.spec.shape)}, "
+                        f"found {spec.dtype} {list(spec.shape)}"
+                    )
+                    yield Finding(file=where, tensor=tensor.name, message=message)
+    for name, found in places.items():
+        for where, _ in found:
             yield Finding(file=where, tensor=name, message="is not part of the expansion")
-
-
-class _Comparer:
-    """Compares tensors of the output's files with their origins, slice by slice, on threads."""
-
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        out: Path,
-        headers: Mapping[str, tuple[Header, SourceFile]],
-        report: Report,
-    ) -> None:
-        self._source = (checkpoint.root, {s.file.name: s.file for s in checkpoint.shards})
-        self._output = (out, {name: file for name, (_, file) in headers.items()})
-        self._report = report
-        self._lock = threading.Lock()
-
-    def compare(self, file: str, tensors: list[PlannedTensor]) -> list[Finding]:
-        """Return a finding for each tensor that differs, with its first differing byte."""
-        tensors = sorted(tensors, key=lambda tensor: tensor.offset)
-        slices = _cut(merge_tensors(tensors))
-        worst: dict[str, Finding] = {}
-        failures: list[BaseException] = []
-
-        def work() -> None:
-            mine, theirs = make_buffer(_SLICE_NBYTES), make_buffer(_SLICE_NBYTES)
-            converted = bytearray(_SLICE_NBYTES)
-            try:
-                while not failures:
-                    with self._lock:
-                        slice_ = next(slices, None)
-                    if slice_ is None:
-                        return
-                    segment, start, nbytes = slice_
-                    found = output.read(file, start, nbytes, mine)
-                    expected = _expect(segment, start, nbytes, source, theirs, converted)
-                    if bytes(found) != bytes(expected):
-                        with self._lock:
-                            _locate(file, tensors, start, expected, found, worst)
-                    self._report(nbytes)
-            except BaseException as error:
-                failures.append(error)
-
-        with Reader(*self._source) as source, Reader(*self._output) as output:
-            threads = [threading.Thread(target=work, daemon=True) for _ in range(_THREADS)]
-            for thread in threads:
-                thread.start()
-            try:
-                for thread in threads:
-                    thread.join()
-            except BaseException as error:
-                failures.append(error)
-                for thread in threads:
-                    thread.join()
-            source.check_unchanged()
-        if failures:
-            raise failures[0]
-        return list(worst.values())
-
-
-def _cut(segments: Iterable[Segment]) -> Iterator[tuple[Segment, int, int]]:
-    """Cut segments into slices (segment, offset in the file, nbytes) of whole elements."""
-    for segment in segments:
-        step = _SLICE_NBYTES
-        if isinstance(segment.origin, Convert):
-            # Source and result have to fit their buffers.
-            widening = DTYPE_BITS[segment.origin.from_dtype] / DTYPE_BITS[segment.origin.to_dtype]
-            step = int(_SLICE_NBYTES / max(widening, 1)) // 8 * 8
-        for start in range(segment.offset, segment.end, step):
-            yield segment, start, min(step, segment.end - start)
-
-
-def _expect(
-    segment: Segment,
-    start: int,
-    nbytes: int,
-    source: Reader,
-    buffer: memoryview,
-    converted: bytearray,
-) -> memoryview:
-    """Return the bytes that must stand at `start` of the output."""
-    skipped = start - segment.offset
-    match segment.origin:
-        case Copy(extent=extent):
-            return source.read(extent.file, extent.offset + skipped, nbytes, buffer)
-        case Zeros():
-            return memoryview(bytes(nbytes))
-        case Fill(element=element):
-            phase = skipped % len(element)
-            return memoryview((element * (nbytes // len(element) + 2))[phase : phase + nbytes])
-        case Convert(extent=extent, from_dtype=from_dtype, to_dtype=to_dtype):
-            from_nbytes, to_nbytes = DTYPE_BITS[from_dtype] // 8, DTYPE_BITS[to_dtype] // 8
-            values = source.read(
-                extent.file,
-                extent.offset + skipped // to_nbytes * from_nbytes,
-                nbytes // to_nbytes * from_nbytes,
-                buffer,
-            )
-            result = memoryview(converted)[:nbytes]
-            convert_slice(values, from_dtype, result, to_dtype, segment.tensor or "")
-            return result
-        case _:
-            raise AssertionError(f"{segment.origin} is no tensor's origin")
-
-
-def _locate(
-    file: str,
-    tensors: list[PlannedTensor],
-    start: int,
-    expected: memoryview,
-    found: memoryview,
-    worst: dict[str, Finding],
-) -> None:
-    """Add a finding for each tensor that differs within a slice, unless an earlier byte did."""
-    for tensor in tensors:
-        first = max(tensor.offset, start)
-        last = min(tensor.offset + tensor.spec.nbytes, start + len(found))
-        if first >= last:
-            continue
-        one = bytes(expected[first - start : last - start])
-        other = bytes(found[first - start : last - start])
-        if one == other:
-            continue
-        at = _differing_byte(one, other)
-        offset = first + at - tensor.offset
-        known = worst.get(tensor.name)
-        if known is None or known.offset is None or offset < known.offset:
-            worst[tensor.name] = Finding(
-                file=file,
-                tensor=tensor.name,
-                offset=offset,
-                message=(
-                    f"differs at byte {offset} of the tensor (byte {first + at} of the file): "
-                    f"expected 0x{one[at]:02x}, found 0x{other[at]:02x}"
-                ),
-            )
 
 
 def _compare_side_files(
@@ -416,18 +274,18 @@ def _compare_side_files(
         path = out / file.name
         if not path.is_file():
             continue
+        nbytes = path.stat().st_size
+        if nbytes != file.nbytes:
+            message = f"expected {file.nbytes} bytes, found {nbytes}"
+            yield Finding(file=file.name, message=message)
+            continue
         offset = 0
         with (checkpoint.root / file.name).open("rb") as one, path.open("rb") as other:
-            while True:
-                expected, found = one.read(1 << 20), other.read(1 << 20)
+            while expected := one.read(1 << 20):
+                found = other.read(1 << 20)
                 if expected != found:
-                    message = _first_difference(expected, found)
-                    yield Finding(
-                        file=file.name,
-                        message=f"{message} (counted from byte {offset})" if offset else message,
-                    )
-                    break
-                if not expected:
+                    at = offset + differing_byte(expected, found)
+                    yield Finding(file=file.name, message=f"differs from byte {at} on")
                     break
                 offset += len(expected)
         report(file.nbytes)

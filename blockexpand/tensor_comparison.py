@@ -1,0 +1,179 @@
+"""Compare tensors of an output's files with what their origins say, byte for byte.
+
+It only reads, and knows no recipe. Both sides are read once, in flat memory.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from .checkpoint import Checkpoint, SourceFile
+from .conversion import convert_slice
+from .layout import Convert, Copy, Fill, Zeros
+from .plan import PlannedTensor
+from .progress import Report
+from .reading import Reader, make_buffer
+from .safetensors_header import DTYPE_BITS, Header
+from .segments import Segment, merge_tensors
+
+_SLICE_NBYTES = 4 << 20
+_THREADS = 3 if os.name == "posix" else 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One difference. `offset` is the first differing byte, from the start of the tensor."""
+
+    file: str
+    message: str
+    tensor: str | None = None
+    offset: int | None = None
+
+    def __str__(self) -> str:
+        where = f"{self.file}: " + (f"tensor {self.tensor!r}: " if self.tensor else "")
+        return where + self.message
+
+
+def differing_byte(one: bytes, other: bytes) -> int:
+    """Return where two texts of one length, or of which neither begins the other, part."""
+    return next(i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
+
+
+class Comparer:
+    """Compares tensors of the output's files with their origins, slice by slice, on threads."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        out: Path,
+        headers: Mapping[str, tuple[Header, SourceFile]],
+        report: Report,
+    ) -> None:
+        self._source = (checkpoint.root, {s.file.name: s.file for s in checkpoint.shards})
+        self._output = (out, {name: file for name, (_, file) in headers.items()})
+        self._report = report
+        self._lock = threading.Lock()
+
+    def compare(self, file: str, tensors: list[PlannedTensor]) -> list[Finding]:
+        """Return a finding for each tensor that differs, with its first differing byte."""
+        tensors = sorted(tensors, key=lambda tensor: tensor.offset)
+        slices = _cut(merge_tensors(tensors))
+        worst: dict[str, Finding] = {}
+        failures: list[BaseException] = []
+
+        def work() -> None:
+            mine, theirs = make_buffer(_SLICE_NBYTES), make_buffer(_SLICE_NBYTES)
+            converted = bytearray(_SLICE_NBYTES)
+            try:
+                while not failures:
+                    with self._lock:
+                        slice_ = next(slices, None)
+                    if slice_ is None:
+                        return
+                    segment, start, nbytes = slice_
+                    found = output.read(file, start, nbytes, mine)
+                    expected = _expect(segment, start, nbytes, source, theirs, converted)
+                    if bytes(found) != bytes(expected):
+                        with self._lock:
+                            _locate(file, tensors, start, expected, found, worst)
+                    self._report(nbytes)
+            except BaseException as error:
+                failures.append(error)
+
+        with Reader(*self._source) as source, Reader(*self._output) as output:
+            threads = [threading.Thread(target=work, daemon=True) for _ in range(_THREADS)]
+            for thread in threads:
+                thread.start()
+            try:
+                for thread in threads:
+                    thread.join()
+            except BaseException as error:
+                failures.append(error)
+                for thread in threads:
+                    thread.join()
+            source.check_unchanged()
+        if failures:
+            raise failures[0]
+        return list(worst.values())
+
+
+def _cut(segments: Iterable[Segment]) -> Iterator[tuple[Segment, int, int]]:
+    """Cut segments into slices (segment, offset in the file, nbytes) of whole elements."""
+    for segment in segments:
+        step = _SLICE_NBYTES
+        if isinstance(segment.origin, Convert):
+            # Source and result have to fit their buffers.
+            widening = DTYPE_BITS[segment.origin.from_dtype] / DTYPE_BITS[segment.origin.to_dtype]
+            step = int(_SLICE_NBYTES / max(widening, 1)) // 8 * 8
+        for start in range(segment.offset, segment.end, step):
+            yield segment, start, min(step, segment.end - start)
+
+
+def _expect(
+    segment: Segment,
+    start: int,
+    nbytes: int,
+    source: Reader,
+    buffer: memoryview,
+    converted: bytearray,
+) -> memoryview:
+    """Return the bytes that must stand at `start` of the output."""
+    skipped = start - segment.offset
+    match segment.origin:
+        case Copy(extent=extent):
+            return source.read(extent.file, extent.offset + skipped, nbytes, buffer)
+        case Zeros():
+            return memoryview(bytes(nbytes))
+        case Fill(element=element):
+            phase = skipped % len(element)
+            return memoryview((element * (nbytes // len(element) + 2))[phase : phase + nbytes])
+        case Convert(extent=extent, from_dtype=from_dtype, to_dtype=to_dtype):
+            from_nbytes, to_nbytes = DTYPE_BITS[from_dtype] // 8, DTYPE_BITS[to_dtype] // 8
+            values = source.read(
+                extent.file,
+                extent.offset + skipped // to_nbytes * from_nbytes,
+                nbytes // to_nbytes * from_nbytes,
+                buffer,
+            )
+            result = memoryview(converted)[:nbytes]
+            convert_slice(values, from_dtype, result, to_dtype, segment.tensor or "")
+            return result
+        case _:
+            raise AssertionError(f"{segment.origin} is no tensor's origin")
+
+
+def _locate(
+    file: str,
+    tensors: list[PlannedTensor],
+    start: int,
+    expected: memoryview,
+    found: memoryview,
+    worst: dict[str, Finding],
+) -> None:
+    """Add a finding for each tensor that differs within a slice, unless an earlier byte did."""
+    for tensor in tensors:
+        first = max(tensor.offset, start)
+        last = min(tensor.offset + tensor.spec.nbytes, start + len(found))
+        if first >= last:
+            continue
+        one = bytes(expected[first - start : last - start])
+        other = bytes(found[first - start : last - start])
+        if one == other:
+            continue
+        at = differing_byte(one, other)
+        offset = first + at - tensor.offset
+        known = worst.get(tensor.name)
+        if known is None or known.offset is None or offset < known.offset:
+            worst[tensor.name] = Finding(
+                file=file,
+                tensor=tensor.name,
+                offset=offset,
+                message=(
+                    f"differs at byte {offset} of the tensor (byte {first + at} of the file): "
+                    f"expected 0x{one[at]:02x}, found 0x{other[at]:02x}"
+                ),
+            )
