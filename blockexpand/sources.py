@@ -90,4 +90,4 @@ def _name_folder(src: str, folder: Path) -> SourceName:
         repo = parts[-3].removeprefix("models--").replace("--", "/")
         commit = parts[-1] if re.fullmatch(r"[0-9a-f]{40}", parts[-1]) else None
         return SourceName(model=repo, repo=repo, commit=commit)
-    return SourceName(model=src if not folder.is_absolute() else folder.name)
+    return SourceName(model=src if folder.name else str(folder.resolve()))
