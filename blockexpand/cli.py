@@ -10,12 +10,13 @@ import argparse
 import os
 import shlex
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ._version import __version__
-from .errors import BlockExpandError
+from .errors import BlockExpandError, OutputError
 
 if TYPE_CHECKING:
     from .progress import Progress
@@ -42,20 +43,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     try:
-        if words[:1] == ["verify"]:
-            return _verify(_verify_parser().parse_args(words[1:]))
-        parser = _expand_parser()
-        options = parser.parse_args(words)
-        return _expand(options, parser, words)
+        status = _run(words)
+        _print_result("")
+        return status
+    except _StdoutClosedError:
+        return 1
     except BlockExpandError as error:
         return _fail(str(error))
     except KeyboardInterrupt as interrupt:
         remark = str(interrupt) or "the output was not made or changed"
         print(f"blockexpand: interrupted; {remark}", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     except OSError as error:
         from .copying import explain
 
@@ -64,9 +62,47 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail("not enough memory")
 
 
+def _run(words: list[str]) -> int:
+    try:
+        if words[:1] == ["verify"]:
+            return _verify(_verify_parser().parse_args(words[1:]))
+        parser = _expand_parser()
+        options = parser.parse_args(words)
+        return _expand(options, parser, words)
+    except SystemExit as end:
+        # How argparse ends after --help, --version and wrong usage.
+        return int(end.code or 0)
+
+
+class _StdoutClosedError(Exception):
+    """The reader of a pipe has gone, which is nothing to report."""
+
+
+def _print_result(text: str) -> None:
+    """Write to stdout at once, while a failure can still be told."""
+    try:
+        print(text, end="\n" if text else "", flush=True)
+    except OSError as error:
+        # Python would try to write the rest when it ends, and complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            raise _StdoutClosedError from error
+        raise OutputError(f"standard output: cannot write: {error.strerror}") from error
+
+
 def _fail(message: str) -> int:
-    print("blockexpand: " + " ".join(message.split()), file=sys.stderr)
+    print(f"blockexpand: {_printable(message)}", file=sys.stderr)
     return 1
+
+
+def _printable(text: str, keep: str = "") -> str:
+    """Spell control characters out: names in a stranger's checkpoint reach the terminal."""
+    return "".join(
+        character
+        if character.isprintable() or character in keep
+        else character.encode("unicode_escape", "backslashreplace").decode()
+        for character in text
+    )
 
 
 def _expand_parser() -> argparse.ArgumentParser:
@@ -173,10 +209,18 @@ def _expand(
     options: argparse.Namespace, parser: argparse.ArgumentParser, words: Sequence[str]
 ) -> int:
     from . import report
-    from .expansion import expand, plan_only
+    from .expansion import expand, parse_position, plan_only
+    from .layer_map import POSITIONS
 
-    if options.new_layers is None and not options.position[:1].isdecimal():
-        parser.error(f"--position {options.position} needs --new-layers N")
+    position = parse_position(options.position)
+    if isinstance(position, str):
+        if position not in POSITIONS:
+            parser.error(
+                f"--position {position}: expected {', '.join(POSITIONS)}, or a comma list of "
+                "layers such as 7,15,23,31"
+            )
+        if options.new_layers is None:
+            parser.error(f"--position {position} needs --new-layers N")
     arguments = {
         "new_layers": options.new_layers,
         "position": options.position,
@@ -247,9 +291,9 @@ def _print(
     if options.json:
         import json
 
-        print(json.dumps(as_json(*values)))
+        _print_result(json.dumps(as_json(*values)))
     elif not options.quiet:
-        print(describe(*values, verbose=options.verbose))
+        _print_result(_printable(describe(*values, verbose=options.verbose), keep="\n"))
 
 
 def _progress(options: argparse.Namespace) -> _Bars:
@@ -274,6 +318,7 @@ class _Bars:
     def __init__(self, *, shown: bool) -> None:
         self._shown = shown
         self._bar: Any = None
+        self._lock = threading.Lock()
 
     def __enter__(self) -> Progress:
         from .progress import SILENT, Progress
@@ -292,4 +337,5 @@ class _Bars:
         self._bar = tqdm(desc=what, total=nbytes, unit="B", unit_scale=True, file=sys.stderr)
 
     def _advance(self, nbytes: int) -> None:
-        self._bar.update(nbytes)
+        with self._lock:
+            self._bar.update(nbytes)

@@ -9,6 +9,7 @@ import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 from .checkpoint import Checkpoint
@@ -90,9 +91,14 @@ def expand(
     written = write(plan, target, options, progress.done)
     verification, proof = None, None
     if verify_after is not None:
-        verification, proof = _prove(checkpoint, written.out, verify_after == "logits", progress)
+        try:
+            verification, proof = _prove(
+                checkpoint, written.out, verify_after == "logits", progress
+            )
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"{written.out} is complete, but not verified") from None
         if verification.findings:
-            raise ProofError(f"{written.out}: {verification.findings[0]}")
+            raise ProofError(f"{written.out}: {verification.findings[0]}; make it again")
     return Expansion(
         out=written.out,
         source=name,
@@ -162,11 +168,9 @@ def parse_size(size: str | int | None) -> int | None:
     """
     if size is None:
         return None
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?B)?", str(size).strip(), re.IGNORECASE)
-    units = {None: 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-    unit = match.group(2) if match else None
-    nbytes = int(float(match.group(1)) * units[unit and unit.upper()]) if match else 0
-    if nbytes < 1:
+    match = re.fullmatch(r"([0-9]{1,18}(?:\.[0-9]{1,9})?)\s*([KMGT]?)B?", str(size).strip().upper())
+    nbytes = int(Fraction(match[1]) * 1000 ** " KMGT".index(match[2] or " ")) if match else 0
+    if not 0 < nbytes < 1 << 62:
         raise RecipeError(f"size {size!r}: expected something like 5GB or 800MB")
     return nbytes
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from .errors import RecipeError
 
 MAX_LAYERS = 10_000
+POSITIONS = ("end", "interleaved", "start")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
