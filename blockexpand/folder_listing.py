@@ -18,8 +18,10 @@ def list_files(root: Path) -> frozenset[str]:
     that cannot be read: what is not seen would silently be left out.
     """
     real_root = root.resolve()
-    # The Hub cache keeps a snapshot's files as links into the repository's own blobs folder.
-    blobs = real_root.parent.parent / "blobs" if real_root.parent.name == "snapshots" else None
+    # The Hub cache keeps a snapshot's files as links into the repository's own blobs folder, or,
+    # since 2.4, through it into the blobs that all repositories of the cache share.
+    in_cache = real_root.parent.name == "snapshots" and len(real_root.parts) > 3
+    blobs = [real_root.parents[n] / "blobs" for n in (1, 2)] if in_cache else []
 
     def refuse(error: OSError) -> None:
         raise CheckpointError(f"{error.filename}: cannot be listed: {error.strerror}") from error
@@ -34,7 +36,7 @@ def list_files(root: Path) -> frozenset[str]:
             relative = path.relative_to(root).as_posix()
             if path.is_symlink():
                 target = Path(os.path.realpath(path))
-                if not (target.is_relative_to(real_root) or (blobs and target.parent == blobs)):
+                if not any(target.is_relative_to(place) for place in (real_root, *blobs)):
                     raise CheckpointError(
                         f"{root}: {relative} is a symbolic link that leaves the folder (to "
                         f"{target}); give the folder that the files really lie in, or copy them"

@@ -381,6 +381,12 @@ def test_missing_revision(hub: HubServer, hub_cache: Path) -> None:
     hub.add_repo(REPO, checkpoint_files())
     line = refusal(ref=RepoRef(repo_id=REPO, revision="v9"))
     assert "no revision 'v9'" in line
+    # One that was deleted on the Hub is not taken from the cache without a word.
+    gone = RepoRef(repo_id=REPO, revision="v1")
+    hub.add_repo(REPO, checkpoint_files(), revision="v1")
+    download_checkpoint(open_snapshot(gone))
+    del hub.repos[REPO].refs["v1"]
+    assert "no revision 'v1'" in refusal(ref=gone)
 
 
 def test_private_repository(
