@@ -70,7 +70,7 @@ def has_equal_groups(layer_map: LayerMap) -> bool:
 
 
 def _group_ends(layers: int, groups: int) -> list[int]:
-    """Return the last layer of each of `groups` groups, as even as possible, larger groups first.
+    """Return the last layer of each of `groups` groups, as even as possible.
 
     With more groups than layers the surplus goes round: every layer gets a clone, some several.
     """
