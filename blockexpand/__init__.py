@@ -14,12 +14,14 @@ __all__ = [
     "Recipe",
     "__version__",
     "expand",
+    "freeze_original_layers",
     "make_plan",
     "open_checkpoint",
     "verify",
 ]
 
 _PLACES = {
+    "freeze_original_layers": "training",
     "Expansion": "expansion",
     "expand": "expansion",
     "verify": "expansion",

@@ -42,3 +42,7 @@ class HubError(BlockExpandError):
 
 class ProofError(BlockExpandError):
     """A proof that was asked for (`--check`, `--verify`) and did not hold."""
+
+
+class TrainingError(BlockExpandError):
+    """A model or a trainer that does not fit the expansion whose new blocks it is to train."""
