@@ -231,7 +231,7 @@ def _expand(
         "cache_dir": options.cache_dir,
     }
     if options.dry_run:
-        plan, name = plan_only(options.src, options.out, **arguments)
+        plan, name = plan_only(options.src, options.out, **arguments, check=options.check)
         _print(options, report.plan_as_json, report.describe_plan, plan, name, Path(options.out))
         return 0
     with _progress(options) as progress:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -121,8 +121,12 @@ def plan_only(
     revision: str | None = None,
     token: str | None = None,
     cache_dir: str | Path | None = None,
+    check: bool = False,
 ) -> tuple[Plan, SourceName]:
-    """Return the plan of an expansion; of a Hub repository only headers are fetched."""
+    """Return the plan of an expansion; of a Hub repository only headers are fetched.
+
+    What `check` proves is in the plan's notes.
+    """
     target = resolve_target(Path(out).expanduser())
     recipe = make_recipe(target, new_layers, position, dtype, max_shard_size)
     hub = HubOptions(
@@ -130,7 +134,12 @@ def plan_only(
     )
     checkpoint, name = open_source(str(src), hub, headers_only=True)
     plan = make_plan(checkpoint, recipe)
-    return add_card(plan, name, render_command(str(src), str(out), recipe, max_shard_size)), name
+    plan = add_card(plan, name, render_command(str(src), str(out), recipe, max_shard_size))
+    if check:
+        from .preflight import check_plan
+
+        plan = replace(plan, notes=(*plan.notes, check_plan(checkpoint, plan)))
+    return plan, name
 
 
 def make_recipe(

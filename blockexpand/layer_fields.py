@@ -133,14 +133,23 @@ def listed(
 
 
 def numbered(name: str) -> FieldRule:
-    """Make the rule of an object that is keyed by layer number, with an entry for some layers."""
+    """Make the rule of an object that is keyed by layer number, with an entry for some layers.
+
+    The numbers may be padded with zeros, as `transformers` saves them.
+    """
 
     def read(config: Config, layers: int) -> Kinds | None:
         entries = get_field(config, name)
-        return None if entries is None else tuple(entries.get(str(i)) for i in range(layers))
+        if entries is None:
+            return None
+        by_number = {int(key): entry for key, entry in entries.items() if key.isdecimal()}
+        return tuple(by_number.get(i) for i in range(layers))
 
     def write(config: Config, kinds: Kinds, origins: Sequence[int]) -> FieldEdits:
-        return {_path(name): {str(i): kind for i, kind in enumerate(kinds) if kind is not None}}
+        padded = any(key.startswith("0") and key != "0" for key in get_field(config, name))
+        width = len(str(len(kinds) - 1)) if padded else 1
+        entries = {f"{i:0{width}}": kind for i, kind in enumerate(kinds) if kind is not None}
+        return {_path(name): entries}
 
     return FieldRule(fields=(name,), read=read, write=write)
 

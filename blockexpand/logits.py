@@ -42,7 +42,7 @@ def compare_logits(source: Path, out: Path, dtype: str) -> LogitsProof:
     """
     import torch
 
-    with _quiet():
+    with quiet_transformers():
         ids = _token_ids(source)
         expected, source_report = _run(source, dtype, ids)
         found, out_report = _run(out, dtype, ids)
@@ -100,7 +100,7 @@ def language_model_classes(config: Any) -> tuple[Any, ...]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Keep the bars and remarks of `transformers` off the terminal for a while."""
     from transformers.utils import logging
 
