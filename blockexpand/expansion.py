@@ -177,7 +177,7 @@ def parse_size(size: str | int | None) -> int | None:
     """
     if size is None:
         return None
-    match = re.fullmatch(r"([0-9]{1,18}(?:\.[0-9]{1,9})?)\s*([KMGT]?)B?", str(size).strip().upper())
+    match = re.fullmatch(r"([0-9]{1,19}(?:\.[0-9]{1,9})?)\s*([KMGT]?)B?", str(size).strip().upper())
     nbytes = int(Fraction(match[1]) * 1000 ** " KMGT".index(match[2] or " ")) if match else 0
     if not 0 < nbytes < 1 << 62:
         raise RecipeError(f"size {size!r}: expected something like 5GB or 800MB")
