@@ -13,6 +13,7 @@ __all__ = [
     "Plan",
     "Recipe",
     "__version__",
+    "diff",
     "expand",
     "freeze_original_layers",
     "make_plan",
@@ -21,6 +22,7 @@ __all__ = [
 ]
 
 _PLACES = {
+    "diff": "difference",
     "freeze_original_layers": "training",
     "Expansion": "expansion",
     "expand": "expansion",

@@ -27,6 +27,8 @@ Add blocks to a safetensors language model without changing what the model compu
 commands:
   blockexpand --src SRC --out OUT --new-layers N   expand (the default)
   blockexpand verify SRC OUT                       prove an output against its source
+  blockexpand diff BASE OTHER                      list which tensors are the same, changed, new
+  blockexpand train-config OUT --framework NAME    print a trainer's settings for the new blocks
 
 "blockexpand COMMAND --help" tells more of a command."""
 
@@ -66,6 +68,10 @@ def _run(words: list[str]) -> int:
     try:
         if words[:1] == ["verify"]:
             return _verify(_verify_parser().parse_args(words[1:]))
+        if words[:1] == ["diff"]:
+            return _diff(_diff_parser().parse_args(words[1:]))
+        if words[:1] == ["train-config"]:
+            return _train_config(_train_config_parser().parse_args(words[1:]))
         parser = _expand_parser()
         options = parser.parse_args(words)
         return _expand(options, parser, words)
@@ -192,6 +198,41 @@ def _verify_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _diff_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="blockexpand diff",
+        description="List which tensors of two checkpoints are the same bit for bit, changed, new "
+        "or missing. Where one is an expansion of the other, each original layer is compared with "
+        "the layer that it was taken from. Exit status 1 if a tensor of BASE, but for those of new "
+        "blocks, is changed or missing in OTHER.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("base", metavar="BASE", help="a folder or a Hub repository")
+    add("other", metavar="OTHER", help="a folder: BASE expanded, trained, or both")
+    _add_hub_options(add)
+    _add_output_options(add)
+    return parser
+
+
+def _train_config_parser() -> argparse.ArgumentParser:
+    from .trainer_settings import FRAMEWORKS, PLACES
+
+    parser = argparse.ArgumentParser(
+        prog="blockexpand train-config",
+        description="Print the settings with which a trainer trains the new blocks of an expansion "
+        "and nothing else.",
+        epilog=PLACES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("out", metavar="OUT", help="the folder that blockexpand made")
+    add("--framework", required=True, choices=tuple(FRAMEWORKS), help="the trainer")
+    _add_output_options(add)
+    return parser
+
+
 def _add_hub_options(add: Callable[..., Any]) -> None:
     add("--revision", help="branch, tag or commit of a Hub repository")
     add("--token", help="token for the Hub; HF_TOKEN and `hf auth login` work too")
@@ -280,6 +321,42 @@ def _verify(options: argparse.Namespace) -> int:
         f"{options.out}: {count} difference{'s' if count > 1 else ''} from what its source and "
         f"recipe say, the first: {verification.findings[0]}; make it again"
     )
+
+
+def _diff(options: argparse.Namespace) -> int:
+    from . import report_difference
+    from .difference import diff
+
+    with _progress(options) as progress:
+        difference = diff(
+            options.base,
+            options.other,
+            revision=options.revision,
+            token=options.token,
+            cache_dir=options.cache_dir,
+            progress=progress,
+        )
+    _print(
+        options,
+        report_difference.difference_as_json,
+        report_difference.describe_difference,
+        difference,
+    )
+    if not difference.lost:
+        return 0
+    first = difference.lost[0]
+    return _fail(
+        f"{options.other}: {len(difference.lost)} original tensors are changed or missing, the "
+        f"first: {first.name!r} is {first.status}"
+    )
+
+
+def _train_config(options: argparse.Namespace) -> int:
+    from . import trainer_settings
+
+    settings = trainer_settings.make_settings(options.out, options.framework)
+    _print(options, trainer_settings.settings_as_json, trainer_settings.describe_settings, settings)
+    return 0
 
 
 def _print(

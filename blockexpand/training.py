@@ -65,7 +65,8 @@ def freeze_original_layers(
         if not parameters[name].is_floating_point():
             raise TrainingError(
                 f"parameter {name!r} is quantized ({parameters[name].dtype}) and cannot be "
-                "trained; load the model without quantization, or train LoRA adapters in the new layers"
+                "trained; load the model without quantization, or train LoRA adapters in the "
+                "new layers"
             )
     trainable = set(chosen)
     for name, parameter in parameters.items():

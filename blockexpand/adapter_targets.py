@@ -1,0 +1,96 @@
+"""Which modules of an expansion's new blocks LoRA has to reach, as `transformers` names them.
+
+The model is built on the meta device from its config alone: no weights are read, no custom code
+runs.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import TrainingError
+from .logits import language_model_classes
+from .manifest import Manifest
+from .training import PlacedParameter, place_parameters
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterTargets:
+    """PEFT's words: `modules` are paths of linear modules within a layer, the rest full names.
+
+    `parameters` are weights of experts that are held in one tensor; `saved_modules` are norms that
+    close a branch and are neutral, so that they must learn for the branch to learn.
+    """
+
+    model_class: str
+    layers_pattern: str
+    modules: tuple[str, ...]
+    parameters: tuple[str, ...]
+    saved_modules: tuple[str, ...]
+
+
+def find_targets(out: Path, manifest: Manifest) -> AdapterTargets:
+    """Find what LoRA must reach in the new layers of the model in `out`.
+
+    Raises: TrainingError where `transformers` cannot build the model.
+    """
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    model = _build(out)
+    names = [name for name, _ in model.named_parameters()]
+    placed = place_parameters(names, manifest)
+    new = [parameter for parameter in placed if parameter.layer in manifest.new_layers]
+    closing = {
+        suffix for suffix, value in manifest.neutral.items() if value != 1 and "norm" in suffix
+    }
+    # A norm that transformers renames when it loads is not found by its name: then all are taken.
+    known = closing <= {parameter.suffix for parameter in new}
+    modules: set[str] = set()
+    parameters: list[str] = []
+    saved: dict[str, None] = {}
+    for parameter in new:
+        owner, _, tensor = parameter.name.rpartition(".")
+        path = parameter.suffix.rpartition(".")[0]
+        module = model.get_submodule(owner)
+        ndim = getattr(module, tensor).ndim
+        if isinstance(module, (torch.nn.Linear, Conv1D)):
+            modules.add(path)
+        elif ndim == 3 and not isinstance(module, torch.nn.Conv1d):
+            parameters.append(parameter.name)
+        elif parameter.suffix in closing or (not known and ndim == 1 and "norm" in path):
+            saved[owner] = None
+    return AdapterTargets(
+        model_class=type(model).__name__,
+        layers_pattern=_layers_pattern(new[0], names),
+        modules=tuple(sorted(modules)),
+        parameters=tuple(parameters),
+        saved_modules=tuple(saved),
+    )
+
+
+def _build(out: Path) -> Any:
+    import torch
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(out, trust_remote_code=False)
+    model_class = language_model_classes(config)[0]
+    build = getattr(model_class, "from_config", model_class)
+    try:
+        with torch.device("meta"):
+            return build(config)
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        raise TrainingError(
+            f"{out}: transformers cannot build the model from its config: {error}"
+        ) from error
+
+
+def _layers_pattern(parameter: PlacedParameter, names: list[str]) -> str:
+    """Return the decoder's last word (`layers`), or its path where others end in that word too."""
+    path = parameter.name.removesuffix(f".{parameter.layer}.{parameter.suffix}")
+    word = path.rpartition(".")[2]
+    others = {match[1] for name in names if (match := re.match(r"(.+?)\.\d+\.", name))}
+    return path if any(other.endswith(f".{word}") for other in others - {path}) else word
