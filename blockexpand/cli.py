@@ -173,6 +173,13 @@ def _expand_parser() -> argparse.ArgumentParser:
     )
     add("--dry-run", action="store_true", help="print the plan and write nothing")
     add("--overwrite", action="store_true", help="replace OUT once the new one is complete")
+    add(
+        "--push-to-hub",
+        metavar="REPO",
+        help="upload OUT, once it is complete and verified as wished, to the model repository "
+        "REPO, made if there is none",
+    )
+    add("--private", action="store_true", help="with --push-to-hub: make a new REPO private")
     _add_output_options(add)
     add("--version", action="version", version=f"blockexpand {__version__}")
     return parser
@@ -262,6 +269,8 @@ def _expand(
             )
         if options.new_layers is None:
             parser.error(f"--position {position} needs --new-layers N")
+    if options.private and options.push_to_hub is None:
+        parser.error("--private needs --push-to-hub REPO")
     arguments = {
         "new_layers": options.new_layers,
         "position": options.position,
@@ -285,6 +294,8 @@ def _expand(
             overwrite=options.overwrite,
             check=options.check,
             verify_after=options.verify,
+            push_to_hub=options.push_to_hub,
+            private=options.private,
             progress=progress,
             command=_shown_command(words),
         )
@@ -400,7 +411,9 @@ class _Bars:
     def __enter__(self) -> Progress:
         from .progress import SILENT, Progress
 
-        return Progress(total=self._begin, done=self._advance) if self._shown else SILENT
+        if not self._shown:
+            return SILENT
+        return Progress(total=self._begin, done=self._advance, is_shown=True)
 
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:

@@ -28,7 +28,10 @@ from .writing import WriteOptions, check_write, resolve_target, write
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Expansion:
-    """A finished expansion: where it is, what it is, and how its bytes got there."""
+    """A finished expansion: where it is, what it is, and how its bytes got there.
+
+    `pushed` is the address of the commit on the Hub, where it was uploaded.
+    """
 
     out: Path
     source: SourceName
@@ -37,6 +40,7 @@ class Expansion:
     notes: tuple[str, ...]
     verification: Verification | None = None
     proof: LogitsProof | None = None
+    pushed: str | None = None
 
 
 def expand(
@@ -55,15 +59,18 @@ def expand(
     overwrite: bool = False,
     check: bool = False,
     verify_after: str | None = None,
+    push_to_hub: str | None = None,
+    private: bool = False,
     progress: Progress = SILENT,
     command: str | None = None,
 ) -> Expansion:
     """Add blocks to a checkpoint without changing what it computes; the arguments are cli.py's.
 
-    `verify_after` is `tensors` or `logits`; `command` is what the model card shows, by default
-    the equivalent command line.
+    `verify_after` is `tensors` or `logits`; `push_to_hub` names the repository that a complete (and
+    verified) output is uploaded to; `command` is what the model card shows, by default the
+    equivalent command line.
     Raises: BlockExpandError; then `out` is what it was before. ProofError where `out` was written
-    and does not hold what it should.
+    and does not hold what it should; HubError where it is complete and only the upload is not.
     """
     target = resolve_target(Path(out).expanduser())
     recipe = make_recipe(target, new_layers, position, dtype, max_shard_size)
@@ -73,6 +80,10 @@ def expand(
     )
     clear_debris(target)
     check_target(target, overwrite=overwrite)
+    if push_to_hub is not None:
+        from .hub import check_push
+
+        check_push(push_to_hub, token=token)
 
     def vet(checkpoint: Checkpoint) -> None:
         make_plan(checkpoint, recipe)
@@ -87,27 +98,80 @@ def expand(
         from .preflight import check_plan
 
         notes += (check_plan(checkpoint, plan),)
+    return carry_out(
+        checkpoint,
+        name,
+        replace(plan, notes=plan.notes + notes),
+        target,
+        options,
+        After(verify=verify_after, push_to_hub=push_to_hub, private=private, token=token),
+        progress,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class After:
+    """What follows once an output is in its place: the arguments of `expand` of these names."""
+
+    verify: str | None = None
+    push_to_hub: str | None = None
+    private: bool = False
+    token: str | None = None
+
+
+def carry_out(
+    checkpoint: Checkpoint,
+    name: SourceName,
+    plan: Plan,
+    target: Path,
+    options: WriteOptions,
+    after: After,
+    progress: Progress,
+) -> Expansion:
+    """Write a plan that `check_write` has passed, then prove and upload as wished.
+
+    Raises: as `expand`.
+    """
     progress.total("writing", plan.nbytes)
     written = write(plan, target, options, progress.done)
-    verification, proof = None, None
-    if verify_after is not None:
-        try:
-            verification, proof = _prove(
-                checkpoint, written.out, verify_after == "logits", progress
-            )
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"{written.out} is complete, but not verified") from None
-        if verification.findings:
-            raise ProofError(f"{written.out}: {verification.findings[0]}; make it again")
-    return Expansion(
+    result = Expansion(
         out=written.out,
         source=name,
         plan=plan,
         moved=written.moved,
-        notes=plan.notes + notes + written.notes,
-        verification=verification,
-        proof=proof,
+        notes=plan.notes + written.notes,
     )
+    return finish(checkpoint, result, after, progress)
+
+
+def finish(
+    checkpoint: Checkpoint, result: Expansion, after: After, progress: Progress
+) -> Expansion:
+    """Prove and upload an output that is complete. Raises: as `expand`."""
+    out = result.out
+    if after.verify is not None:
+        try:
+            verification, proof = _prove(checkpoint, out, after.verify == "logits", progress)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"{out} is complete, but not verified") from None
+        if verification.findings:
+            raise ProofError(f"{out}: {verification.findings[0]}; make it again")
+        result = replace(result, verification=verification, proof=proof)
+    if after.push_to_hub is not None:
+        from .hub import push_folder
+
+        try:
+            pushed = push_folder(
+                out,
+                after.push_to_hub,
+                private=after.private,
+                token=after.token,
+                show_progress=progress.is_shown,
+            )
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"{out} is complete, but not uploaded") from None
+        result = replace(result, pushed=pushed)
+    return result
 
 
 def plan_only(

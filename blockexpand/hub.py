@@ -31,7 +31,7 @@ from .hub_files import (
 from .hub_ranges import read_range
 from .hub_snapshot import open_snapshot
 from .hub_stream import stream_shards
-from .hub_upload import push_folder
+from .hub_upload import check_push, push_folder
 from .safetensors_header import MAX_HEADER_NBYTES
 
 __all__ = [
@@ -41,6 +41,7 @@ __all__ = [
     "RepoSnapshot",
     "ShardHeader",
     "WantedFiles",
+    "check_push",
     "choose_files",
     "download_checkpoint",
     "download_side_files",

@@ -13,7 +13,25 @@ from pathlib import Path
 from ._version import __version__
 from .errors import HubError
 from .hub_client import client_utils, request_headers
-from .hub_errors import explaining
+from .hub_errors import explaining, without_secrets
+
+
+def check_push(repo_id: str, *, token: str | None = None) -> None:
+    """Refuse, before anything is written, an upload that cannot succeed; nothing is sent.
+
+    Raises: HubError.
+    """
+    try:
+        client_utils().validate_repo_id(repo_id)
+    except ValueError:
+        raise HubError(
+            f"{without_secrets(repr(repo_id), token)} is no repository id of the Hub to upload to; "
+            "expected org/name"
+        ) from None
+    if "authorization" not in request_headers(token):
+        raise HubError(
+            f"{repo_id}: an upload needs a token that may write: give --token or HF_TOKEN"
+        )
 
 
 def push_folder(
@@ -34,10 +52,7 @@ def push_folder(
 
     try:
         with explaining(repo_id, revision=None, token=token), _bars(show_progress):
-            if "authorization" not in request_headers(token):
-                raise HubError(
-                    f"{repo_id}: an upload needs a token that may write: give --token or HF_TOKEN"
-                )
+            check_push(repo_id, token=token)
             api = HfApi(token=token, library_name="blockexpand", library_version=__version__)
             api.create_repo(repo_id, private=private or None, exist_ok=True)
             done = api.upload_folder(

@@ -14,10 +14,14 @@ def _ignore(*_: object) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """`total` is told what begins and its bytes; `done` the bytes of each part, from any thread."""
+    """`total` is told what begins and its bytes; `done` the bytes of each part, from any thread.
+
+    `is_shown` says that somebody watches: the Hub's client may then draw its own bars on stderr.
+    """
 
     total: Callable[[str, int], None] = _ignore
     done: Report = _ignore
+    is_shown: bool = False
 
 
 SILENT = Progress()

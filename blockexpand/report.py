@@ -76,6 +76,8 @@ def describe_expansion(result: Expansion, *, verbose: bool) -> str:
     lines.append(f"{result.out}: {format_size(plan.nbytes)}, {_moved(result.moved)}")
     if result.verification is not None:
         lines.append(_verified(result.verification, result.proof))
+    if result.pushed is not None:
+        lines.append(f"uploaded: {result.pushed}")
     lines += _remarks(result.notes, plan.left_behind)
     return "\n".join(lines)
 
@@ -98,6 +100,7 @@ def expansion_as_json(result: Expansion) -> dict[str, Any]:
         "verified": None
         if result.verification is None
         else verification_as_json(result.verification, result.proof, result.out),
+        "pushed": result.pushed,
         "notes": list(result.notes),
     }
 
