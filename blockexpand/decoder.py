@@ -7,6 +7,7 @@ what is copied or neutralised without being understood would silently change the
 from __future__ import annotations
 
 import re
+import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -209,18 +210,23 @@ def _place(
     spellings = dict.fromkeys(prefixes)
     spellings |= dict.fromkeys(prefix.partition(".")[2] for prefix in prefixes)
     found: dict[str, dict[str, LayerTensor]] = {}
+    numbers: dict[str, int] = {}
     for prefix in spellings:
         placed = {}
         for name in tensors:
             if not name.startswith(prefix):
                 continue
             number, _, suffix = name[len(prefix) :].partition(".")
-            if not re.fullmatch(r"0|[1-9][0-9]{0,8}", number) or not suffix:
+            layer = numbers.get(number)
+            if layer is None and re.fullmatch(r"0|[1-9][0-9]{0,8}", number):
+                layer = numbers[number] = int(number)
+            if layer is None or not suffix:
                 raise CheckpointError(
                     f"tensor {name!r}: no layer number after {prefix!r}; "
                     f"expected e.g. '{prefix}0.<tensor>'"
                 )
-            placed[name] = LayerTensor(layer=int(number), suffix=suffix)
+            # Layers share their suffixes: one string for all of them.
+            placed[name] = LayerTensor(layer=layer, suffix=sys.intern(suffix))
         if placed:
             found[prefix] = placed
     if not found:

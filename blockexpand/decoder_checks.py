@@ -20,7 +20,10 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 FLOAT_DTYPES = frozenset({"F64", "F32", "F16", "BF16"})
 # Buffers that older checkpoints carry along: masks, and positions of rotary embeddings.
-BUFFER = re.compile(r"(?:.+\.)?(?:bias|masked_bias|inv_freq|causal_mask)")
+BUFFER = re.compile(
+    r"(?:attn|attn\.attention|attention|self_attention)\.(?:bias|masked_bias|causal_mask)|"
+    r".+\.inv_freq"
+)
 QUANTIZED = re.compile(
     r".+[._](?:qweight|qzeros|scales?|g_idx|weight_packed|weight_scale(?:_inv|_2)?|input_scale|"
     r"weight_shape|weight_zero_point|absmax|quant_map|quant_state\..+|blocks|SCB)"
@@ -82,11 +85,22 @@ def check_tensors(
     each layer: layers of one kind must have the same tensors. Layers past `kinds` are the tail.
     Raises: UnsupportedModelError, CheckpointError.
     """
+    checked: set[tuple[str, str, bool]] = set()
     for layer, tensors in layers.items():
         for suffix, spec in tensors.items():
-            _check_tensor(family, f"{prefix}{layer}.{suffix}", suffix, spec)
+            # What is asked of a tensor depends on this alone; there may be 100,000 of them.
+            question = (suffix, spec.dtype, layer >= len(kinds))
+            if question in checked:
+                continue
+            checked.add(question)
+            known = is_known(family, suffix) or layer >= len(kinds)
+            _check_tensor(family, f"{prefix}{layer}.{suffix}", suffix, spec, known=known)
+    complete: set[frozenset[str]] = set()
     for layer in range(len(kinds)):
-        _check_branches(family, prefix, layer, layers[layer])
+        suffixes = frozenset(layers[layer])
+        if suffixes not in complete:
+            _check_branches(family, prefix, layer, layers[layer])
+            complete.add(suffixes)
     by_kind: dict[object, int] = {}
     differs = 1 if family.first_layer_differs else 0
     for layer in range(differs, len(kinds)):
@@ -130,13 +144,13 @@ def _compare_layers(prefix: str, like: int, expected: Shapes, layer: int, found:
             )
 
 
-def _check_tensor(family: Family, name: str, suffix: str, spec: TensorSpec) -> None:
-    if not is_known(family, suffix) and QUANTIZED.fullmatch(suffix):
+def _check_tensor(family: Family, name: str, suffix: str, spec: TensorSpec, *, known: bool) -> None:
+    if QUANTIZED.fullmatch(suffix) and not is_known(family, suffix):
         raise UnsupportedModelError(
             f"tensor {name!r} belongs to quantized weights, which cannot be expanded; "
             "use the unquantized checkpoint"
         )
-    if not is_known(family, suffix):
+    if not known:
         raise UnsupportedModelError(
             f"tensor {name!r} is unknown in a layer of a {family.model_types[0]!r} model: it could "
             "belong to an adapter or to a further branch that would have to be zero"

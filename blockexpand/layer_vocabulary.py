@@ -55,7 +55,7 @@ _BY_MODULE: Mapping[str, str] = {
     "attention": f"""
         query_key_value query_layernorm key_layernorm q_a_proj q_b_proj q_a_layernorm
         kv_a_proj_with_mqa kv_a_layernorm kv_b_proj LayerNorm {_LINEAR_MIXER}
-        key value receptance time_decay time_first time_mix_key time_mix_value time_mix_receptance
+        bias masked_bias key value receptance time_decay time_first time_mix_key time_mix_value time_mix_receptance
     """,
     "attention.self": "query key value",
     "attention.rotary_emb": "inv_freq",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Sequence
 from typing import Any
 
@@ -109,22 +110,21 @@ def attention_types() -> FieldRule:
 def root_of_depth(name: str, default: float) -> FieldRule:
     """Make MiniCPM's rule: residual branches are scaled by `name` / sqrt(number of layers).
 
-    The new value is nudged by units in the last place until the quotient is the same number.
+    Scales are compared in float32, in which tensors of every dtype in use are multiplied by them.
     """
 
     def read(config: Config, layers: int) -> Kinds | None:
-        if name in config and config[name] is None:
-            return None
-        return (config.get(name, default) / math.sqrt(layers),) * layers
+        scale = config.get(name, default)
+        return None if not scale else (_to_float32(scale / math.sqrt(layers)),) * layers
 
-    def write(config: Config, kinds: Kinds, origins: Sequence[int]) -> FieldEdits | None:
-        root = math.sqrt(len(kinds))
-        below = above = kinds[0] * root
-        for _ in range(8):
-            for value in (below, above):
-                if value / root == kinds[0]:
-                    return {(name,): value}
-            below, above = math.nextafter(below, -math.inf), math.nextafter(above, math.inf)
-        return None
+    def write(config: Config, kinds: Kinds, origins: Sequence[int]) -> FieldEdits:
+        scale = config.get(name, default)
+        layers = round((scale / kinds[0]) ** 2)
+        return {(name,): scale * math.sqrt(len(kinds) / layers)}
 
     return FieldRule(fields=(name,), read=read, write=write)
+
+
+def _to_float32(value: float) -> float:
+    rounded: float = struct.unpack("<f", struct.pack("<f", value))[0]
+    return rounded

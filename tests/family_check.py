@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,16 +10,15 @@ from typing import Any
 
 import pytest
 import torch
-from family_zoo import TOKENS, Zoo, auto_class, make_checkpoint
-from safetensors.torch import load_file, save_file
+from family_zoo import TOKENS, Zoo, auto_class
 
-from blockexpand.decoder import Surgery, find_decoder, output_name, plan_surgery
+import blockexpand
+from blockexpand import Expansion
 from blockexpand.errors import UnsupportedModelError
-from blockexpand.layer_map import LayerMap, map_position
-from blockexpand.safetensors_header import TensorSpec
 
+# Buffers of old checkpoints, and the layer for multi-token prediction after 6, 8 or 9 layers.
+UNUSED = re.compile(r"\.attn\.bias$|inv_freq$|^model\.layers\.[689]\.")
 POSITIONS = ("end", "interleaved", "start", "list")
-DTYPE_NAMES = {torch.bfloat16: "BF16", torch.float32: "F32", torch.uint8: "U8"}
 # The change of the logits by one step, relative to their mean size. At the start of a model the
 # stream is the bare embeddings, so that the same step weighs more.
 LEARNING_BAR = {"end": 1e-3, "interleaved": 1e-3, "start": 1e-2, "list": 2e-3}
@@ -38,71 +37,25 @@ class Outputs:
     model: Any
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
-    folder: Path
-    config: dict[str, Any]
-    tensors: dict[str, torch.Tensor]
-    outputs: Outputs
-
-
-def open_source(recipe: Zoo, folder: Path) -> Source:
-    make_checkpoint(recipe, folder)
-    return Source(
-        folder=folder,
-        config=json.loads((folder / "config.json").read_text()),
-        tensors=load_file(folder / "model.safetensors"),
-        outputs=run(folder, 6),
-    )
-
-
-def layer_map_at(layers: int, position: str) -> LayerMap:
-    if position == "list":
-        return map_position(layers, [1, 1, layers - 2], None)
-    return map_position(layers, position, 2)
-
-
-def specs(tensors: dict[str, torch.Tensor]) -> dict[str, TensorSpec]:
-    return {
-        name: TensorSpec(
-            dtype=DTYPE_NAMES[tensor.dtype], shape=tuple(tensor.shape), nbytes=tensor.nbytes
-        )
-        for name, tensor in tensors.items()
+def layer_map_at(layers: int, position: str) -> tuple[tuple[int, bool], ...]:
+    """Write down, for each output layer, its source and whether it is new."""
+    clones = {
+        "end": {layers - 1: 2},
+        "interleaved": {layers // 2 - 1: 1, layers - 1: 1},
+        "list": {1: 2, layers - 2: 1},
     }
+    if position == "start":
+        return ((0, True), (0, True), *((index, False) for index in range(layers)))
+    entries: list[tuple[int, bool]] = []
+    for index in range(layers):
+        entries += [(index, False)] + [(index, True)] * clones[position].get(index, 0)
+    return tuple(entries)
 
 
-def expand(source: Source, position: str, out: Path) -> tuple[Surgery, LayerMap]:
-    """Apply the plan of the surgery to tensors in memory, and save them."""
-    decoder = find_decoder(source.config, specs(source.tensors))
-    layer_map = layer_map_at(decoder.layers, position)
-    surgery = plan_surgery(decoder, source.config, layer_map)
-    result = {n: t for n, t in source.tensors.items() if n not in decoder.placed}
-    for index, entry in enumerate(layer_map):
-        for name, placed in decoder.placed.items():
-            if placed.layer != entry.source:
-                continue
-            tensor = source.tensors[name]
-            constants = surgery.neutral[entry.source] if entry.is_new else {}
-            if placed.suffix in constants:
-                tensor = torch.full_like(tensor, constants[placed.suffix])
-            result[output_name(decoder, placed, index)] = tensor.clone()
-    for name, placed in decoder.placed.items():
-        if placed.layer >= decoder.layers:
-            index = placed.layer - decoder.layers + len(layer_map)
-            result[output_name(decoder, placed, index)] = source.tensors[name].clone()
-    config = json.loads(json.dumps(source.config))
-    for edit in surgery.config_edits:
-        target = config
-        for key in edit.path[:-1]:
-            target = target[key]
-        target[edit.path[-1]] = edit.value
-    out.mkdir()
-    save_file(result, out / "model.safetensors", metadata={"format": "pt"})
-    (out / "config.json").write_text(json.dumps(config))
-    generation = source.folder / "generation_config.json"
-    if generation.exists():
-        (out / generation.name).write_bytes(generation.read_bytes())
-    return surgery, layer_map
+def expand(recipe: Zoo, folder: Path, position: str, out: Path) -> Expansion:
+    if position == "list":
+        return blockexpand.expand(folder, out, position=[1, 1, recipe.depth - 2], dtype="source")
+    return blockexpand.expand(folder, out, position=position, new_layers=2, dtype="source")
 
 
 def load(folder: Path, dtype: torch.dtype, **options: Any) -> Any:
@@ -116,7 +69,7 @@ def load(folder: Path, dtype: torch.dtype, **options: Any) -> Any:
     missing = {key for key in info["missing_keys"] if "lm_head" not in key}
     assert not missing, f"missing keys: {sorted(missing)}"
     assert not info["mismatched_keys"]
-    unexpected = [k for k in info["unexpected_keys"] if not k.endswith((".attn.bias", "inv_freq"))]
+    unexpected = [key for key in info["unexpected_keys"] if not UNUSED.search(key)]
     assert not unexpected, f"unexpected keys: {sorted(unexpected)}"
     return model.eval()
 
@@ -142,25 +95,32 @@ def tokens() -> torch.Tensor:
     return torch.randint(3, 90, (2, TOKENS), generator=torch.Generator().manual_seed(1))
 
 
-def check_position(recipe: Zoo, source: Source, position: str, out: Path) -> str:
-    """Expand at one position and assert that the result is the same function and can learn."""
+def check_position(
+    recipe: Zoo, source: Outputs, folder: Path, position: str, out: Path
+) -> float | None:
+    """Expand at one position and assert that the result is the same function and can learn.
+
+    Returns the relative change of the logits by one step, or None where a refusal is expected.
+    """
     if position in recipe.refused:
         with pytest.raises(UnsupportedModelError, match=recipe.refused[position]):
-            expand(source, position, out)
-        return "refused"
-    surgery, layer_map = expand(source, position, out)
+            expand(recipe, folder, position, out)
+        assert not out.exists()
+        return None
+    notes = expand(recipe, folder, position, out).notes
+    layer_map = layer_map_at(recipe.depth, position)
     found = run(out, len(layer_map))
-    for dtype, expected in source.outputs.logits.items():
-        assert torch.equal(found.logits[dtype], expected), f"logits differ in {dtype}"
-    assert torch.equal(found.tokens, source.outputs.tokens)
-    clones = not any("no true clones" in note for note in surgery.notes)
-    for index, entry in enumerate(layer_map if clones else ()):
-        assert found.layers[index] == source.outputs.layers[entry.source], (
-            f"layer {index} is not built like its source layer {entry.source}"
-        )
-    change = check_learning(found.model, surgery, layer_map)
-    assert 0 < change < LEARNING_BAR[position], f"one step changes the logits by {change:.2e}"
-    return f"exact {change:.1e}"
+    for dtype, expected in source.logits.items():
+        assert torch.equal(found.logits[dtype], expected), f"{position}: {dtype} logits differ"
+    assert torch.equal(found.tokens, source.tokens)
+    if not any("no true clones" in note for note in notes):
+        for index, (origin, _) in enumerate(layer_map):
+            assert found.layers[index] == source.layers[origin], (
+                f"{position}: layer {index} is not built like its source layer {origin}"
+            )
+    change = check_learning(source.model, found.model, layer_map)
+    assert 0 < change < LEARNING_BAR[position], f"{position}: a step changes {change:.2e}"
+    return change
 
 
 def decoder_layers(model: Any, depth: int) -> torch.nn.ModuleList:
@@ -177,35 +137,35 @@ def decoder_layers(model: Any, depth: int) -> torch.nn.ModuleList:
     return found[0]
 
 
-def check_learning(model: Any, surgery: Surgery, layer_map: LayerMap) -> float:
-    """Take one AdamW step of the new blocks; every neutral tensor must get a gradient."""
+def check_learning(source: Any, model: Any, layer_map: Sequence[tuple[int, bool]]) -> float:
+    """Take one AdamW step of the new blocks; every neutral tensor must get a gradient.
+
+    A parameter is neutral if it differs from the one that it was cloned from.
+    """
+    originals = decoder_layers(source, 1 + max(origin for origin, _ in layer_map))
     layers = decoder_layers(model, len(layer_map))
-    new = [index for index, entry in enumerate(layer_map) if entry.is_new]
     model.requires_grad_(False)
-    for index in new:
+    neutral: dict[str, Any] = {}
+    for index, (origin, is_new) in enumerate(layer_map):
+        if not is_new:
+            continue
+        cloned = dict(originals[origin].named_parameters())
         layers[index].requires_grad_(True)
+        for name, parameter in layers[index].named_parameters():
+            if not torch.equal(parameter, cloned[name]):
+                neutral[f"{index}.{name}"] = parameter
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     ids = tokens()
     result = model(input_ids=ids, use_cache=False).logits
-    loss = torch.nn.functional.cross_entropy(result[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
-    loss.backward()
-    for index in new:
-        values = set(surgery.neutral[layer_map[index].source].values())
-        neutral = [p for p in layers[index].parameters() if _is_constant(p, values)]
-        assert neutral, f"layer {index} has no neutral parameter"
-        for parameter in neutral:
-            assert parameter.grad is not None and parameter.grad.abs().sum() > 0, (
-                f"no gradient in a neutral parameter of layer {index}"
-            )
+    torch.nn.functional.cross_entropy(result[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).backward()
+    assert neutral
+    for name, parameter in neutral.items():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, f"no gradient: {name}"
     torch.nn.utils.clip_grad_norm_(trained, 1.0)
     torch.optim.AdamW(trained, lr=1e-5).step()
     with torch.no_grad():
-        change = (model(input_ids=ids, use_cache=False).logits - result).abs().mean() / result.abs().mean()
-    return float(change)
-
-
-def _is_constant(parameter: torch.Tensor, values: set[float]) -> bool:
-    return any(bool((parameter == value).all()) for value in values)
+        changed = model(input_ids=ids, use_cache=False).logits
+    return float((changed - result).abs().mean() / result.abs().mean())
 
 
 def traits(layer: torch.nn.Module) -> dict[str, Any]:

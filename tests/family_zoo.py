@@ -55,6 +55,7 @@ class Zoo:
     masks: str | None = None
     extra: Callable[[Tensors], Tensors] | None = None
     without: tuple[str, ...] = ()
+    depth: int = 6
     refused: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -114,8 +115,8 @@ def config_fields(recipe: Zoo) -> Config:
 def auto_class(config: Any) -> Any:
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-    known = type(config) in AutoModelForCausalLM._model_mapping
-    return AutoModelForCausalLM if known else AutoModelForImageTextToText
+    multimodal = type(config) in AutoModelForImageTextToText._model_mapping
+    return AutoModelForImageTextToText if multimodal else AutoModelForCausalLM
 
 
 def randomize(model: torch.nn.Module) -> None:

@@ -78,7 +78,6 @@ MIXTURE = (
         name="deepseek_v2",
         model_type="deepseek_v2",
         config={**MLA, **ROUTED, "first_k_dense_replace": 2},
-        refused={"list": "cannot express"},
     ),
     Zoo(
         name="deepseek_v3",
@@ -214,7 +213,11 @@ MIXTURE = (
             "head_dim": 8,
         },
     ),
-    Zoo(name="flex_olmo", model_type="flex_olmo", config={"num_experts": 4}),
+    Zoo(
+        name="flex_olmo",
+        model_type="flex_olmo",
+        config={"num_experts": 4, "num_experts_per_tok": 2},
+    ),
     Zoo(
         name="afmoe",
         model_type="afmoe",
@@ -306,6 +309,11 @@ MIXTURE = (
         config={
             **LOCAL,
             "head_dim": 8,
+            "dense_intermediate_size": 48,
+            "shared_intermediate_size": 24,
+            "index_n_heads": 2,
+            "index_head_dim": 8,
+            "index_block_size": 4,
             "mlp_layer_types": SPARSE_FROM_2,
             "layer_types": [
                 "full_attention",
@@ -325,7 +333,7 @@ MIXTURE = (
             "n_layers": 6,
             "max_seq_len": 128,
             "vocab_size": 96,
-            "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0},
+            "attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 10000.0},
             "ffn_config": {
                 "ffn_hidden_size": 24,
                 "moe_num_experts": 4,
