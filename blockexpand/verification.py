@@ -53,9 +53,6 @@ def verify_output(checkpoint: Checkpoint, out: Path, report: Report) -> Verifica
     headers, strange = _read_headers(plan, out)
     planned = {tensor.name: tensor for file in plan.files for tensor in file.tensors}
     findings += _compare_headers(plan, headers)
-    # Where a tensor is named, that the header's bytes differ says nothing more.
-    named = {finding.file for finding in findings}
-    findings += [finding for finding in strange if finding.file not in named]
     comparer = Comparer(checkpoint, out, headers, report)
     for file, (header, _) in headers.items():
         placed = [
@@ -69,6 +66,9 @@ def verify_output(checkpoint: Checkpoint, out: Path, report: Report) -> Verifica
             if entry.name in planned and entry.spec == planned[entry.name].spec
         ]
         findings += comparer.compare(file, placed)
+    # Where a tensor is named, that the header's bytes differ says nothing more.
+    named = {finding.file for finding in findings}
+    findings += [finding for finding in strange if finding.file not in named]
     findings += _compare_side_files(checkpoint, plan, out, report)
     return Verification(
         tensors=len(planned),
