@@ -18,7 +18,7 @@ from ._version import __version__
 from .file_selection import CARD_FILE, MANIFEST_FILE
 from .layer_map import LayerMap
 from .layout import Convert
-from .mergekit_config import make_recipe, render_recipe
+from .mergekit_rendering import make_recipe, render_recipe
 from .plan import Document, Plan
 
 _MOST_CARD_NBYTES = 1 << 20
