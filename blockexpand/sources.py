@@ -6,11 +6,15 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .checkpoint import Checkpoint, SourceFile, assemble_checkpoint, open_checkpoint
 from .errors import CheckpointError, HubError
 from .model_card import SourceName
 from .progress import SILENT, Progress
+
+if TYPE_CHECKING:
+    from .hub_files import RepoSnapshot
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +24,18 @@ class HubOptions:
     revision: str | None = None
     token: str | None = None
     cache_dir: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """A source as its headers tell it: enough to plan with.
+
+    `snapshot` is set for a repository of the Hub, whose weights still have to be fetched.
+    """
+
+    checkpoint: Checkpoint
+    name: SourceName
+    snapshot: RepoSnapshot | None = None
 
 
 def open_source(
@@ -37,9 +53,19 @@ def open_source(
     cache, after `vet` has seen the headers: what it raises spares the download.
     Raises: CheckpointError, HubError.
     """
+    source = open_headers(src, options)
+    if source.snapshot is not None and not headers_only:
+        if vet is not None:
+            vet(source.checkpoint)
+        return fetch_weights(source, options, progress), source.name
+    return source.checkpoint, source.name
+
+
+def open_headers(src: str, options: HubOptions) -> Source:
+    """Open a folder, or a repository's headers and JSON. Raises: CheckpointError, HubError."""
     folder = Path(src).expanduser()
     if folder.exists() or _looks_like_path(src):
-        return open_checkpoint(folder), _name_folder(src, folder)
+        return Source(checkpoint=open_checkpoint(folder), name=_name_folder(src, folder))
     from . import hub
 
     try:
@@ -67,15 +93,25 @@ def open_source(
         ),
         left_behind=headers.left_behind,
     )
-    if headers_only:
-        return checkpoint, name
-    if vet is not None:
-        vet(checkpoint)
-    progress.total("downloading", sum(shard.nbytes for shard in headers.shards))
+    return Source(checkpoint=checkpoint, name=name, snapshot=snapshot)
+
+
+def fetch_weights(source: Source, options: HubOptions, progress: Progress = SILENT) -> Checkpoint:
+    """Download a repository's commit into the Hub's cache, and open it there.
+
+    Raises: CheckpointError, HubError.
+    """
+    from . import hub
+
+    assert source.snapshot is not None
+    progress.total("downloading", sum(shard.file.nbytes for shard in source.checkpoint.shards))
     root = hub.download_checkpoint(
-        snapshot, token=options.token, cache_dir=options.cache_dir, progress=progress.done
+        source.snapshot,
+        token=options.token,
+        cache_dir=options.cache_dir,
+        progress=progress.done,
     )
-    return open_checkpoint(root), name
+    return open_checkpoint(root)
 
 
 def _looks_like_path(src: str) -> bool:
