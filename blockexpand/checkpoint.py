@@ -210,12 +210,13 @@ def _read_document(path: Path) -> bytes:
     with path.open("rb") as stream:
         if path.name == CARD_FILE:
             return stream.read(_MOST_CARD_NBYTES)
-        data = stream.read(_MOST_JSON_NBYTES + 1)
-    if len(data) > _MOST_JSON_NBYTES:
-        raise CheckpointError(
-            f"{path.name}: expected at most {_MOST_JSON_NBYTES} bytes, found more"
-        )
-    return data
+        nbytes = os.fstat(stream.fileno()).st_size
+        if nbytes > _MOST_JSON_NBYTES:
+            raise CheckpointError(
+                f"{path.name}: expected at most {_MOST_JSON_NBYTES} bytes, found {nbytes}"
+            )
+        # Never `read(limit)`: that sets the limit aside before it reads.
+        return stream.read(nbytes)
 
 
 def explain_missing_weights(names: frozenset[str]) -> str:
