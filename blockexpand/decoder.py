@@ -6,35 +6,44 @@ what is copied or neutralised without being understood would silently change the
 
 from __future__ import annotations
 
-import re
-import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from .decoder_checks import check_tensors, refuse_quantized, refuse_unknown_fields
-from .errors import BlockExpandError, CheckpointError, UnsupportedModelError
-from .families import FAMILIES, MULTIMODAL
-from .families_refused import REFUSED
+from .decoder_layout import (
+    LayerTensor,
+    count_layers,
+    descend,
+    find_family,
+    find_model_type,
+    find_text_model,
+    place_layers,
+)
+from .errors import BlockExpandError, UnsupportedModelError
+from .families import MULTIMODAL
 from .family import Family
 from .json_document import JsonEdit
 from .layer_fields import FieldEdits, FieldRule, apply_edits, get_field, listed, rewrite_fields
-from .layer_map import MAX_LAYERS, LayerMap, map_position
+from .layer_map import LayerMap, map_position
 from .safetensors_header import TensorSpec
 from .tensor_roles import is_float32, neutral_values
+
+__all__ = [
+    "COUNT_FIELDS",
+    "Decoder",
+    "LayerTensor",
+    "Surgery",
+    "find_decoder",
+    "keeps_float32",
+    "output_name",
+    "plan_surgery",
+]
 
 COUNT_FIELDS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 # transformers refuses a `layer_types` of another length in every family.
 LAYER_TYPES = listed("layer_types")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LayerTensor:
-    """A tensor of a decoder layer: `suffix` is what follows the number and its dot."""
-
-    layer: int
-    suffix: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,16 +83,13 @@ def find_decoder(config: Mapping[str, Any], tensors: Mapping[str, TensorSpec]) -
     Raises: UnsupportedModelError for a model that the table does not cover, is quantized, or has
     tensors that the table does not know; CheckpointError when config and tensors disagree.
     """
-    model_type = _model_type(config)
+    model_type = find_model_type(config)
     refuse_quantized(config)
-    path, text_type, prefixes = _text_model(config, model_type)
-    family = _find_family(config, text_type)
-    text = _descend(config, path)
-    prefix, placed = _place(tensors, prefixes or family.prefixes)
-    layers, tail_layers = _count_layers(family, text, placed, prefix)
-    for refusal in family.refuse:
-        if refusal.when(text, layers):
-            raise UnsupportedModelError(f"model_type {text_type!r}: {refusal.reason}")
+    path, text_type, prefixes = find_text_model(config, model_type)
+    text = descend(config, path)
+    family = find_family(text, text_type)
+    prefix, placed = place_layers(tensors, prefixes or family.prefixes)
+    layers, tail_layers = count_layers(family, text, placed, prefix)
     decoder = Decoder(
         family=family,
         model_type=model_type,
@@ -133,7 +139,7 @@ def keeps_float32(decoder: Decoder, name: str) -> bool:
 
 
 def _plan_surgery(decoder: Decoder, config: Mapping[str, Any], layer_map: LayerMap) -> Surgery:
-    text = _descend(config, decoder.config_path)
+    text = descend(config, decoder.config_path)
     origins = [entry.source for entry in layer_map]
     sources = sorted({entry.source for entry in layer_map if entry.is_new})
     notes = list(_check_places(decoder, config, text, layer_map))
@@ -155,121 +161,6 @@ def _plan_surgery(decoder: Decoder, config: Mapping[str, Any], layer_map: LayerM
         config_edits=_json_edits(decoder, config, edits),
         notes=tuple(notes),
     )
-
-
-def _model_type(config: Mapping[str, Any]) -> str:
-    model_type = config.get("model_type")
-    if not isinstance(model_type, str) or not model_type:
-        raise UnsupportedModelError(
-            "config.json: 'model_type' is missing; expected the name of a supported family "
-            f"({_supported()})"
-        )
-    return model_type
-
-
-def _text_model(
-    config: Mapping[str, Any], model_type: str
-) -> tuple[tuple[str, ...], str, tuple[str, ...]]:
-    """Return where the decoder's fields are, its model type, and prefixes if not the family's."""
-    wrapper = MULTIMODAL.get(model_type)
-    if wrapper is None:
-        return (), model_type, ()
-    text = config.get("text_config")
-    if not isinstance(text, Mapping):
-        return (), wrapper.text_type, wrapper.prefixes
-    text_type = text.get("model_type") or wrapper.text_type
-    return ("text_config",), str(text_type), wrapper.prefixes
-
-
-def _find_family(config: Mapping[str, Any], model_type: str) -> Family:
-    if model_type in REFUSED:
-        raise UnsupportedModelError(f"model_type {model_type!r}: {REFUSED[model_type]}")
-    if model_type in FAMILIES:
-        return FAMILIES[model_type]
-    custom = " and runs custom code ('auto_map')" if config.get("auto_map") else ""
-    raise UnsupportedModelError(
-        f"model_type {model_type!r} is not in the table of families{custom}: which of its tensors "
-        f"must be zero is unknown; supported are {_supported()}"
-    )
-
-
-def _supported() -> str:
-    return ", ".join(sorted({*FAMILIES, *MULTIMODAL}))
-
-
-def _descend(config: Mapping[str, Any], path: Sequence[str]) -> Mapping[str, Any]:
-    for key in path:
-        config = config[key]
-    return config
-
-
-def _place(
-    tensors: Mapping[str, TensorSpec], prefixes: Sequence[str]
-) -> tuple[str, dict[str, LayerTensor]]:
-    """Find which prefix the layers have; a checkpoint of the bare decoder lacks its first part."""
-    spellings = dict.fromkeys(prefixes)
-    spellings |= dict.fromkeys(prefix.partition(".")[2] for prefix in prefixes)
-    found: dict[str, dict[str, LayerTensor]] = {}
-    numbers: dict[str, int] = {}
-    for prefix in spellings:
-        placed = {}
-        for name in tensors:
-            if not name.startswith(prefix):
-                continue
-            number, _, suffix = name[len(prefix) :].partition(".")
-            layer = numbers.get(number)
-            if layer is None and re.fullmatch(r"0|[1-9][0-9]{0,8}", number):
-                layer = numbers[number] = int(number)
-            if layer is None or not suffix:
-                raise CheckpointError(
-                    f"tensor {name!r}: no layer number after {prefix!r}; "
-                    f"expected e.g. '{prefix}0.<tensor>'"
-                )
-            # Layers share their suffixes: one string for all of them.
-            placed[name] = LayerTensor(layer=layer, suffix=sys.intern(suffix))
-        if placed:
-            found[prefix] = placed
-    if not found:
-        raise CheckpointError(
-            f"no tensor of a decoder layer was found; expected names such as "
-            f"'{prefixes[0]}0.<tensor>', found e.g. {next(iter(sorted(tensors)), 'none')!r}"
-        )
-    if len(found) > 1:
-        raise CheckpointError(
-            f"decoder layers under several prefixes: {', '.join(map(repr, found))}; expected one"
-        )
-    return found.popitem()
-
-
-def _count_layers(
-    family: Family, text: Mapping[str, Any], placed: Mapping[str, LayerTensor], prefix: str
-) -> tuple[int, int]:
-    """Return the number of layers and of layers stored past the end, from config and tensors."""
-    numbers = {tensor.layer for tensor in placed.values()}
-    stored = max(numbers) + 1
-    layers = stored
-    for field in dict.fromkeys(("num_hidden_layers", *family.count)):
-        value = text.get(field)
-        if value is None:
-            continue
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= MAX_LAYERS:
-            raise CheckpointError(
-                f"config.json: {field!r} must be the number of layers; "
-                f"expected a whole number from 1 to {MAX_LAYERS}, found {value!r}"
-            )
-        if value > stored or (value < stored and not family.tail) or layers not in (stored, value):
-            raise CheckpointError(
-                f"config.json: {field!r} is {value}, but the tensors {prefix}<i>.* "
-                f"are numbered to {stored - 1}; expected {stored}"
-            )
-        layers = value
-    if len(numbers) < stored:
-        missing = next(index for index in range(stored) if index not in numbers)
-        raise CheckpointError(
-            f"layer {missing} has no tensor ({prefix}{missing}.*); "
-            f"expected layers 0 to {stored - 1} without a gap"
-        )
-    return layers, stored - layers
 
 
 def _check_places(
@@ -336,7 +227,7 @@ def _json_edits(
 ) -> tuple[JsonEdit, ...]:
     """Address the edits in config.json; some multimodal configs repeat text fields at the root."""
     result = []
-    text = _descend(config, decoder.config_path)
+    text = descend(config, decoder.config_path)
     for path, value in edits.items():
         result.append(JsonEdit(path=decoder.config_path + path, value=value))
         if decoder.config_path and path[0] in config and config[path[0]] == text.get(path[0]):

@@ -108,12 +108,12 @@ DENSE: tuple[Family, ...] = (
         ),
         refuse=(
             Refusal(
-                when=lambda config, layers: bool(config.get("num_kv_shared_layers")),
+                when=lambda config: bool(config.get("num_kv_shared_layers")),
                 reason="its last layers reuse the keys and values of earlier layers "
                 "('num_kv_shared_layers'), counted from the end",
             ),
             Refusal(
-                when=lambda config, layers: (
+                when=lambda config: (
                     config.get("model_type") == "gemma4_text"
                     and bool(config.get("hidden_size_per_layer_input", 256))
                 ),
@@ -155,7 +155,7 @@ DENSE: tuple[Family, ...] = (
         constants=(("input_residual", 1.0), ("post_attention_residual", 1.0)),
         refuse=(
             Refusal(
-                when=lambda config, layers: bool(config.get("is_moe")),
+                when=lambda config: bool(config.get("is_moe")),
                 reason="its mixture of experts ('is_moe') is not in the table",
             ),
         ),
@@ -245,7 +245,7 @@ DENSE: tuple[Family, ...] = (
         branches=((Form(outputs=("self_attn.out_proj",)),), (Form(outputs=("fc2",)),)),
         refuse=(
             Refusal(
-                when=lambda config, layers: config.get("do_layer_norm_before") is False,
+                when=lambda config: config.get("do_layer_norm_before") is False,
                 reason="its layers end in a norm of the whole stream "
                 "('do_layer_norm_before' is false), so no layer can be the identity",
             ),
@@ -261,9 +261,7 @@ DENSE: tuple[Family, ...] = (
         ),
         refuse=(
             Refusal(
-                when=lambda config, layers: bool(
-                    config.get("apply_residual_connection_post_layernorm")
-                ),
+                when=lambda config: bool(config.get("apply_residual_connection_post_layernorm")),
                 reason="the residual is taken after a norm "
                 "('apply_residual_connection_post_layernorm'), so no layer can be the identity",
             ),

@@ -11,6 +11,7 @@ from .layer_patterns import (
     chunked_with_rope,
     every,
     first_and_every_sixth,
+    first_then_every_fourth_picks,
     flint,
     minimax_m3_mlp,
     prefix_then_every,
@@ -44,6 +45,7 @@ GRANITE: Branch = (
 )
 
 
+HYPER = ("fn", "base", "scale")
 FIRST_K_DENSE = leading("first_k_dense_replace", advisory=True)
 
 MIXTURE: tuple[Family, ...] = (
@@ -326,6 +328,20 @@ MIXTURE: tuple[Family, ...] = (
         branches=(
             (Form(outputs=("norm_attn_norm.attn.out_proj",)),),
             (Form(outputs=("ffn.experts.mlp.w2",)),),
+        ),
+    ),
+    Family(
+        model_types=("hy_v4",),
+        branches=(ATTENTION, DENSE_OR_EXPERTS),
+        fields=(
+            FIRST_K_DENSE,
+            listed("mlp_layer_types", derive=sparse_after(1)),
+            listed("indexer_types", derive=first_then_every_fourth_picks),
+        ),
+        places=(picks_are_shared(first_then_every_fourth_picks),),
+        float32=(
+            "self_attn.indexer.weights_proj",
+            *(f"hc_pre.hc_{part}_layer.hc_{name}" for part in ("attn", "mlp") for name in HYPER),
         ),
     ),
 )

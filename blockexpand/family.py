@@ -34,9 +34,9 @@ Branch = tuple[Form, ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refusal:
-    """A property of the config (of `layers` layers) that makes an exact expansion impossible."""
+    """A property of the config that makes an exact expansion impossible."""
 
-    when: Callable[[Config, int], bool]
+    when: Callable[[Config], bool]
     reason: str
 
 

@@ -161,6 +161,11 @@ def shared_indexers(config: Config, layers: int) -> Kinds:
     return tuple("shared" if max(i - offset + 1, 0) % step else "full" for i in range(layers))
 
 
+def first_then_every_fourth_picks(config: Config, layers: int) -> Kinds:
+    """HY-V4: layer 0 and every fourth one from layer 1 pick tokens, the others reuse the pick."""
+    return tuple("shared" if i and (i - 1) % 4 else "full" for i in range(layers))
+
+
 def minimax_m3_mlp(config: Config, layers: int) -> Kinds:
     """MiniMax-M3: flags per layer; without them every layer has experts."""
     return by_flags("moe_layer_freq", "sparse", "dense")(

@@ -34,19 +34,19 @@ _BY_MODULE: Mapping[str, str] = {
     "post_attention_layernorm": "norm W_down W_up {e}",
     # Attention: what comes before its output projection.
     "self_attn": f"""
-        q_proj k_proj v_proj qkv_proj query_key_value gate_proj g_proj r_proj
+        q_proj k_proj v_proj qkv_proj query_key_value gate_proj g_proj
         q_norm k_norm q_layernorm k_layernorm query_layernorm key_layernorm
         attn_sub_norm q_a_proj q_b_proj q_a_layernorm kv_a_proj_with_mqa kv_a_layernorm kv_b_proj
         sinks attention_sink_bias softmax_offset gate_bias
+        linear_gate learnable_sink_param
         lambda_q1 lambda_k1 lambda_q2 lambda_k2 A dt_proj {_LINEAR_MIXER}
     """,
     "self_attn.q_layernorm.norms": "{e}",
     "self_attn.k_layernorm.norms": "{e}",
     "self_attn.indexer": "wq_b wk k_norm weights_proj q_proj k_proj q_norm",
     "self_attn.rotary_emb": "inv_freq",
-    "self_attn.k_sconv": "conv1d",
-    "self_attn.v_sconv": "conv1d",
-    "self_attn.rel_logits_proj": "proj",
+    "hc_pre.hc_attn_layer": "hc_fn hc_base hc_scale",
+    "hc_pre.hc_mlp_layer": "hc_fn hc_base hc_scale",
     "cross_attn": "q_proj k_proj v_proj q_norm k_norm",
     "attn": """
         c_attn q_attn q_proj k_proj v_proj qkv_proj Wqkv q_ln k_ln bias masked_bias causal_mask
@@ -55,7 +55,8 @@ _BY_MODULE: Mapping[str, str] = {
     "attention": f"""
         query_key_value query_layernorm key_layernorm q_a_proj q_b_proj q_a_layernorm
         kv_a_proj_with_mqa kv_a_layernorm kv_b_proj LayerNorm {_LINEAR_MIXER}
-        bias masked_bias key value receptance time_decay time_first time_mix_key time_mix_value time_mix_receptance
+        bias masked_bias
+        key value receptance time_decay time_first time_mix_key time_mix_value time_mix_receptance
     """,
     "attention.self": "query key value",
     "attention.rotary_emb": "inv_freq",
@@ -86,15 +87,15 @@ _BY_MODULE: Mapping[str, str] = {
     # MLPs, routers and experts: what comes before their output projection.
     "mlp": f"""
         {_GATED} c_fc fc1 fc_in dense_h_to_4h input_linear Wi ffn_sub_norm
-        gate router expert_bias e_score_correction_bias shared_expert_gate
+        gate router expert_bias e_score_correction_bias shared_expert_gate linear_gate
     """,
     "mlp.act_fn": "alpha_n alpha_p beta eps",
-    "mlp.gate": "wg e_score_correction_bias expert_bias global_scale",
+    "mlp.gate": "wg e_score_correction_bias expert_bias",
     "mlp.moe_statics": "e_score_correction_bias",
     "mlp.router": "gate layer",
     "mlp.experts": f"{_EXPERTS} e_score_correction_bias",
     "mlp.experts.{e}": _GATED,
-    "mlp.shared_experts": _GATED,
+    "mlp.shared_experts": f"{_GATED} linear_gate",
     "mlp.shared_expert": _GATED,
     "mlp.shared_mlp": _GATED,
     "moe.router": "expert_bias",

@@ -165,7 +165,8 @@ def check_learning(source: Any, model: Any, layer_map: Sequence[tuple[int, bool]
     torch.optim.AdamW(trained, lr=1e-5).step()
     with torch.no_grad():
         changed = model(input_ids=ids, use_cache=False).logits
-    return float((changed - result).abs().mean() / result.abs().mean())
+    before = result.detach()
+    return float((changed - before).abs().mean() / before.abs().mean())
 
 
 def traits(layer: torch.nn.Module) -> dict[str, Any]:

@@ -170,6 +170,14 @@ UNSUPPORTED = {
     "unknown list": ({"layer_gains": [1, 2, 3, 4]}, "'layer_gains' seems to hold one value"),
     "unknown nested list": ({"extra": {"gains": [1, 2, 3, 4]}}, "'extra.gains' seems to hold"),
     "keyed by number": ({"gains": {"2": 0.5}}, "'gains' seems to hold one value"),
+    "norm after the residual": (
+        {"model_type": "opt", "do_layer_norm_before": False},
+        "end in a norm of the whole stream",
+    ),
+    "residual after a norm": (
+        {"model_type": "bloom", "apply_residual_connection_post_layernorm": True},
+        "residual is taken after a norm",
+    ),
     "per-layer embeddings": (
         {"model_type": "gemma4_text", "hidden_size_per_layer_input": 8},
         "embeddings for every layer",
@@ -288,6 +296,13 @@ def test_layers_of_one_kind_with_other_shapes_are_refused() -> None:
 def test_layers_past_the_end_are_refused_where_the_family_has_none() -> None:
     with pytest.raises(CheckpointError, match="expected 5"):
         find_decoder(config(), catalogue(5))
+
+
+def test_more_layers_past_the_end_than_the_config_has_are_refused() -> None:
+    settings = config(model_type="glm4_moe", first_k_dense_replace=4, num_nextn_predict_layers=2)
+    assert find_decoder(settings, catalogue(6)).tail_layers == 2
+    with pytest.raises(CheckpointError, match="'num_hidden_layers' is 4.*expected 7"):
+        find_decoder(settings, catalogue(7))
 
 
 def test_a_refused_position_says_whether_the_end_is_possible() -> None:

@@ -342,4 +342,10 @@ MIXTURE = (
             },
         },
     ),
+    Zoo(
+        name="hy_v4",
+        model_type="hy_v4",
+        config={**MLA, **ROUTED, **DSA, "num_experts": 4, "num_shared_experts": 1},
+        refused={"list": "picks the tokens"},
+    ),
 )
