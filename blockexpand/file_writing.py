@@ -30,7 +30,7 @@ from .copying import (
 from .errors import OutputError
 from .journal import Range, append_journal, read_journal, remove_journal, subtract
 from .layout import Convert, Copy, Fill, Zeros
-from .plan import PlannedFile
+from .planned_files import PlannedFile
 from .progress import Report
 from .reading import PAGE_NBYTES, WORTH_DIRECT_NBYTES, Reader, make_buffer
 from .safetensors_header import DTYPE_BITS

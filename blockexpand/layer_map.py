@@ -19,10 +19,14 @@ POSITIONS = ("end", "interleaved", "start")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerEntry:
-    """One output layer: `source` counts from 0; `is_new` marks a clone to be made the identity."""
+    """One output layer: `source` counts from 0; `is_new` marks a clone to be made the identity.
+
+    `model` tells which of several source models has it.
+    """
 
     source: int
     is_new: bool = False
+    model: int = 0
 
 
 LayerMap = tuple[LayerEntry, ...]

@@ -51,7 +51,21 @@ class Convert:
     to_dtype: str
 
 
-Origin = Copy | Zeros | Fill | Convert
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scale:
+    """The source's values, each converted to `math_dtype`, multiplied there, and converted again.
+
+    Each of the three steps rounds to the nearest value, as `torch` does it.
+    """
+
+    extent: Extent
+    from_dtype: str
+    math_dtype: str
+    to_dtype: str
+    factor: float
+
+
+Origin = Copy | Zeros | Fill | Convert | Scale
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,7 +163,7 @@ def _split_block(block: Sequence[Part]) -> list[list[Part]]:
     file: str | None = None
     nbytes = 0
     for part in block:
-        source = part.origin.extent.file if isinstance(part.origin, Copy | Convert) else None
+        source = None if isinstance(part.origin, Zeros | Fill) else part.origin.extent.file
         elsewhere = source is not None and file is not None and source != file
         if not pieces or elsewhere or nbytes + part.spec.nbytes > NEW_SHARD_NBYTES:
             pieces.append([])
@@ -161,7 +175,7 @@ def _split_block(block: Sequence[Part]) -> list[list[Part]]:
 
 
 def _arrange(parts: Sequence[Part], block_nbytes: int, mirrors: str | None = None) -> Arrangement:
-    if mirrors is None or any(isinstance(part.origin, Convert) for part in parts):
+    if mirrors is None or any(isinstance(part.origin, Convert | Scale) for part in parts):
         parts = _align(parts)
     residue, _ = _best_residue(parts, block_nbytes)
     return Arrangement(parts=tuple(parts), residue=residue, mirrors=mirrors)

@@ -19,7 +19,8 @@ from .file_selection import CARD_FILE, MANIFEST_FILE
 from .layer_map import LayerMap
 from .layout import Convert
 from .mergekit_rendering import make_recipe, render_recipe
-from .plan import Document, Plan
+from .plan import Plan
+from .planned_files import Document
 
 _MOST_CARD_NBYTES = 1 << 20
 _MOST_FIELD_CHARACTERS = 1 << 13
@@ -213,15 +214,12 @@ def _read_front_matter(card: bytes | None) -> dict[str, Any]:
     """
     text = (card or b"")[:_MOST_CARD_NBYTES].decode("utf-8-sig", "replace").replace("\r\n", "\n")
     match = re.match(r"---[ \t]*\n(.*?)\n---[ \t]*(\n|$)", text, re.DOTALL)
-    fields: dict[str, Any] = {}
     # A field begins in the first column; its value, also a list, does not.
-    for block in re.split(r"\n(?=[^\s#-])", match.group(1)) if match else ():
-        name = block.partition(":")[0].strip().strip("\"'")
-        if name in (*_CARRIED_FIELDS, "base_model", "pipeline_tag"):
-            value = _parse_field(block, name)
-            if value is not None:
-                fields[name] = value
-    return fields
+    blocks = re.split(r"\n(?=[^\s#-])", match.group(1)) if match else ()
+    named = {block.partition(":")[0].strip().strip("\"'"): block for block in blocks}
+    wanted = (*_CARRIED_FIELDS, "base_model", "pipeline_tag")
+    values = {name: _parse_field(named[name], name) for name in wanted if name in named}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _parse_field(block: str, name: str) -> str | list[str] | None:

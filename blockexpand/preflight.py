@@ -21,7 +21,8 @@ from .families import FAMILIES
 from .file_selection import CONFIG_FILE
 from .layout import Convert, Copy, Fill
 from .logits import quiet_transformers
-from .plan import Plan, PlannedTensor
+from .plan import Plan
+from .planned_files import PlannedTensor
 from .toy_config import Narrowing, apply_toy_fields, make_toy_fields
 from .toy_model import (
     TOKENS,

@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from .checkpoint import Extent
-from .layout import Convert, Copy, Fill, Origin, Zeros
-from .plan import PlannedFile, PlannedTensor
+from .layout import Convert, Copy, Fill, Origin, Scale, Zeros
+from .planned_files import PlannedFile, PlannedTensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +25,7 @@ class Literal:
 class Segment:
     """`nbytes` of an output file from `offset` on, all of one origin.
 
-    `tensor` names what is converted, for messages.
+    `tensor` names what is computed, for messages.
     """
 
     offset: int
@@ -93,6 +93,7 @@ class Tally:
     zeroed: int = 0
     converted: int = 0
     filled: int = 0
+    scaled: int = 0
     headers: int = 0
 
     def __add__(self, other: Tally) -> Tally:
@@ -101,13 +102,14 @@ class Tally:
             zeroed=self.zeroed + other.zeroed,
             converted=self.converted + other.converted,
             filled=self.filled + other.filled,
+            scaled=self.scaled + other.scaled,
             headers=self.headers + other.headers,
         )
 
 
 def tally_file(file: PlannedFile) -> Tally:
     """Count a planned file's bytes."""
-    copied = zeroed = converted = filled = headers = 0
+    copied = zeroed = converted = filled = scaled = headers = 0
     for segment in make_segments(file):
         match segment.origin:
             case Copy():
@@ -118,6 +120,15 @@ def tally_file(file: PlannedFile) -> Tally:
                 converted += segment.nbytes
             case Fill():
                 filled += segment.nbytes
+            case Scale():
+                scaled += segment.nbytes
             case Literal():
                 headers += segment.nbytes
-    return Tally(copied=copied, zeroed=zeroed, converted=converted, filled=filled, headers=headers)
+    return Tally(
+        copied=copied,
+        zeroed=zeroed,
+        converted=converted,
+        filled=filled,
+        scaled=scaled,
+        headers=headers,
+    )

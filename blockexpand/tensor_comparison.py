@@ -14,7 +14,7 @@ from pathlib import Path
 from .checkpoint import Checkpoint, SourceFile
 from .conversion import convert_slice
 from .layout import Convert, Copy, Fill, Zeros
-from .plan import PlannedTensor
+from .planned_files import PlannedTensor
 from .progress import Report
 from .reading import Reader, make_buffer
 from .safetensors_header import DTYPE_BITS, Header

@@ -18,7 +18,8 @@ from .errors import CheckpointError, HeaderError
 from .file_selection import CONFIG_FILE, INDEX_FILE, MANIFEST_FILE
 from .json_document import JsonObject, parse_json_object
 from .model_card import SourceName, add_card
-from .plan import Plan, PlannedTensor, Recipe, make_plan
+from .plan import Plan, Recipe, make_plan
+from .planned_files import PlannedTensor
 from .progress import Report
 from .safetensors_header import Header, TensorSpec, parse_header, parse_header_nbytes
 from .strict_json import show

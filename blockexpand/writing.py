@@ -28,7 +28,8 @@ from .copying import (
 from .errors import BlockExpandError, OutputError
 from .file_writing import Moved, count_unshared, write_file
 from .journal import remove_journal
-from .plan import Plan, PlannedFile
+from .plan import Plan
+from .planned_files import PlannedFile
 from .progress import Report
 from .staging import (
     Staging,
