@@ -38,8 +38,15 @@ from .toy_model import (
 if TYPE_CHECKING:
     import torch
 
-# Tried in turn: some models want a multiple of four heads, or heads of the size that they have.
-_WIDTHS = ((2, False), (4, False), (2, True))
+# Tried in turn: some models want a multiple of four heads, or heads as large as they are, and
+# some are small enough to be proven at their own width.
+_TOYS = (
+    Narrowing(heads=2, head_dim=16),
+    Narrowing(heads=4, head_dim=16),
+    Narrowing(heads=2, head_dim=64),
+    Narrowing(heads=2, head_dim=256),
+    Narrowing(heads=0),
+)
 
 
 def check_plan(checkpoint: Checkpoint, plan: Plan) -> str:
@@ -50,8 +57,7 @@ def check_plan(checkpoint: Checkpoint, plan: Plan) -> str:
     """
     sources = _sources(checkpoint, plan)
     reasons = []
-    for heads, keep_head_dim in _WIDTHS:
-        toy = Narrowing(heads=heads, keep_head_dim=keep_head_dim)
+    for toy in _TOYS:
         with (
             quiet_transformers(),
             one_thread(),

@@ -13,12 +13,14 @@ from typing import Any
 
 Fields = Mapping[str, Any]
 ToyFields = dict[tuple[str, ...], dict[str, Any]]
-"""What to write, by the path of the object of config.json that holds it."""
+"""What to write, by the path of the object of config.json that holds it.
+
+Of a list it is the toy value of each real one, so that lists of any depth can be rewritten.
+"""
 
 VOCABULARY = 128
 WINDOW = 8
 
-_HEAD_DIM = 16
 _MLA_HIDDEN = 64
 _STATE = 16
 _EXPERTS = 4
@@ -63,10 +65,10 @@ _ROPE_LISTS = ("short_factor", "long_factor", "mrope_section")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Narrowing:
-    """How narrow a toy is: `keep_head_dim` leaves the size of a head as it is."""
+    """How many heads a toy has, and how large one may be; no heads leave all widths as they are."""
 
     heads: int
-    keep_head_dim: bool
+    head_dim: int = 0
 
 
 def make_toy_fields(config: Fields, effective: Fields, toy: Narrowing) -> ToyFields:
@@ -87,7 +89,7 @@ def make_toy_fields(config: Fields, effective: Fields, toy: Narrowing) -> ToyFie
         toys[path] = own.fields(section, vision=towers)
         for name in _LIKE_HIDDEN if towers else ():
             own_width = name == own.hidden_name
-            if section.get(name) == narrow.real_hidden and not own_width:
+            if toy.heads and section.get(name) == narrow.real_hidden and not own_width:
                 toys[path][name] = narrow.hidden
     if text_path in toys and text_path:
         root = {key: value for key, value in config.items() if not isinstance(value, Mapping)}
@@ -103,7 +105,11 @@ def apply_toy_fields(config: Fields, toys: ToyFields) -> dict[str, Any]:
         for key in path:
             target[key] = dict(target.get(key) or {})
             target = target[key]
-        target.update(fields)
+        for name, value in fields.items():
+            if not isinstance(value, dict):
+                target[name] = value
+            elif isinstance(target.get(name), list):
+                target[name] = [value.get(item, item) for item in target[name]]
     return result
 
 
@@ -122,6 +128,7 @@ class _Widths:
     """The toy widths of one model, from its real ones."""
 
     def __init__(self, real: Fields, toy: Narrowing) -> None:
+        self._toy = toy
         self.hidden_name = next((name for name in _HIDDEN if _is_count(real.get(name))), None)
         self.real_hidden = real[self.hidden_name] if self.hidden_name else 0
         counts = _counts(real, (*_HEADS[:1], *_OTHER_HEADS)) or _counts(real, _HEADS)
@@ -134,8 +141,8 @@ class _Widths:
         self.real_head_dim = explicit or self.real_hidden // heads or 1
         # Latent attention has rotary dimensions of its own, which do not follow from head_dim.
         latent = _is_count(real.get("qk_rope_head_dim"))
-        kept = toy.keep_head_dim or latent or _has_rope_lists(real)
-        self.head_dim = self.real_head_dim if kept else min(_HEAD_DIM, self.real_head_dim)
+        kept = latent or _has_rope_lists(real)
+        self.head_dim = self.real_head_dim if kept else min(toy.head_dim, self.real_head_dim)
         self.hidden = _MLA_HIDDEN if latent else self._heads.get(heads, toy.heads) * self.head_dim
         self._most_heads = most
         expand = real.get("expand") or real.get("mamba_expand") or 2
@@ -151,15 +158,24 @@ class _Widths:
             values = value if isinstance(value, list) else [value]
             if not values or not all(map(_is_count, values)):
                 continue
-            new = [self._narrow(name, item, section, vision=vision) for item in values]
-            if new != values:
-                toys[name] = new if isinstance(value, list) else new[0]
+            new = {item: self._narrow(name, item, section, vision=vision) for item in values}
+            if any(item != narrow for item, narrow in new.items()):
+                toys[name] = new if isinstance(value, list) else new[value]
         pad = section.get("pad_token_id")
         if isinstance(pad, int) and pad >= VOCABULARY:
             toys["pad_token_id"] = 0
         return toys
 
     def _narrow(self, name: str, value: int, section: Fields, *, vision: bool) -> int:
+        if name in _VOCABULARIES:
+            return VOCABULARY
+        if name in _WINDOWS and not vision:
+            return min(value, WINDOW)
+        if name == "local_attention":  # half of it to each side
+            return min(value, 2 * WINDOW)
+        return self._narrow_width(name, value, section) if self._toy.heads else value
+
+    def _narrow_width(self, name: str, value: int, section: Fields) -> int:
         if name == self.hidden_name or (name in _HIDDEN and value == self.real_hidden):
             return self.hidden
         if self._is_mamba2 and name == "num_heads":
@@ -181,22 +197,19 @@ class _Widths:
             return min(value, self._experts)
         if name in _PER_TOKEN:
             return min(value, _EXPERTS_PER_TOKEN)
-        if name in _VOCABULARIES:
-            return min(value, VOCABULARY)
-        if name in _WINDOWS and not vision:
-            return min(value, WINDOW)
-        if name == "local_attention":  # half of it to each side
-            return min(value, 2 * WINDOW)
         return self._narrow_mixer(name, value, section)
 
     def _narrow_mixer(self, name: str, value: int, section: Fields) -> int:
         if name in (*_RANKS, *_STATES, *_CHUNKS):
             return min(value, _STATE)
         if name in ("mamba_d_head", "mamba_head_dim"):
-            return min(value, _HEAD_DIM)
-        if name in ("mamba_n_heads", "mamba_d_ssm"):
-            width = self._mamba_width
-            return width if name == "mamba_d_ssm" else max(width // _HEAD_DIM, 1)
+            return min(value, _STATE)
+        if name == "mamba_d_ssm":
+            return self._mamba_width
+        if name == "mamba_n_heads":
+            size = section.get("mamba_d_head")
+            size = min(size, _STATE) if isinstance(size, int) else _STATE
+            return max(self._mamba_width // size, 1)
         if name in ("mamba_num_heads", "linear_num_heads", "index_n_heads"):
             return min(value, 4)
         if name in ("n_groups", "mamba_n_groups"):
