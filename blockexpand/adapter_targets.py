@@ -16,13 +16,18 @@ from .logits import language_model_classes
 from .manifest import Manifest
 from .training import PlacedParameter, place_parameters
 
+# As in PEFT's own check: these models' kernels read the weight past the module.
+_NO_OUT_PROJ = frozenset({"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"})
+
+_EXPERT_NAMES = ("gate_proj", "up_proj", "down_proj")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterTargets:
     """PEFT's words: `modules` are paths of linear modules within a layer, the rest full names.
 
-    `parameters` are weights of experts that are held in one tensor; `saved_modules` are norms that
-    close a branch and are neutral, so that they must learn for the branch to learn.
+    `parameters` are weights that only their full name selects (all experts in one tensor);
+    `saved_modules` are norms that close a branch and are neutral: they must learn for it to learn.
     """
 
     model_class: str
@@ -49,6 +54,7 @@ def find_targets(out: Path, manifest: Manifest) -> AdapterTargets:
     }
     # A norm that transformers renames when it loads is not found by its name: then all are taken.
     known = closing <= {parameter.suffix for parameter in new}
+    is_mixture = any(_is_expert(model, parameter) for parameter in placed)
     modules: set[str] = set()
     parameters: list[str] = []
     saved: dict[str, None] = {}
@@ -56,13 +62,27 @@ def find_targets(out: Path, manifest: Manifest) -> AdapterTargets:
         owner, _, tensor = parameter.name.rpartition(".")
         path = parameter.suffix.rpartition(".")[0]
         module = model.get_submodule(owner)
-        ndim = getattr(module, tensor).ndim
-        if isinstance(module, (torch.nn.Linear, Conv1D)):
-            modules.add(path)
-        elif ndim == 3 and not isinstance(module, torch.nn.Conv1d):
+        # A subclass with a forward of its own (a router) is none that an adapter can stand in for.
+        if type(module).forward in (torch.nn.Linear.forward, Conv1D.forward):
+            # In a mixture of experts PEFT takes names such as gate_proj for those of experts, and
+            # then for experts of all layers; a weight that is named in full it leaves alone.
+            if not is_mixture or ("attn" in path and not path.endswith(_EXPERT_NAMES)):
+                modules.add(path)
+            elif tensor == "weight":
+                parameters.append(parameter.name)
+        elif _is_expert(model, parameter):
             parameters.append(parameter.name)
-        elif parameter.suffix in closing or (not known and ndim == 1 and "norm" in path):
+        elif parameter.suffix in closing or (
+            not known and getattr(module, tensor).ndim == 1 and "norm" in path
+        ):
             saved[owner] = None
+    model_type = model.config.model_type
+    if model_type in _NO_OUT_PROJ and any(path.endswith("out_proj") for path in modules):
+        raise TrainingError(
+            f"{out}: PEFT has no LoRA for 'out_proj' of {model_type!r}, which is zero in the new "
+            "layers, so that nothing before it could learn; train the new layers in full, with "
+            "transformers or axolotl"
+        )
     return AdapterTargets(
         model_class=type(model).__name__,
         layers_pattern=_layers_pattern(new[0], names),
@@ -70,6 +90,13 @@ def find_targets(out: Path, manifest: Manifest) -> AdapterTargets:
         parameters=tuple(parameters),
         saved_modules=tuple(saved),
     )
+
+
+def _is_expert(model: Any, parameter: PlacedParameter) -> bool:
+    """Tell whether this is the weight of all experts of a layer in one tensor."""
+    owner, _, tensor = parameter.name.rpartition(".")
+    weight = getattr(model.get_submodule(owner), tensor)
+    return bool(weight.ndim == 3 and min(weight.shape) > 1) and "conv" not in owner
 
 
 def _build(out: Path) -> Any:

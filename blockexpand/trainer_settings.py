@@ -31,7 +31,8 @@ Where the blocks stand matters: in the paper that introduced them, blocks betwee
 the end (LLaMA Pro, arXiv 2401.02415, table 5). Choose interleaved to teach a model something new: a
 language, a field, code. The end has one argument of its own, not measured in the paper: layers grow
 more abstract with depth, so blocks at the end may deepen what the model does well already. It also
-keeps the original layers' numbers, and every trainer that can train the last N layers fits it."""
+keeps the original layers' numbers, and every trainer that can train the last N layers fits it.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,7 +183,10 @@ def _peft(manifest: Manifest, out: str) -> TrainerSettings:
     notes = ["LoRA learns less than the new blocks' own weights would: rather train those in full"]
     if targets.parameters:
         settings["target_parameters"] = list(targets.parameters)
-        notes.append("experts are no linear modules, so they are named one by one")
+        notes.append(
+            "target_parameters: experts are no linear modules, and PEFT would take the names of "
+            "other linear modules beside them for experts of every layer"
+        )
     if targets.saved_modules:
         settings["modules_to_save"] = list(targets.saved_modules)
         notes.append(
@@ -193,11 +197,13 @@ def _peft(manifest: Manifest, out: str) -> TrainerSettings:
     arguments = "".join(f"    {key}={value!r},\n" for key, value in settings.items())
     text = (
         "".join(f"# {note}\n" for note in notes)
+        + "import blockexpand\n"
         + "from peft import LoraConfig, get_peft_model\n"
         + f"from transformers import {targets.model_class}\n\n"
         + f'model = {targets.model_class}.from_pretrained({out!r}, dtype="auto")\n'
         + f"config = LoraConfig(\n{arguments})\n"
         + "model = get_peft_model(model, config)\n"
+        + f"blockexpand.freeze_original_layers(model, {out!r})\n"
         + "model.print_trainable_parameters()"
     )
     return _settings("peft", manifest, settings, notes, text)
