@@ -41,7 +41,12 @@ WRAPPERS: tuple[Wrapper, ...] = (
     Wrapper(model_types=("mllama",), text_type="mllama_text_model"),
     Wrapper(model_types=("internvl",), text_type="qwen2"),
     Wrapper(
-        model_types=("idefics2", "idefics3", "smolvlm"),
+        model_types=("idefics2",),
+        text_type="mistral",
+        prefixes=("model.text_model.layers.",),
+    ),
+    Wrapper(
+        model_types=("idefics3", "smolvlm"),
         text_type="llama",
         prefixes=("model.text_model.layers.",),
     ),
