@@ -1,4 +1,4 @@
-"""Convert slices of elements between floating-point dtypes: to the nearest value, ties to even.
+"""Convert slices of elements between floating-point dtypes, and scale them: nearest, ties to even.
 
 The only room that computes with weights. It imports torch inside its functions, so that a run
 that converts nothing does not.
@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .errors import RecipeError
+from .layout import Convert, Scale
 
 if TYPE_CHECKING:
     import torch
@@ -26,16 +27,56 @@ def convert_slice(
     """
     import torch
 
-    dtypes = {
+    dtypes = _dtypes()
+    # A buffer that does not start at a multiple of the element's size cannot be viewed.
+    values = torch.frombuffer(source, dtype=torch.uint8).view(dtypes[from_dtype])
+    result = torch.frombuffer(target, dtype=torch.uint8).view(dtypes[to_dtype])
+    result.copy_(_round_to_odd(values) if from_dtype == "F64" and to_dtype != "F32" else values)
+    wider = "bfloat16, float32 or source" if to_dtype == "F16" else "source"
+    _check(values, result, f"{to_dtype}; expand with --dtype {wider}", tensor)
+
+
+def scale_slice(source: memoryview, origin: Scale, target: memoryview, tensor: str) -> None:
+    """Scale a slice of elements from one buffer into another; like `convert_slice` otherwise.
+
+    The factor is rounded as `torch` does it with a Python number: to float64 beside float64, else
+    to float32.
+    """
+    import torch
+
+    dtypes = _dtypes()
+    values = torch.frombuffer(source, dtype=torch.uint8).view(dtypes[origin.from_dtype])
+    result = torch.frombuffer(target, dtype=torch.uint8).view(dtypes[origin.to_dtype])
+    result.copy_(values.to(dtypes[origin.math_dtype]) * origin.factor)
+    what = f"scaling it by {origin.factor:g} in {origin.math_dtype} and storing it as "
+    _check(values, result, f"{what}{origin.to_dtype}; give the recipe another dtype", tensor)
+
+
+def compute_slice(
+    source: memoryview, origin: Convert | Scale, target: memoryview, tensor: str
+) -> None:
+    """Bring a slice of an origin's source values into what they are in the output."""
+    if isinstance(origin, Scale):
+        scale_slice(source, origin, target, tensor)
+    else:
+        convert_slice(source, origin.from_dtype, target, origin.to_dtype, tensor)
+
+
+def _dtypes() -> dict[str, torch.dtype]:
+    import torch
+
+    return {
         "F64": torch.float64,
         "F32": torch.float32,
         "F16": torch.float16,
         "BF16": torch.bfloat16,
     }
-    # A buffer that does not start at a multiple of the element's size cannot be viewed.
-    values = torch.frombuffer(source, dtype=torch.uint8).view(dtypes[from_dtype])
-    result = torch.frombuffer(target, dtype=torch.uint8).view(dtypes[to_dtype])
-    result.copy_(_round_to_odd(values) if from_dtype == "F64" and to_dtype != "F32" else values)
+
+
+def _check(values: torch.Tensor, result: torch.Tensor, what_for: str, tensor: str) -> None:
+    """Make every NaN the same; refuse what became infinite."""
+    import torch
+
     # One pass tells that nothing is infinite or NaN, which is the rule.
     if torch.isfinite(result.sum(dtype=torch.float32)):
         return
@@ -43,10 +84,7 @@ def convert_slice(
     overflows = result.isinf() & ~values.isinf()
     if overflows.any():
         worst = float(values[overflows].abs().max())
-        raise RecipeError(
-            f"tensor {tensor!r}: {worst:g} is too large for {to_dtype}; expand with "
-            f"{'--dtype bfloat16, float32 or' if to_dtype == 'F16' else '--dtype'} source"
-        )
+        raise RecipeError(f"tensor {tensor!r}: {worst:g} is too large for {what_for}")
 
 
 def _round_to_odd(values: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .checkpoint import SourceFile
-from .conversion import convert_slice
+from .conversion import compute_slice
 from .copying import (
     attempt,
     copy_in_kernel,
@@ -29,7 +29,7 @@ from .copying import (
 )
 from .errors import OutputError
 from .journal import Range, append_journal, read_journal, remove_journal, subtract
-from .layout import Convert, Copy, Fill, Zeros
+from .layout import Convert, Copy, Fill, Scale, Zeros
 from .planned_files import PlannedFile
 from .progress import Report
 from .reading import PAGE_NBYTES, WORTH_DIRECT_NBYTES, Reader, make_buffer
@@ -317,15 +317,20 @@ class _Chunks:
                 out[:] = repeated[phase : phase + len(out)]
             case Copy(extent=extent):
                 out[:] = self._source.read(extent.file, extent.offset + skipped, len(out), scratch)
-            case Convert():
-                self._convert(segment, segment.origin, skipped, out, scratch)
+            case Convert() | Scale():
+                self._compute(segment, segment.origin, skipped, out, scratch)
 
-    def _convert(
-        self, segment: Segment, origin: Convert, skipped: int, out: memoryview, scratch: memoryview
+    def _compute(
+        self,
+        segment: Segment,
+        origin: Convert | Scale,
+        skipped: int,
+        out: memoryview,
+        scratch: memoryview,
     ) -> None:
         from_nbytes = DTYPE_BITS[origin.from_dtype] // 8
         to_nbytes = DTYPE_BITS[origin.to_dtype] // 8
-        # Chunks are cut by bytes: an element may be split between two, and is converted for both.
+        # Chunks are cut by bytes: an element may be split between two, and is computed for both.
         first = skipped // to_nbytes
         last = -(-(skipped + len(out)) // to_nbytes)
         half = len(scratch) // 2 // PAGE_NBYTES * PAGE_NBYTES
@@ -337,7 +342,7 @@ class _Chunks:
                 origin.extent.file, offset, count * from_nbytes, scratch[:half]
             )
             result = scratch[half : half + count * to_nbytes]
-            convert_slice(values, origin.from_dtype, result, origin.to_dtype, segment.tensor or "")
+            compute_slice(values, origin, result, segment.tensor or "")
             at = begin * to_nbytes - skipped
             target = out[max(at, 0) : at + len(result)]
             target[:] = result[max(-at, 0) :][: len(target)]

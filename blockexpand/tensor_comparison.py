@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .checkpoint import Checkpoint, SourceFile
-from .conversion import convert_slice
-from .layout import Convert, Copy, Fill, Zeros
+from .conversion import compute_slice
+from .layout import Convert, Copy, Fill, Scale, Zeros
 from .planned_files import PlannedTensor
 from .progress import Report
 from .reading import Reader, make_buffer
@@ -105,7 +105,7 @@ def _cut(segments: Iterable[Segment]) -> Iterator[tuple[Segment, int, int]]:
     """Cut segments into slices (segment, offset in the file, nbytes) of whole elements."""
     for segment in segments:
         step = _SLICE_NBYTES
-        if isinstance(segment.origin, Convert):
+        if isinstance(segment.origin, Convert | Scale):
             # Source and result have to fit their buffers.
             widening = DTYPE_BITS[segment.origin.from_dtype] / DTYPE_BITS[segment.origin.to_dtype]
             step = int(_SLICE_NBYTES / max(widening, 1)) // 8 * 8
@@ -131,8 +131,9 @@ def _expect(
         case Fill(element=element):
             phase = skipped % len(element)
             return memoryview((element * (nbytes // len(element) + 2))[phase : phase + nbytes])
-        case Convert(extent=extent, from_dtype=from_dtype, to_dtype=to_dtype):
-            from_nbytes, to_nbytes = DTYPE_BITS[from_dtype] // 8, DTYPE_BITS[to_dtype] // 8
+        case Convert(extent=extent) | Scale(extent=extent):
+            from_nbytes = DTYPE_BITS[segment.origin.from_dtype] // 8
+            to_nbytes = DTYPE_BITS[segment.origin.to_dtype] // 8
             values = source.read(
                 extent.file,
                 extent.offset + skipped // to_nbytes * from_nbytes,
@@ -140,7 +141,7 @@ def _expect(
                 buffer,
             )
             result = memoryview(converted)[:nbytes]
-            convert_slice(values, from_dtype, result, to_dtype, segment.tensor or "")
+            compute_slice(values, segment.origin, result, segment.tensor or "")
             return result
         case _:
             raise AssertionError(f"{segment.origin} is no tensor's origin")
