@@ -31,28 +31,35 @@ _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 _IN_THE_WAY = frozenset({errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR})
 
+_FILES = "files"
+_PARTIAL = "partial"
+_JOURNAL = "journal"
 _REPLACED = "replaced"
 _STATE = "state.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Staging:
-    """`files` becomes OUT; a shard is in `partial` until it is whole and on the disk."""
+    """`files` becomes OUT; a shard is in `partial` until it is whole and on the disk.
+
+    `inode` is that of `files`, so that the folder is known again where it is published.
+    """
 
     folder: Path
     identity: dict[str, Any]
+    inode: int
 
     @property
     def files(self) -> Path:
-        return self.folder / "files"
+        return self.folder / _FILES
 
     @property
     def partial(self) -> Path:
-        return self.folder / "partial"
+        return self.folder / _PARTIAL
 
     @property
     def journals(self) -> Path:
-        return self.folder / "journal"
+        return self.folder / _JOURNAL
 
     @property
     def replaced(self) -> Path:
@@ -81,7 +88,7 @@ def check_target(out: Path, *, overwrite: bool, locked: bool = False) -> None:
     if not any(out.iterdir()):
         return
     if not overwrite:
-        if not locked and _is_untidy(out):
+        if not locked and is_untidy(out):
             return
         raise OutputError(
             f"{out}: exists and is not empty; choose another folder or give --overwrite"
@@ -106,13 +113,14 @@ def lock_target(out: Path) -> Iterator[None]:
     while True:
         fd = attempt("create", path, os.open, path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            attempt("lock", path, fcntl.flock, fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except TransferError as error:
             os.close(fd)
-            raise OutputError(f"{out}: another run is writing it; wait until it ends") from None
-        except OSError as error:
-            os.close(fd)
-            raise explain("lock", path, error) from error
+            if isinstance(error.__cause__, BlockingIOError):
+                raise OutputError(f"{out}: another run is writing it; wait until it ends") from None
+            with suppress(OSError):
+                path.unlink()
+            raise
         with suppress(FileNotFoundError):
             # The run before may have removed the file between our opening and our locking it.
             if path.stat().st_ino == os.fstat(fd).st_ino:
@@ -133,22 +141,37 @@ def open_staging(out: Path, identity: dict[str, Any]) -> tuple[Staging, bool]:
     `identity` is all that has to be equal for its files to be used again; `fingerprint` in it
     names the folder. Returns the staging and whether it was found.
     """
-    name = f"{_staging_prefix(out)}{identity['fingerprint'][:12]}"
-    staging = Staging(folder=out.parent / name, identity=identity)
-    found = _read_state(staging.folder).get("identity") == identity
-    if staging.folder.exists() and not found:
+    folder = _staging_folder(out, identity["fingerprint"])
+    found = _read_state(folder).get("identity") == identity
+    if folder.exists() and not found:
         # The same plan of a source that has changed since: nothing in it can be trusted.
-        _remove(staging.folder)
+        _remove(folder)
     try:
-        for folder in (staging.folder, staging.files, staging.partial, staging.journals):
-            attempt("create", folder, lambda folder=folder: folder.mkdir(exist_ok=True))
+        for path in (folder, folder / _FILES, folder / _PARTIAL, folder / _JOURNAL):
+            attempt("create", path, lambda path=path: path.mkdir(exist_ok=True))
+        files = folder / _FILES
+        inode = attempt("read", files, os.stat, files).st_ino
+        staging = Staging(folder=folder, identity=identity, inode=inode)
         if not found:
             _write_state(staging, published_inode=None)
     except BaseException:
         if not found:
-            shutil.rmtree(staging.folder, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
         raise
     return staging, found
+
+
+def find_staging(out: Path, fingerprint: str) -> tuple[Path, Path]:
+    """Return where an earlier run of a plan has left finished and begun files, if it has."""
+    folder = _staging_folder(out, fingerprint)
+    return folder / _FILES, folder / _PARTIAL
+
+
+def clear_begun(staging: Staging) -> None:
+    """Remove the files that are not whole, and with them what a lost worker may still write."""
+    for folder in (staging.partial, staging.journals):
+        _remove(folder)
+        attempt("create", folder, folder.mkdir)
 
 
 def find_leftovers(out: Path, current: Path | None) -> tuple[Path, ...]:
@@ -165,10 +188,19 @@ def find_leftovers(out: Path, current: Path | None) -> tuple[Path, ...]:
     return ()
 
 
-def is_published(folder: Path, out: Path) -> bool:
-    """Tell whether a staging folder's run has published its output: what is left is to tidy up."""
-    inode = _read_state(folder).get("published_inode")
-    return inode is not None and out.is_dir() and out.stat().st_ino == inode
+def is_published(staging: Staging, out: Path) -> bool:
+    """Tell whether this run, or an earlier one of the plan, has published: all else is to tidy up.
+
+    Raises: TransferError.
+    """
+    return _is_at(out, staging.inode) or _was_published(staging.folder, out)
+
+
+def is_untidy(out: Path) -> bool:
+    """Tell whether a run that was killed has published the output, but not tidied up after it."""
+    with suppress(TransferError):
+        return any(_was_published(folder, out) for folder in find_leftovers(out, None))
+    return False
 
 
 def restore_replaced(out: Path) -> bool:
@@ -202,8 +234,7 @@ def publish(staging: Staging, out: Path, *, overwrite: bool) -> tuple[str, ...]:
     Returns what the user has to know of it. Raises: OutputError where OUT has come to be meanwhile.
     """
     notes: list[str] = []
-    inode = attempt("read", staging.files, os.stat, staging.files).st_ino
-    _write_state(staging, published_inode=inode)
+    _write_state(staging, published_inode=staging.inode)
     sync_folder(staging.folder)
     if overwrite and out.is_dir() and any(out.iterdir()):
         if not _exchange(staging.files, out):
@@ -269,10 +300,13 @@ def _exchange(one: Path, other: Path) -> bool:
     raise explain("rename", other, OSError(code, os.strerror(code)))
 
 
-def _is_untidy(out: Path) -> bool:
-    with suppress(TransferError):
-        return any(is_published(folder, out) for folder in find_leftovers(out, None))
-    return False
+def _was_published(folder: Path, out: Path) -> bool:
+    inode = _read_state(folder).get("published_inode")
+    return isinstance(inode, int) and _is_at(out, inode)
+
+
+def _is_at(out: Path, inode: int) -> bool:
+    return out.is_dir() and out.stat().st_ino == inode
 
 
 def _is_empty(folder: Path) -> bool:
@@ -283,6 +317,10 @@ def _is_empty(folder: Path) -> bool:
 
 def _lock_path(out: Path) -> Path:
     return out.parent / f".{_short_name(out)}.blockexpand.lock"
+
+
+def _staging_folder(out: Path, fingerprint: str) -> Path:
+    return out.parent / f"{_staging_prefix(out)}{fingerprint[:12]}"
 
 
 def _staging_prefix(out: Path) -> str:

@@ -7,33 +7,24 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Sequence
+from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from .checkpoint import SourceFile, check_same
-from .copying import (
-    attempt,
-    can_share,
-    explain,
-    open_source,
-    open_target,
-    read_into,
-    sync_file,
-    sync_folder,
-    write_document,
-    write_from,
-)
+from .copying import explain, make_folders, sync_folder, write_document
 from .errors import BlockExpandError, OutputError
-from .file_writing import Moved, count_unshared, write_file
-from .journal import remove_journal
+from .executors import run_tasks
+from .file_tasks import FileTask, do_task, do_task_apart, make_tasks
+from .file_writing import Moved
 from .plan import Plan
-from .planned_files import PlannedFile
 from .progress import Report
+from .space import count_missing, shares_blocks
 from .staging import (
     Staging,
     check_target,
+    clear_begun,
     discard,
     find_leftovers,
     holds_work,
@@ -43,8 +34,6 @@ from .staging import (
     publish,
     restore_replaced,
 )
-
-_BUFFER_NBYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,15 +83,23 @@ def check_write(plan: Plan, out: Path, options: WriteOptions) -> None:
         _check_links(plan, out)
 
 
-def write(plan: Plan, out: Path, options: WriteOptions, report: Report) -> Written:
+def write(
+    plan: Plan,
+    out: Path,
+    options: WriteOptions,
+    report: Report,
+    executor: Executor | None = None,
+) -> Written:
     """Make the output folder. `report` is told of bytes as they are done, from any thread.
 
+    The workers of an `executor` write one file each at a time, and have to see the same folders
+    under the same paths; `report` is then told of whole files.
     Raises: OutputError, TransferError, SourceChangedError; then OUT is what it was before, and
     finished parts wait in a staging folder for the next run of the same plan.
     """
     out = resolve_target(out)
     check_write(plan, out, options)
-    _make_folders(out.parent)
+    make_folders(out.parent)
     identity = {
         "fingerprint": plan.fingerprint,
         "out": out.name,
@@ -111,20 +108,23 @@ def write(plan: Plan, out: Path, options: WriteOptions, report: Report) -> Writt
     with lock_target(out):
         restored = restore_replaced(out)
         staging, found = open_staging(out, identity)
-        notes = tuple(
-            f"left by a run of another plan: {path}; remove it if you do not want to go on with it"
-            for path in find_leftovers(out, staging.folder)
-        )
-        if restored:
-            notes = (_RESTORED, *notes)
         try:
-            if found and is_published(staging.folder, out) and _holds(out, plan):
+            notes = tuple(
+                f"left by a run of another plan: {path}; remove it if you do not want to go on "
+                "with it"
+                for path in find_leftovers(out, staging.folder)
+            )
+            if restored:
+                notes = (_RESTORED, *notes)
+            if found and is_published(staging, out) and _holds(out, plan):
                 discard(staging)
                 return Written(out=out, moved=Moved(reused=plan.nbytes), notes=(_FINISHED, *notes))
             # Another run may have published since the first check, which the lock now rules out.
             check_target(out, overwrite=options.overwrite, locked=True)
+            if executor is not None:
+                clear_begun(staging)
             _check_space(plan, staging, options)
-            moved = _fill(plan, staging, options, report)
+            moved = _fill(plan, staging, options, report, executor)
             published = publish(staging, out, overwrite=options.overwrite)
         except BaseException as error:
             remark = _settle(staging, out)
@@ -148,7 +148,7 @@ def _settle(staging: Staging, out: Path) -> str | None:
     A failure here must not hide the one that led here.
     """
     with suppress(BlockExpandError, OSError):
-        published = is_published(staging.folder, out)
+        published = is_published(staging, out)
         if not published and holds_work(staging):
             return f"finished parts stay in {staging.folder} for a rerun of the same command"
         with suppress(BlockExpandError):
@@ -172,14 +172,6 @@ def _holds(out: Path, plan: Plan) -> bool:
     return False
 
 
-def _make_folders(folder: Path) -> None:
-    """Make a folder and those above it, each forced onto the disk."""
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    for path in reversed(missing):
-        attempt("create", path, lambda path=path: path.mkdir(exist_ok=True))
-        sync_folder(path.parent)
-
-
 def _check_links(plan: Plan, out: Path) -> None:
     folder = next(parent for parent in out.parents if parent.exists())
     for file in plan.files:
@@ -193,18 +185,10 @@ def _check_links(plan: Plan, out: Path) -> None:
 
 
 def _check_space(plan: Plan, staging: Staging, options: WriteOptions) -> None:
-    shares = options.reflink != "never" and any(
-        can_share(plan.root / file.name, staging.folder) for file in plan.source_files[:1]
+    shares = shares_blocks(plan, staging.folder, reflink=options.reflink)
+    needed = count_missing(
+        plan, staging.files, staging.partial, hardlink=options.hardlink, shares=shares
     )
-    needed = sum(len(document.data) for document in plan.documents)
-    needed += sum(file.nbytes for file in plan.side_files)
-    for file in plan.files:
-        if _is_linked(file, options) or (staging.files / file.name).exists():
-            continue
-        unshared = count_unshared(file, plan.recipe.block_nbytes, shares=shares)
-        partial = staging.partial / file.name
-        present = partial.stat().st_blocks * 512 if partial.exists() else 0
-        needed += max(unshared - present, 0)
     free = shutil.disk_usage(staging.folder).free
     if needed > free:
         raise OutputError(
@@ -213,18 +197,17 @@ def _check_space(plan: Plan, staging: Staging, options: WriteOptions) -> None:
         )
 
 
-def _is_linked(file: PlannedFile, options: WriteOptions) -> bool:
-    return options.hardlink and file.identical_to is not None
-
-
-def _fill(plan: Plan, staging: Staging, options: WriteOptions, report: Report) -> Moved:
+def _fill(
+    plan: Plan, staging: Staging, options: WriteOptions, report: Report, executor: Executor | None
+) -> Moved:
     """Bring every file of the plan into the staging folder, each forced onto the disk."""
-    sources = {file.name: file for file in plan.source_files}
+    tasks = make_tasks(plan, staging, reflink=options.reflink, hardlink=options.hardlink)
     moved = Moved()
-    for file in plan.files:
-        moved += _add_shard(file, plan, sources, staging, options, report)
-    for side_file in plan.side_files:
-        _copy_side_file(side_file, plan.root, staging.files / side_file.name, report)
+    if executor is None:
+        for task in tasks:
+            moved += do_task(task, report)
+    else:
+        moved = _fill_apart(executor, tasks, report)
     for document in plan.documents:
         write_document(staging.files / document.name, document.data)
         report(len(document.data))
@@ -233,63 +216,20 @@ def _fill(plan: Plan, staging: Staging, options: WriteOptions, report: Report) -
     return moved
 
 
-def _add_shard(
-    file: PlannedFile,
-    plan: Plan,
-    sources: Mapping[str, SourceFile],
-    staging: Staging,
-    options: WriteOptions,
-    report: Report,
-) -> Moved:
-    final = staging.files / file.name
-    if final.exists() and not options.hardlink and final.stat().st_nlink > 1:
-        # An earlier run was asked to link; this one is not.
-        attempt("remove", final, os.unlink, final)
-    if final.exists():
-        report(file.nbytes)
-        return Moved(reused=file.nbytes)
-    if _is_linked(file, options):
-        assert file.identical_to is not None
-        source = resolve_target(plan.root / file.identical_to)
-        check_same(source, sources[file.identical_to], source.stat())
-        attempt("link", final, os.link, source, final)
-        report(file.nbytes)
-        return Moved(linked=file.nbytes)
-    partial = staging.partial / file.name
-    journal = staging.journals / file.name
-    moved = write_file(
-        file,
-        plan.root,
-        sources,
-        partial,
-        journal,
-        reflink=options.reflink,
-        block_nbytes=plan.recipe.block_nbytes,
-        report=report,
-    )
-    attempt("rename", final, os.rename, partial, final)
-    remove_journal(journal)
-    return moved
+def _fill_apart(executor: Executor, tasks: Sequence[FileTask], report: Report) -> Moved:
+    """Let an executor do the tasks. What its workers did not finish is no use to another run."""
+    counts: list[Moved] = []
 
+    def finished(task: FileTask, moved: Moved) -> None:
+        counts.append(moved)
+        report(task.file.nbytes)
 
-def _copy_side_file(file: SourceFile, root: Path, target: Path, report: Report) -> None:
-    _make_folders(target.parent)
-    source = root / file.name
-    source_fd = open_source(source)
-    try:
-        check_same(source, file, os.fstat(source_fd))
-        fd = open_target(target)
-        try:
-            attempt("truncate", target, os.ftruncate, fd, 0)
-            buffer = memoryview(bytearray(min(_BUFFER_NBYTES, file.nbytes)))
-            for offset in range(0, file.nbytes, _BUFFER_NBYTES):
-                data = buffer[: min(_BUFFER_NBYTES, file.nbytes - offset)]
-                read_into(source_fd, data, offset, source)
-                write_from(fd, data, offset, target)
-            sync_file(fd, target)
-        finally:
-            os.close(fd)
-        check_same(source, file, os.fstat(source_fd))
-    finally:
-        os.close(source_fd)
-    report(file.nbytes)
+    run_tasks(executor, do_task_apart, tasks, finished)
+    for task in tasks:
+        path = task.staging.files / task.name
+        if not path.is_file() or path.stat().st_size != task.file.nbytes:
+            raise OutputError(
+                f"{path}: a worker has written it, but it is not to be seen here; the output has "
+                "to lie on a file system that all workers share, under the same path"
+            )
+    return sum(counts, start=Moved())
