@@ -260,6 +260,14 @@ def sync_folder(path: Path) -> None:
         os.close(fd)
 
 
+def make_folders(folder: Path) -> None:
+    """Make a folder and those above it, each forced onto the disk."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    for path in reversed(missing):
+        attempt("create", path, lambda path=path: path.mkdir(exist_ok=True))
+        sync_folder(path.parent)
+
+
 def prefers_kernel_copy(path: Path) -> bool:
     """Tell whether a file lies on a network file system, where a server can copy by itself."""
     kinds = {"nfs4", "cifs", "smb3", "ceph"}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -61,14 +62,16 @@ def expand(
     verify_after: str | None = None,
     push_to_hub: str | None = None,
     private: bool = False,
+    executor: Executor | None = None,
     progress: Progress = SILENT,
     command: str | None = None,
 ) -> Expansion:
     """Add blocks to a checkpoint without changing what it computes; the arguments are cli.py's.
 
     `verify_after` is `tensors` or `logits`; `push_to_hub` names the repository that a complete (and
-    verified) output is uploaded to; `command` is what the model card shows, by default the
-    equivalent command line.
+    verified) output is uploaded to. The workers of an `executor` write a file each at a time; they
+    have to see source and output under the same paths. `command` is what the model card shows, by
+    default the equivalent command line.
     Raises: BlockExpandError; then `out` is what it was before. ProofError where `out` was written
     and does not hold what it should; HubError where it is complete and only the upload is not.
     """
@@ -106,6 +109,7 @@ def expand(
         options,
         After(verify=verify_after, push_to_hub=push_to_hub, private=private, token=token),
         progress,
+        executor,
     )
 
 
@@ -127,13 +131,14 @@ def carry_out(
     options: WriteOptions,
     after: After,
     progress: Progress,
+    executor: Executor | None = None,
 ) -> Expansion:
     """Write a plan that `check_write` has passed, then prove and upload as wished.
 
     Raises: as `expand`.
     """
     progress.total("writing", plan.nbytes)
-    written = write(plan, target, options, progress.done)
+    written = write(plan, target, options, progress.done, executor)
     result = Expansion(
         out=written.out,
         source=name,

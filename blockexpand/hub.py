@@ -18,7 +18,7 @@ from ._version import __version__
 from .checkpoint import parse_weight_map
 from .errors import CheckpointError, HubError
 from .file_selection import INDEX_FILE, WEIGHTS_FILE
-from .hub_client import expand, find_cached, make_silent_bar
+from .hub_client import cache_folder, expand, find_cached, make_silent_bar
 from .hub_errors import explaining
 from .hub_files import (
     RepoFile,
@@ -41,8 +41,10 @@ __all__ = [
     "RepoSnapshot",
     "ShardHeader",
     "WantedFiles",
+    "cache_folder",
     "check_push",
     "choose_files",
+    "count_uncached",
     "download_checkpoint",
     "download_side_files",
     "fetch_headers",
@@ -139,6 +141,17 @@ def fetch_headers(
         shards=shards,
         side_files=tuple(snapshot.file(name) for name in wanted.side_files),
         left_behind=wanted.left_behind,
+    )
+
+
+def count_uncached(
+    snapshot: RepoSnapshot, names: Collection[str], cache_dir: Path | None = None
+) -> int:
+    """Return the bytes of those files that a download would add to the Hub's cache."""
+    return sum(
+        snapshot.file(name).nbytes
+        for name in names
+        if find_cached(snapshot.repo_id, name, snapshot.commit, cache_dir) is None
     )
 
 

@@ -43,6 +43,13 @@ def find_cached(repo_id: str, name: str, revision: str, cache_dir: Path | None) 
     return Path(found) if isinstance(found, str) else None
 
 
+def cache_folder(cache_dir: Path | None) -> Path:
+    """Return the Hub's cache, whether it exists or not."""
+    from huggingface_hub import constants
+
+    return expand(cache_dir) or Path(constants.HF_HUB_CACHE)
+
+
 def expand(cache_dir: Path | None) -> Path | None:
     """Expand `~`, which not every function of the client does."""
     return None if cache_dir is None else cache_dir.expanduser()
