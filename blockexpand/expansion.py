@@ -296,8 +296,7 @@ def verify(
 def _prove(
     checkpoint: Checkpoint, folder: Path, logits: bool, progress: Progress
 ) -> tuple[Verification, LogitsProof | None]:
-    progress.total("comparing", sum(file.stat().st_size for file in folder.glob("*.safetensors")))
-    verification = verify_output(checkpoint, folder, progress.done)
+    verification = verify_output(checkpoint, folder, progress)
     proof = None
     if logits and not verification.findings:
         proof = compare_logits(checkpoint.root, folder, verification.dtype)

@@ -20,7 +20,7 @@ from .json_document import JsonObject, parse_json_object
 from .model_card import SourceName, add_card
 from .plan import Plan, Recipe, make_plan
 from .planned_files import PlannedTensor
-from .progress import Report
+from .progress import Progress, Report
 from .safetensors_header import Header, TensorSpec, parse_header, parse_header_nbytes
 from .strict_json import show
 from .tensor_comparison import Comparer, Finding, differing_byte
@@ -41,20 +41,22 @@ class Verification:
     findings: tuple[Finding, ...]
 
 
-def verify_output(checkpoint: Checkpoint, out: Path, report: Report) -> Verification:
+def verify_output(checkpoint: Checkpoint, out: Path, progress: Progress) -> Verification:
     """Compare an output folder with its source, every byte of it.
 
-    `report` is told of compared bytes, from any thread. Raises: CheckpointError where the output
-    does not state its recipe; UnsupportedModelError, RecipeError for a recipe that is impossible.
+    Raises: CheckpointError where the output does not state its recipe; UnsupportedModelError,
+    RecipeError for a recipe that is impossible.
     """
     manifest = read_manifest(out)
     recipe, name, command = _stated_recipe(manifest)
     plan = add_card(make_plan(checkpoint, recipe), name, command)
+    nbytes = sum(tensor.spec.nbytes for file in plan.files for tensor in file.tensors)
+    progress.total("comparing", nbytes + sum(file.nbytes for file in plan.side_files))
     findings = [*_compare_names(plan, out), *_compare_documents(plan, out)]
     headers, strange = _read_headers(plan, out)
     planned = {tensor.name: tensor for file in plan.files for tensor in file.tensors}
     findings += _compare_headers(plan, headers)
-    comparer = Comparer(checkpoint, out, headers, report)
+    comparer = Comparer(checkpoint, out, headers, progress.done)
     for file, (header, _) in headers.items():
         placed = [
             PlannedTensor(
@@ -70,7 +72,7 @@ def verify_output(checkpoint: Checkpoint, out: Path, report: Report) -> Verifica
     # Where a tensor is named, that the header's bytes differ says nothing more.
     named = {finding.file for finding in findings}
     findings += [finding for finding in strange if finding.file not in named]
-    findings += _compare_side_files(checkpoint, plan, out, report)
+    findings += _compare_side_files(checkpoint, plan, out, progress.done)
     return Verification(
         tensors=len(planned),
         nbytes=plan.nbytes,

@@ -24,7 +24,7 @@ from checkpoints import (
 import blockexpand
 from blockexpand.checkpoint import open_checkpoint
 from blockexpand.errors import BlockExpandError, CheckpointError, SourceChangedError
-from blockexpand.progress import Progress
+from blockexpand.progress import SILENT, Progress
 from blockexpand.tensor_comparison import Finding
 from blockexpand.verification import verify_output
 
@@ -513,18 +513,21 @@ def test_a_source_that_changes_meanwhile_is_refused(
     checkpoint = open_checkpoint(other)
     os.utime(other / "model-00001-of-00002.safetensors", ns=(1, 1))
     with pytest.raises(SourceChangedError):
-        verify_output(checkpoint, out, lambda _: None)
+        verify_output(checkpoint, out, SILENT)
 
 
 def test_every_byte_of_the_tensors_is_reported_once(source: Path, out: Path) -> None:
     done: list[int] = []
-    blockexpand.verify(source, out, progress=Progress(done=done.append))
+    totals: list[tuple[str, int]] = []
+    progress = Progress(total=lambda what, n: totals.append((what, n)), done=done.append)
+    blockexpand.verify(source, out, progress=progress)
     tensors = sum(
         len(tensor.data)
         for path in out.glob("*.safetensors")
         for tensor in read_file(path).values()
     )
     assert sum(done) == tensors + (3 << 20) + len('{"version": "1.0"}')
+    assert totals == [("comparing", sum(done))]
 
 
 def test_the_first_of_several_differences_in_a_large_tensor_is_named(tmp_path: Path) -> None:
