@@ -27,6 +27,7 @@ Add blocks to a safetensors language model without changing what the model compu
 
 commands:
   blockexpand --src SRC --out OUT --new-layers N   expand (the default)
+  blockexpand batch JOBS.yaml                      many expansions from one file
   blockexpand verify SRC OUT                       prove an output against its source
   blockexpand diff BASE OTHER                      list which tensors are the same, changed, new
   blockexpand train-config OUT --framework NAME    print a trainer's settings for the new blocks
@@ -72,6 +73,9 @@ def _run(words: list[str]) -> int:
     try:
         if words[:1] == ["verify"]:
             return _verify(_verify_parser().parse_args(words[1:]))
+        if words[:1] == ["batch"]:
+            parser = _batch_parser()
+            return _batch(parser.parse_args(words[1:]), parser)
         if words[:1] == ["diff"]:
             return _diff(_diff_parser().parse_args(words[1:]))
         if words[:1] == ["train-config"]:
@@ -184,6 +188,7 @@ def _expand_parser() -> argparse.ArgumentParser:
         "REPO, made if there is none",
     )
     add("--private", action="store_true", help="with --push-to-hub: make a new REPO private")
+    _add_executor_option(add)
     _add_output_options(add)
     add("--version", action="version", version=f"blockexpand {__version__}")
     return parser
@@ -205,6 +210,56 @@ def _verify_parser() -> argparse.ArgumentParser:
         help="also load both with transformers and compare their logits, bit for bit",
     )
     _add_hub_options(add)
+    _add_output_options(add)
+    return parser
+
+
+_BATCH_DESCRIPTION = """\
+Make many expansions. All are planned and checked before the first byte is written; what an
+earlier run has finished is skipped. JOBS.yaml holds options as they are on the command line,
+without the hyphens before them:
+
+  defaults: {src: org/name, dtype: bfloat16}
+  jobs:
+    - {new-layers: 4, out: models/first}
+    - {position: "7,15,23,31", out: models/second, verify: tensors}
+  matrix:
+    new-layers: [4, 8]
+    position: [end, interleaved]
+    out: "models/{model}-{layers}L-{position}"
+
+A matrix makes a job of each combination of src, new-layers and position; there may be a list of
+them. In out and push-to-hub stand {model}, {layers}, {new-layers}, {position} and {dtype}. Paths
+are relative to the current folder. Exit status 1 if any job failed."""
+
+
+def _batch_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="blockexpand batch",
+        description=_BATCH_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("jobs_file", metavar="JOBS.yaml", help="the expansions to make")
+    policy = parser.add_mutually_exclusive_group()
+    policy.add_argument(
+        "--keep-going",
+        action="store_true",
+        help="go on with the other jobs after one has failed (the default)",
+    )
+    policy.add_argument("--fail-fast", action="store_true", help="begin no job after a failure")
+    add(
+        "--jobs",
+        type=int,
+        default=1,
+        metavar="N",
+        help="how many expansions are written at the same time (default: 1)",
+    )
+    add("--dry-run", action="store_true", help="plan and check all jobs, and write nothing")
+    _add_executor_option(add)
+    add("--token", help="token for the Hub; HF_TOKEN and `hf auth login` work too")
+    add("--cache-dir", metavar="DIR", help="the Hub's cache (default: as huggingface_hub)")
     _add_output_options(add)
     return parser
 
@@ -250,6 +305,27 @@ def _add_hub_options(add: Callable[..., Any]) -> None:
     add("--cache-dir", metavar="DIR", help="the Hub's cache (default: as huggingface_hub)")
 
 
+def _add_executor_option(add: Callable[..., Any]) -> None:
+    add(
+        "--executor",
+        type=_executor,
+        metavar="EXECUTOR",
+        help="let others write, a file each at a time: process:N starts N processes; "
+        "dask://HOST:PORT asks a dask scheduler, whose workers have to see source and output under "
+        "the same paths",
+    )
+
+
+def _executor(text: str) -> str:
+    from .executors import parse_executor
+
+    try:
+        parse_executor(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
+
+
 def _add_output_options(add: Callable[..., Any]) -> None:
     add("--json", action="store_true", help="print one JSON object on stdout")
     add("-q", "--quiet", action="store_true", help="print errors only")
@@ -261,6 +337,7 @@ def _expand(
     options: argparse.Namespace, parser: argparse.ArgumentParser, words: Sequence[str]
 ) -> int:
     from . import report
+    from .executors import open_executor
     from .expansion import expand, parse_position, plan_only
     from .layer_map import POSITIONS
 
@@ -288,7 +365,7 @@ def _expand(
         plan, name = plan_only(options.src, options.out, **arguments, check=options.check)
         _print(options, report.plan_as_json, report.describe_plan, plan, name, Path(options.out))
         return 0
-    with _progress(options) as progress:
+    with open_executor(options.executor) as executor, _progress(options) as progress:
         result = expand(
             options.src,
             options.out,
@@ -300,11 +377,44 @@ def _expand(
             verify_after=options.verify,
             push_to_hub=options.push_to_hub,
             private=options.private,
+            executor=executor,
             progress=progress,
             command=_shown_command(words),
         )
     _print(options, report.expansion_as_json, report.describe_expansion, result)
     return 0
+
+
+def _batch(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    from . import report_batch
+    from .batch import plan_batch, run_batch
+    from .executors import open_executor
+    from .jobs_file import open_jobs
+
+    if options.jobs < 1:
+        parser.error(f"--jobs {options.jobs}: expected at least 1")
+    jobs = open_jobs(Path(options.jobs_file))
+    batch = plan_batch(jobs, token=options.token, cache_dir=options.cache_dir)
+    if options.dry_run:
+        _print(options, report_batch.batch_as_json, report_batch.describe_batch, batch)
+        return 0
+    with open_executor(options.executor) as executor, _progress(options) as progress:
+        results = run_batch(
+            batch,
+            fail_fast=options.fail_fast,
+            parallel=options.jobs,
+            executor=executor,
+            progress=progress,
+        )
+    _print(options, report_batch.results_as_json, report_batch.describe_results, results)
+    failed = [result for result in results if result.error is not None]
+    if not failed:
+        return 0
+    assert failed[0].error is not None
+    return _fail(
+        f"{options.jobs_file}: {len(failed)} of {len(results)} jobs failed, the first: "
+        f"{failed[0].planned.out}: {report_batch.explain_error(failed[0].error)}"
+    )
 
 
 def _verify(options: argparse.Namespace) -> int:
