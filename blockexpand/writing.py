@@ -70,7 +70,8 @@ def check_write(plan: Plan, out: Path, options: WriteOptions) -> None:
     """
     check_target(out, overwrite=options.overwrite)
     root = resolve_target(plan.root)
-    places = {root} | {resolve_target(root / file.name).parent for file in plan.source_files}
+    files = {file.name for file in plan.source_files}.union(plan.elsewhere)
+    places = {root} | {resolve_target(plan.path(name)).parent for name in files}
     for place in places:
         if out == place:
             raise OutputError(f"{out}: is the source itself; choose another output folder")
@@ -128,11 +129,14 @@ def write(
             published = publish(staging, out, overwrite=options.overwrite)
         except BaseException as error:
             remark = _settle(staging, out)
+            failure = error
             if isinstance(error, OSError):
-                raise explain("use", Path(error.filename or out), error) from error
-            if remark and isinstance(error, BlockExpandError | KeyboardInterrupt):
-                raise type(error)(f"{error} ({remark})" if str(error) else remark) from error
-            raise
+                failure = explain("use", Path(error.filename or out), error)
+            if remark and isinstance(failure, BlockExpandError | KeyboardInterrupt):
+                failure = type(failure)(f"{failure} ({remark})" if str(failure) else remark)
+            if failure is error:
+                raise
+            raise failure from error
     if moved.reused:
         published += (f"{moved.reused} bytes were there from an earlier run of the same plan",)
     return Written(out=out, moved=moved, notes=published + notes)
@@ -176,7 +180,7 @@ def _check_links(plan: Plan, out: Path) -> None:
     folder = next(parent for parent in out.parents if parent.exists())
     for file in plan.files:
         if file.identical_to is not None:
-            source = resolve_target(plan.root / file.identical_to)
+            source = resolve_target(plan.path(file.identical_to))
             if source.stat().st_dev != folder.stat().st_dev:
                 raise OutputError(
                     f"{out}: --hardlink needs the output on the file system of the source "
