@@ -51,7 +51,7 @@ WRITES = ("pwrite", "write", "copy_file_range", "ioctl", "ftruncate")
 ENTRIES = ("rename", "replace", "link", "mkdir", "renameat2")
 STEPS = (*WRITES, *ENTRIES, "open", "file", "preadv", "read", "fsync", "rmdir", "unlink", "flock")
 # Those that only look.
-LOOKS = ("stat", "lstat", "fstat", "statvfs", "listdir", "scandir")
+LOOKS = ("stat", "lstat", "statvfs", "listdir", "scandir")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,9 +121,10 @@ class Nursery:
 
         What can be done: `kill`; `tear`: write half, then kill; `interrupt`; `fail` with the
         error number `argument`; `fail-on` with it at this and every later call; `stutter`: every
-        call is broken by a signal at first; `shorten` a read, write or copy; `wait` until the file `argument` exists, after making it with `.here`;
-        `append`, `touch` or `replace` the file `argument`. `lacks` names the means that the system
-        is to be without: each of their calls is refused as such a system refuses it.
+        call is broken by a signal at first; `shorten` a read, write or copy; `wait` until the file
+        `argument` exists, after making it with `.here`; `append`, `touch` or `replace` the file
+        `argument`. `lacks` names the means that the system is to be without: each of their calls
+        is refused as such a system refuses it.
         """
         self._jobs += 1
         job = {
@@ -351,7 +352,7 @@ def prepare(
     before = source_state(root)
     place(old, out)
     done = nursery.run(command, lacks=lacks)
-    assert (done.code, done.err) == (0, "")
+    assert (done.code, done.err) == (0, ""), done
     assert source_state(root) == before or "--hardlink" in options
     assert names_beside(out) == []
     return Case(
@@ -428,7 +429,10 @@ class _Faults:
         self._lacks = frozenset(job["lacks"])
         self._log = log
         self._count = 0
-        self._real = {name: getattr(os, name) for name in STEPS + LOOKS if hasattr(os, name)}
+        self._met: set[tuple[object, ...]] = set()
+        self._real = {
+            name: getattr(os, name) for name in (*STEPS, *LOOKS, "fstat") if hasattr(os, name)
+        }
 
     def meet(self, name: str, arguments: tuple[Any, ...]) -> bool:
         """Stand before a call; returns whether it is to be cut short."""
@@ -441,11 +445,18 @@ class _Faults:
         here = self._at is None or self._count == self._at
         if self._do == "fail-on" and self._count >= (self._at or 0):
             raise OSError(self._argument, os.strerror(self._argument), _named(arguments))
-        if self._do == "stutter" and self._count % 2:
+        if self._do == "stutter" and self._is_new(name, arguments):
             raise InterruptedError(errno.EINTR, os.strerror(errno.EINTR))
         if not here or self._do == "nothing":
             return False
         return self._act(arguments)
+
+    def _is_new(self, name: str, arguments: tuple[Any, ...]) -> bool:
+        key = (name, *(each for each in arguments if isinstance(each, int | str | Path)))
+        if key in self._met:
+            return False
+        self._met.add(key)
+        return True
 
     def _act(self, arguments: tuple[Any, ...]) -> bool:
         match self._do:
@@ -475,7 +486,7 @@ class _Faults:
         return False
 
     def _lacks_direct(self, name: str, arguments: tuple[Any, ...]) -> bool:
-        """Tell of direct I/O that is to be refused: when a file is opened, or only when it is moved."""
+        """Tell of direct I/O that is to be refused, at the opening or only at the transfer."""
         if name == "open":
             return "direct" in self._lacks and bool(arguments[1] & os.O_DIRECT)
         if name in ("preadv", "pwrite") and "direct transfer" in self._lacks:
