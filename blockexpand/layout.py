@@ -19,6 +19,9 @@ NEW_SHARD_NBYTES = 5_000_000_000
 # Below this a block's bytes are copied rather than given a shard of their own to be shared from.
 _WORTH_SHARING_NBYTES = 1 << 20
 
+# Older files are not looked at again, so that thousands of blocks do not take the square of time.
+_MOST_OPEN_FILES = 64
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Copy:
@@ -101,7 +104,6 @@ def mirror_shards(
     """
     mirrored = [_arrange(parts, block_nbytes, mirrors=name) for name, parts in residents if parts]
     files: list[_OpenFile] = []
-    open_files: list[_OpenFile] = []
     for block in blocks:
         for piece in _split_block(block):
             residue, shared_nbytes = _best_residue(piece, block_nbytes)
@@ -109,15 +111,12 @@ def mirror_shards(
             # A tensor is shared only where its offset keeps the source's residue, so a piece that
             # would land elsewhere starts a file of its own, if it is worth one.
             wanted = residue if shared_nbytes >= _WORTH_SHARING_NBYTES else None
-            # What is once too full is closed, so that thousands of blocks take no square of time.
-            open_files = [file for file in open_files if file.has_room(nbytes)]
-            for file in open_files:
-                if wanted is None or file.next_residue(block_nbytes) == wanted:
+            for file in files[-_MOST_OPEN_FILES:]:
+                if file.accepts(nbytes, wanted, block_nbytes):
                     break
             else:
                 file = _OpenFile(residue)
                 files.append(file)
-                open_files.append(file)
             file.append(piece, nbytes)
     return mirrored + [_arrange(file.parts, block_nbytes) for file in files]
 
@@ -148,11 +147,10 @@ class _OpenFile:
         self._residue = residue
         self._nbytes = 0
 
-    def has_room(self, nbytes: int) -> bool:
-        return self._nbytes + nbytes <= NEW_SHARD_NBYTES
-
-    def next_residue(self, block_nbytes: int) -> int:
-        return (self._residue + self._nbytes) % block_nbytes
+    def accepts(self, nbytes: int, residue: int | None, block_nbytes: int) -> bool:
+        if self._nbytes + nbytes > NEW_SHARD_NBYTES:
+            return False
+        return residue is None or (self._residue + self._nbytes) % block_nbytes == residue
 
     def append(self, piece: Sequence[Part], nbytes: int) -> None:
         self.parts += piece

@@ -112,7 +112,6 @@ def test_copying_and_verifying_take_less_than_100_mb(source: Path, tmp_path: Pat
         assert found["status"] == 0
         assert not COPYING_NEVER_LOADS & set(found["loaded"])
         assert found["peak"] < 100_000_000, found["peak"]
-    print(f"peak: expand {expanded['peak'] / 1e6:.1f} MB, verify {verified['peak'] / 1e6:.1f} MB")
 
 
 def test_the_package_runs_without_its_heavy_dependencies(source: Path, tmp_path: Path) -> None:
