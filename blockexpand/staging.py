@@ -189,11 +189,16 @@ def find_leftovers(out: Path, current: Path | None) -> tuple[Path, ...]:
 
 
 def is_published(staging: Staging, out: Path) -> bool:
-    """Tell whether this run, or an earlier one of the plan, has published: all else is to tidy up.
+    """Tell whether this run has published its files."""
+    return _is_at(out, staging.inode)
 
-    Raises: TransferError.
+
+def was_published(staging: Staging, out: Path) -> bool:
+    """Tell whether it seems that an earlier run of the plan was killed after it had published.
+
+    Numbers of folders are used again: what the output holds must tell. Raises: TransferError.
     """
-    return _is_at(out, staging.inode) or _was_published(staging.folder, out)
+    return _was_published(staging.folder, out)
 
 
 def is_untidy(out: Path) -> bool:
@@ -306,7 +311,10 @@ def _was_published(folder: Path, out: Path) -> bool:
 
 
 def _is_at(out: Path, inode: int) -> bool:
-    return out.is_dir() and out.stat().st_ino == inode
+    try:
+        return out.is_dir() and out.stat().st_ino == inode
+    except OSError:
+        return False
 
 
 def _is_empty(folder: Path) -> bool:

@@ -33,6 +33,7 @@ from .staging import (
     open_staging,
     publish,
     restore_replaced,
+    was_published,
 )
 
 
@@ -109,6 +110,7 @@ def write(
     with lock_target(out):
         restored = restore_replaced(out)
         staging, found = open_staging(out, identity)
+        complete = False
         try:
             notes = tuple(
                 f"left by a run of another plan: {path}; remove it if you do not want to go on "
@@ -117,7 +119,8 @@ def write(
             )
             if restored:
                 notes = (_RESTORED, *notes)
-            if found and is_published(staging, out) and _holds(out, plan):
+            if found and was_published(staging, out) and _holds(out, plan):
+                complete = True
                 discard(staging)
                 return Written(out=out, moved=Moved(reused=plan.nbytes), notes=(_FINISHED, *notes))
             # Another run may have published since the first check, which the lock now rules out.
@@ -128,7 +131,7 @@ def write(
             moved = _fill(plan, staging, options, report, executor)
             published = publish(staging, out, overwrite=options.overwrite)
         except BaseException as error:
-            remark = _settle(staging, out)
+            remark = _settle(staging, out, complete=complete or is_published(staging, out))
             failure = error
             if isinstance(error, OSError):
                 failure = explain("use", Path(error.filename or out), error)
@@ -146,21 +149,19 @@ _FINISHED = "an earlier run had finished this output; nothing was left to do but
 _RESTORED = "an earlier run was killed while it replaced the output, which was put back as it was"
 
 
-def _settle(staging: Staging, out: Path) -> str | None:
+def _settle(staging: Staging, out: Path, *, complete: bool) -> str | None:
     """Remove what a failed run leaves, but for what a rerun can use; return what stays, in words.
 
-    A failure here must not hide the one that led here.
+    `complete` says that the output had been published. A failure here must not hide the one that
+    led here.
     """
     with suppress(BlockExpandError, OSError):
-        published = is_published(staging, out)
-        if not published and holds_work(staging):
+        if not complete and holds_work(staging):
             return f"finished parts stay in {staging.folder} for a rerun of the same command"
         with suppress(BlockExpandError):
             discard(staging)
-        if not published:
-            return None
         left = f"; {staging.folder} can be removed" if staging.folder.exists() else ""
-        return f"the new output is complete and in its place{left}"
+        return f"the new output is complete and in its place{left}" if complete else None
     return f"what was written stays in {staging.folder}"
 
 
