@@ -439,5 +439,8 @@ class _Run:
 
     def _nbytes(self, planned: PlannedJob) -> int:
         written = 0 if planned.is_finished else planned.plan.nbytes
-        proven = sum(file.nbytes for file in planned.plan.files) if planned.job.verify else 0
+        proven = 0
+        if planned.job.verify is not None:
+            proven = sum(file.nbytes - len(file.header) for file in planned.plan.files)
+            proven += sum(file.nbytes for file in planned.plan.side_files)
         return written + proven
