@@ -16,7 +16,7 @@ from .layout import Origin, Part
 from .safetensors_header import HeaderEntry, TensorSpec
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Stock:
     """A source model. `model` is the number by which layer maps name it."""
 

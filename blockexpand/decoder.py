@@ -25,7 +25,15 @@ from .errors import BlockExpandError, UnsupportedModelError
 from .families import MULTIMODAL
 from .family import Family
 from .json_document import JsonEdit
-from .layer_fields import FieldEdits, FieldRule, apply_edits, get_field, listed, rewrite_fields
+from .layer_fields import (
+    FieldEdits,
+    FieldRule,
+    apply_edits,
+    combine_fields,
+    get_field,
+    listed,
+    rewrite_fields,
+)
 from .layer_map import LayerMap, map_position
 from .safetensors_header import TensorSpec
 from .tensor_roles import is_float32, neutral_values
@@ -38,6 +46,7 @@ __all__ = [
     "find_decoder",
     "keeps_float32",
     "output_name",
+    "plan_rearrangement",
     "plan_surgery",
 ]
 
@@ -122,6 +131,32 @@ def plan_surgery(decoder: Decoder, config: Mapping[str, Any], layer_map: LayerMa
         raise UnsupportedModelError(
             f"{error}{_way_out(decoder, config, layer_map)}"
         ) from error.__cause__
+
+
+def plan_rearrangement(
+    decoder: Decoder,
+    config: Mapping[str, Any],
+    layers: Sequence[tuple[Decoder, Mapping[str, Any], int]],
+) -> Surgery:
+    """Work out the edits of `config` for layers that come from anywhere, in any order.
+
+    `layers` holds for each layer of the output its decoder, that model's config and its number
+    there. Nothing is neutral, and the model need not compute what it did.
+    Raises: UnsupportedModelError where the config cannot express these layers.
+    """
+    text = descend(config, decoder.config_path)
+    edits = _count_edits(decoder, text, len(layers))
+    edited = apply_edits(text, edits)
+    texts = {id(other): descend(other, part.config_path) for part, other, _ in layers}
+    sources = [
+        (edited if other is config else texts[id(other)], part.layers, number)
+        for part, other, number in layers
+    ]
+    edits |= combine_fields(_rules(decoder.family), edited, decoder.layers, sources)
+    notes = []
+    if decoder.family.index_scaled and (reason := decoder.family.index_scaled(text)):
+        notes.append(f"{reason}: a layer with another number computes something else")
+    return Surgery(neutral={}, config_edits=_json_edits(decoder, config, edits), notes=tuple(notes))
 
 
 def output_name(decoder: Decoder, placed: LayerTensor, layer: int) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from .checkpoint import Checkpoint, Extent
 from .decoder import Decoder, keeps_float32
 from .errors import RecipeError
 from .json_document import JsonEdit, JsonObject
-from .layout import Convert, Copy
+from .layout import Convert, Copy, Origin, Scale, Zeros
 from .safetensors_header import DTYPE_BITS, FLOAT_DTYPES, TensorSpec
 
 # The names of `--dtype` and of config.json, and the format's own.
@@ -59,13 +59,7 @@ class DtypePolicy:
 
     def config_edits(self, config: JsonObject) -> tuple[JsonEdit, ...]:
         """Return the edits that keep `torch_dtype` and `dtype` true, in the spelling they have."""
-        if self.target is None:
-            return ()
-        return tuple(
-            JsonEdit(path=path, value=self.output_dtype)
-            for path in _dtype_fields(config, ())
-            if _value_at(config, path) != self.output_dtype
-        )
+        return () if self.target is None else _dtype_edits(config, self.output_dtype)
 
 
 def make_dtype_policy(checkpoint: Checkpoint, dtype: str, decoder: Decoder) -> DtypePolicy:
@@ -75,11 +69,7 @@ def make_dtype_policy(checkpoint: Checkpoint, dtype: str, decoder: Decoder) -> D
     """
     if dtype not in OUTPUT_DTYPES:
         raise RecipeError(f"dtype {dtype!r}: expected one of {', '.join(OUTPUT_DTYPES)}")
-    nbytes: Counter[str] = Counter()
-    for spec in checkpoint.specs.values():
-        if spec.dtype in FLOAT_DTYPES:
-            nbytes[spec.dtype] += spec.nbytes
-    main = nbytes.most_common(1)[0][0] if nbytes else "BF16"
+    main = SAFETENSORS_DTYPES[name_main_dtype(checkpoint.specs.values())]
     target = SAFETENSORS_DTYPES.get(dtype)
     return DtypePolicy(
         target=target,
@@ -87,6 +77,76 @@ def make_dtype_policy(checkpoint: Checkpoint, dtype: str, decoder: Decoder) -> D
         output_dtype=_NAMES[target or main],
         decoder=decoder,
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MergeDtypes:
+    """What a recipe's `dtype` and `out_dtype` make of tensors; None keeps the dtype that is there.
+
+    A tensor that the model computes with in float32 whatever its dtype stays float32.
+    """
+
+    dtype: str | None
+    out_dtype: str | None
+
+    def plan(
+        self, decoder: Decoder, name: str, spec: TensorSpec, extent: Extent, factor: float
+    ) -> tuple[TensorSpec, Origin]:
+        """Return what a source tensor times `factor` becomes."""
+        if spec.dtype not in FLOAT_DTYPES:
+            return spec, Copy(extent=extent)
+        math_dtype, to_dtype = self._chain(spec.dtype)
+        if self.stays_float32(decoder, name, spec):
+            math_dtype = to_dtype = spec.dtype
+        result = TensorSpec(
+            dtype=to_dtype,
+            shape=spec.shape,
+            nbytes=spec.nbytes * DTYPE_BITS[to_dtype] // DTYPE_BITS[spec.dtype],
+        )
+        if factor == 0:
+            return result, Zeros(nbytes=result.nbytes)
+        if factor != 1 or not _is_one_step(spec.dtype, math_dtype, to_dtype):
+            return result, Scale(
+                extent=extent,
+                from_dtype=spec.dtype,
+                math_dtype=math_dtype,
+                to_dtype=to_dtype,
+                factor=factor,
+            )
+        if spec.dtype == to_dtype:
+            return result, Copy(extent=extent)
+        return result, Convert(extent=extent, from_dtype=spec.dtype, to_dtype=to_dtype)
+
+    def stays_float32(self, decoder: Decoder, name: str, spec: TensorSpec) -> bool:
+        """Tell whether a tensor is left float32 that the recipe asks to be narrower."""
+        return (
+            spec.dtype == "F32"
+            and self._chain("F32") != ("F32", "F32")
+            and keeps_float32(decoder, name)
+        )
+
+    def rounds_twice(self, dtype: str) -> bool:
+        """Tell whether a tensor changes otherwise than by rounding it to the output's dtype."""
+        return dtype in FLOAT_DTYPES and not _is_one_step(dtype, *self._chain(dtype))
+
+    def config_edits(self, config: JsonObject) -> tuple[JsonEdit, ...]:
+        """Return the edits that keep `torch_dtype` and `dtype` true, in the spelling they have."""
+        name = self.out_dtype or self.dtype
+        return () if name is None else _dtype_edits(config, name)
+
+    def _chain(self, dtype: str) -> tuple[str, str]:
+        """Return the dtype that a tensor is scaled in, and the one that it is stored in."""
+        math_dtype = SAFETENSORS_DTYPES[self.dtype] if self.dtype else dtype
+        return math_dtype, SAFETENSORS_DTYPES[self.out_dtype] if self.out_dtype else math_dtype
+
+
+def name_main_dtype(specs: Iterable[TensorSpec]) -> str:
+    """Return the name of the float dtype that most bytes have."""
+    nbytes: Counter[str] = Counter()
+    for spec in specs:
+        if spec.dtype in FLOAT_DTYPES:
+            nbytes[spec.dtype] += spec.nbytes
+    return _NAMES[nbytes.most_common(1)[0][0] if nbytes else "BF16"]
 
 
 def encode_element(dtype: str, value: float) -> bytes:
@@ -105,6 +165,20 @@ def encode_element(dtype: str, value: float) -> bytes:
             return struct.pack("<f", value)[2:]
         case _:
             raise RecipeError(f"a tensor of dtype {dtype} cannot be set to {value:g}")
+
+
+def _is_one_step(from_dtype: str, math_dtype: str, to_dtype: str) -> bool:
+    """Tell whether two conversions are the same as the one from the first to the last dtype."""
+    widens = math_dtype == "F64" or (math_dtype == "F32" and from_dtype != "F64")
+    return math_dtype in (from_dtype, to_dtype) or widens
+
+
+def _dtype_edits(config: JsonObject, name: str) -> tuple[JsonEdit, ...]:
+    return tuple(
+        JsonEdit(path=path, value=name)
+        for path in _dtype_fields(config, ())
+        if _value_at(config, path) != name
+    )
 
 
 def _dtype_fields(config: Mapping[str, Any], path: tuple[str, ...]) -> list[tuple[str, ...]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import socket
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,12 +38,13 @@ _BUFFER_NBYTES = 1 << 20
 class FileTask:
     """A planned shard, or a side file to copy, with all that is needed to write it.
 
-    `sources` are the files below `root` that it takes from. `is_link` makes a hard link of a shard
-    that repeats its source's.
+    `sources` are the files that it takes from, below `root` or where `elsewhere` says. `is_link`
+    makes a hard link of a shard that repeats its source's.
     """
 
     file: PlannedFile | SourceFile
     root: Path
+    elsewhere: Mapping[str, Path]
     sources: tuple[SourceFile, ...]
     staging: Staging
     reflink: str
@@ -52,6 +54,10 @@ class FileTask:
     @property
     def name(self) -> str:
         return self.file.name
+
+    def path(self, name: str) -> Path:
+        """Return where a source file is."""
+        return self.elsewhere.get(name, self.root / name)
 
 
 def make_tasks(
@@ -64,6 +70,7 @@ def make_tasks(
         return FileTask(
             file=file,
             root=plan.root,
+            elsewhere={s.name: plan.path(s.name) for s in sources if s.name in plan.elsewhere},
             sources=sources,
             staging=staging,
             reflink=reflink,
@@ -84,7 +91,7 @@ def do_task(task: FileTask, report: Report) -> Moved:
     """
     final = task.staging.files / task.name
     if isinstance(task.file, SourceFile):
-        _copy_side_file(task.root, task.file, final, report)
+        _copy_side_file(task.path(task.name), task.file, final, report)
         return Moved()
     partial = task.staging.partial / task.file.name
     return _add_shard(task, task.file, partial, task.staging.journals / task.file.name, report)
@@ -106,7 +113,7 @@ def do_task_apart(task: FileTask) -> Moved:
     name = uuid.uuid4().hex
     partial, journal = task.staging.partial / name, task.staging.journals / name
     if isinstance(task.file, SourceFile):
-        _copy_side_file(task.root, task.file, partial, _ignore)
+        _copy_side_file(task.path(task.name), task.file, partial, _ignore)
         final = task.staging.files / task.name
         make_folders(final.parent)
         attempt("rename", final, os.rename, partial, final)
@@ -138,7 +145,7 @@ def _add_shard(
     sources = {source.name: source for source in task.sources}
     if task.is_link:
         assert file.identical_to is not None
-        source = Path(os.path.realpath(task.root / file.identical_to))
+        source = Path(os.path.realpath(task.path(file.identical_to)))
         check_same(source, sources[file.identical_to], source.stat())
         attempt("link", final, os.link, source, final)
         report(file.nbytes)
@@ -152,15 +159,15 @@ def _add_shard(
         reflink=task.reflink,
         block_nbytes=task.block_nbytes,
         report=report,
+        elsewhere=task.elsewhere,
     )
     attempt("rename", final, os.rename, partial, final)
     remove_journal(journal)
     return moved
 
 
-def _copy_side_file(root: Path, file: SourceFile, target: Path, report: Report) -> None:
+def _copy_side_file(source: Path, file: SourceFile, target: Path, report: Report) -> None:
     make_folders(target.parent)
-    source = root / file.name
     source_fd = open_source(source)
     try:
         check_same(source, file, os.fstat(source_fd))

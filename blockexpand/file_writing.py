@@ -75,16 +75,18 @@ def write_file(
     reflink: str,
     block_nbytes: int,
     report: Report,
+    elsewhere: Mapping[str, Path] | None = None,
 ) -> Moved:
     """Write a planned shard to `target` and force it onto the disk.
 
+    `sources` are in the folder `root`, but for those whose paths `elsewhere` has.
     `reflink` is `auto`, `always` or `never`; `report` is told of bytes as they are done, from any
     thread. A `target` that an earlier run left is gone on with where its journal ends.
     Raises: TransferError, SourceChangedError; OutputError where blocks must be shared and cannot.
     """
     segments = make_segments(file)
     with ExitStack() as stack:
-        source = stack.enter_context(Reader(root, sources))
+        source = stack.enter_context(Reader(root, sources, elsewhere))
         fd = open_target(target)
         stack.callback(os.close, fd)
         done = _resume(fd, target, journal, file.nbytes)

@@ -27,7 +27,8 @@ class FieldRule:
 
     `read(config, layers)` returns the kind of every layer, or None where the config does not have
     the property. `write(config, kinds, origins)` returns the edits of `config` that give layer j
-    `kinds[j]`, where `origins[j]` is its source layer, or None where the fields cannot express it.
+    `kinds[j]`, where `origins[j]` is its source layer (-1: none in this config is of that kind), or
+    None where the fields cannot express it.
     An `advisory` rule keeps a field in step that another rule's field overrides when the model is
     built; it is not proven and never a reason to refuse.
     """
@@ -46,26 +47,47 @@ def rewrite_fields(
     Raises: UnsupportedModelError when a rule's fields cannot express the wanted layers;
     CheckpointError when a per-layer list has another length than the model has layers.
     """
+    return combine_fields(rules, config, layers, [(config, layers, origin) for origin in origins])
+
+
+def combine_fields(
+    rules: Sequence[FieldRule],
+    config: Config,
+    layers: int,
+    sources: Sequence[tuple[Config, int, int]],
+) -> FieldEdits:
+    """Return the edits of `config` (of `layers` layers) for layers that several configs describe.
+
+    `sources` holds for each wanted layer the config that describes it, that config's number of
+    layers, and the layer's number there.
+    Raises: UnsupportedModelError when a rule's fields cannot express the wanted layers.
+    """
     edits: FieldEdits = {}
     edited: Config = config
     wanted: list[tuple[FieldRule, Kinds]] = []
     for rule in rules:
-        kinds = rule.read(config, layers)
-        if kinds is None:
+        own = rule.read(config, layers)
+        known = {id(other): rule.read(other, count) for other, count, _ in sources}
+        if own is None and not any(known.values()):
             continue
-        new = tuple(kinds[origin] for origin in origins)
-        changes = rule.write(edited, new, origins)
+        new: list[Any] = []
+        origins: list[int] = []
+        for other, _, layer in sources:
+            kinds = known[id(other)]
+            if own is None or kinds is None:
+                raise UnsupportedModelError(
+                    f"config.json: not every model of the recipe has {_spell(rule.fields)}, so its "
+                    "layers cannot be described together"
+                )
+            new.append(kinds[layer])
+            origins.append(layer if other is config else _find(own, kinds[layer]))
+        changes = rule.write(edited, tuple(new), origins)
         if not rule.advisory:
-            wanted.append((rule, new))
+            wanted.append((rule, tuple(new)))
         if changes:
             edits.update(changes)
             edited = apply_edits(edited, changes)
-    for rule, new in wanted:
-        if rule.read(edited, len(origins)) != new:
-            raise UnsupportedModelError(
-                f"config.json: {_spell(rule.fields)} cannot express these {len(origins)} layers: "
-                "some layer would get another behaviour than it has in the source"
-            )
+    _prove(wanted, edited, len(sources))
     return edits
 
 
@@ -120,10 +142,13 @@ def listed(
             kinds = None if derive is None else derive(config, layers)
         return kinds if kinds is None or last is None else (*kinds[:-1], last)
 
-    def write(config: Config, kinds: Kinds, origins: Sequence[int]) -> FieldEdits:
+    def write(config: Config, kinds: Kinds, origins: Sequence[int]) -> FieldEdits | None:
         edits: FieldEdits = {}
         for name, value in present(config).items():
-            new = [value[origin] for origin in origins] if last is None else list(kinds)
+            by_kind = last is not None or min(origins) < 0
+            if by_kind and last is None and len(present(config)) > 1:
+                return None  # the other spellings have words of their own for the kind
+            new = list(kinds) if by_kind else [value[origin] for origin in origins]
             edits[_path(name)] = "".join(new) if isinstance(value, str) else new
         if not edits and read(config, len(origins)) != kinds:
             edits[_path(names[0])] = list(kinds)
@@ -197,6 +222,21 @@ def leading(name: str, *, default: int | None = None, advisory: bool = False) ->
 def fixed(*names: str, derive: Derive) -> FieldRule:
     """Make the rule of a pattern that no field can override: it must hold at the new depth."""
     return FieldRule(fields=names, read=derive, write=lambda config, kinds, origins: None)
+
+
+def _prove(wanted: Sequence[tuple[FieldRule, Kinds]], edited: Config, layers: int) -> None:
+    """Read every kind back. Raises: UnsupportedModelError where one is not what was wanted."""
+    for rule, new in wanted:
+        if rule.read(edited, layers) != new:
+            raise UnsupportedModelError(
+                f"config.json: {_spell(rule.fields)} cannot express these {layers} layers: "
+                "some layer would get another behaviour than it has in the source"
+            )
+
+
+def _find(kinds: Kinds, kind: Any) -> int:
+    """Return the first layer of a kind; -1 where there is none."""
+    return kinds.index(kind) if kind in kinds else -1
 
 
 def _path(field: str) -> Path:

@@ -30,8 +30,15 @@ def make_buffer(nbytes: int) -> memoryview:
 class Reader:
     """The files of a folder, each opened when it is first read. Threads may share a reader."""
 
-    def __init__(self, root: Path, files: Mapping[str, SourceFile]) -> None:
+    def __init__(
+        self,
+        root: Path,
+        files: Mapping[str, SourceFile],
+        elsewhere: Mapping[str, Path] | None = None,
+    ) -> None:
+        """`elsewhere` has the paths of those files that are not in the folder."""
         self._root = root
+        self._elsewhere = elsewhere or {}
         self._files = files
         self._stack = ExitStack()
         self._lock = threading.Lock()
@@ -58,7 +65,7 @@ class Reader:
         The view begins on a page if `offset` does. Raises: TransferError.
         """
         fd, direct_fd = self._open(name)
-        path = self._root / name
+        path = self._path(name)
         if direct_fd is not None and nbytes >= WORTH_DIRECT_NBYTES:
             skipped = offset % PAGE_NBYTES
             span = -(-(skipped + nbytes) // PAGE_NBYTES) * PAGE_NBYTES
@@ -71,14 +78,17 @@ class Reader:
     def check_unchanged(self) -> None:
         """Raises: SourceChangedError where a file that was opened is no longer what it was."""
         for name, (fd, _) in self._fds.items():
-            path = self._root / name
+            path = self._path(name)
             check_same(path, self._files[name], os.fstat(fd))
             check_same(path, self._files[name], attempt("read", path, os.stat, path))
+
+    def _path(self, name: str) -> Path:
+        return self._elsewhere.get(name, self._root / name)
 
     def _open(self, name: str) -> tuple[int, int | None]:
         with self._lock:
             if name not in self._fds:
-                path = self._root / name
+                path = self._path(name)
                 fd = open_source(path)
                 self._stack.callback(os.close, fd)
                 check_same(path, self._files[name], os.fstat(fd))

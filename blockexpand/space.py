@@ -19,7 +19,7 @@ def shares_blocks(plan: Plan, folder: Path, *, reflink: str) -> bool:
     Raises: TransferError.
     """
     return reflink != "never" and any(
-        can_share(plan.root / file.name, folder) for file in plan.source_files[:1]
+        can_share(plan.path(file.name), folder) for file in plan.source_files[:1]
     )
 
 

@@ -37,6 +37,19 @@ def neutral_values(family: Family, suffixes: Collection[str]) -> dict[str, float
     return values
 
 
+def is_silenced(family: Family, suffixes: Collection[str], zeroed: Collection[str]) -> bool:
+    """Tell whether a layer with these tensors adds nothing to the stream once some are zero."""
+    for branch in family.branches:
+        for form in find_form(branch, suffixes):
+            outputs = {suffix for suffix in suffixes if matches(suffix, form.outputs)}
+            norms = {suffix for suffix in suffixes if matches(suffix, form.norms)}
+            by_norm = bool(norms) and form.norm_value == 0 and norms <= set(zeroed)
+            if not by_norm and not outputs <= set(zeroed):
+                return False
+    # A factor on the stream itself is no branch, and zero is not its neutral value.
+    return not any(matches(s, (pattern,)) for s in suffixes for pattern, _ in family.constants)
+
+
 def is_known(family: Family, suffix: str) -> bool:
     """Tell whether the family's row, or the vocabulary of copied tensors, has this tensor."""
     return is_output(family, suffix) or any(path in COPIED for path in module_paths(suffix))

@@ -1,0 +1,114 @@
+"""What a recipe of several models means outside of the layers: heads, configs, tokenizers. Pure.
+
+It plans no tensors.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+
+from .assignment import Stock
+from .checkpoint import Checkpoint, SourceFile
+from .decoder import Decoder
+from .dtypes import MergeDtypes
+from .merge_recipe import MergeRecipe
+
+# Final norms, beside the layers, and heads, at the top of the names.
+_FINAL_NORMS = frozenset(
+    {
+        *("norm", "final_layernorm", "final_layer_norm", "final_norm", "layer_norm", "ln_f"),
+        *("norm_f", "norm_out", "out_norm", "ln_final"),
+    }
+)
+_HEADS = frozenset(
+    {"lm_head", "embed_out", "output", "output_layer", "head", "score", "classifier"}
+)
+_TOKENIZER_FILES = re.compile(
+    r"(?:tokenizer.*|tokenization_.*|special_tokens_map\.json|added_tokens\.json|vocab\..*|"
+    r"merges\.txt|chat_template.*|.*\.tiktoken|spiece\.model|sentencepiece.*\.model)"
+)
+# Fields in which models of one family may differ without computing otherwise.
+_COSMETIC = frozenset(
+    {
+        *("_name_or_path", "architectures", "transformers_version", "torch_dtype", "dtype"),
+        *("use_cache", "bos_token_id", "eos_token_id", "pad_token_id", "vocab_size"),
+        *("initializer_range", "attention_dropout", "layer_types", "max_window_layers"),
+        *("num_hidden_layers", "n_layer", "n_layers", "num_layers"),
+    }
+)
+_MOST_FIELDS_SHOWN = 6
+
+
+def is_after_layers(decoder: Decoder, name: str) -> bool:
+    """Tell whether a tensor outside of the layers is one that they lead to: a final norm, a head.
+
+    Layers that are stored past the end count as such.
+    """
+    if name in decoder.placed:
+        return True
+    parent = decoder.prefix.removesuffix(".").rpartition(".")[0]
+    if parent and name.startswith(f"{parent}."):
+        return name[len(parent) + 1 :].partition(".")[0] in _FINAL_NORMS
+    words = name.split(".")
+    if words[0] in ("model", "language_model", "transformer") and len(words) > 2:
+        words = words[1:]
+    return words[0] in _HEADS or (not parent and words[0] in _FINAL_NORMS)
+
+
+def compare_models(merge: MergeRecipe, stocks: Mapping[str, Stock]) -> tuple[str, ...]:
+    """Return what to know of models whose configs are not the same."""
+    home = stocks[merge.home].checkpoint.config
+    notes = []
+    for name, stock in stocks.items():
+        other = stock.checkpoint.config
+        fields = [
+            key
+            for key in dict.fromkeys((*home, *other))
+            if key not in _COSMETIC and home.get(key) != other.get(key)
+        ]
+        if fields:
+            shown = ", ".join(fields[:_MOST_FIELDS_SHOWN])
+            more = f" and {len(fields) - _MOST_FIELDS_SHOWN} more" if len(fields) > 6 else ""
+            notes.append(
+                f"the config is that of {merge.home}; in {name} these fields are others: "
+                f"{shown}{more}"
+            )
+    return tuple(notes)
+
+
+def note_float32(stocks: Sequence[Stock], policy: MergeDtypes) -> tuple[str, ...]:
+    """Say how many tensors are left float32 against the letter of the recipe."""
+    count = sum(
+        policy.stays_float32(stock.decoder, name, spec)
+        for stock in stocks
+        for name, spec in stock.checkpoint.specs.items()
+    )
+    if not count:
+        return ()
+    return (
+        f"{count} tensors stay float32, since the model computes with them in float32 whatever its "
+        "dtype; mergekit would round them",
+    )
+
+
+def choose_side_files(
+    merge: MergeRecipe, checkpoints: Mapping[str, Checkpoint]
+) -> tuple[tuple[SourceFile, ...], dict[str, Path]]:
+    """Return the output's side files, and the paths of those that are not the home model's.
+
+    The tokenizer is that of the recipe's `tokenizer_source`; all else comes with the config.
+    """
+    home = checkpoints[merge.home]
+    source = checkpoints[merge.tokenizer_source or merge.home]
+    if source is home:
+        return home.side_files, {}
+    kept = [file for file in home.side_files if not _is_tokenizer(file.name)]
+    taken = [file for file in source.side_files if _is_tokenizer(file.name)]
+    files = sorted([*kept, *taken], key=lambda file: file.name)
+    return tuple(files), {file.name: source.root / file.name for file in taken}
+
+
+def _is_tokenizer(name: str) -> bool:
+    return _TOKENIZER_FILES.fullmatch(PurePosixPath(name).name) is not None
