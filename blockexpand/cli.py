@@ -119,6 +119,13 @@ def _printable(text: str, keep: str = "") -> str:
     )
 
 
+def _not_empty(text: str) -> str:
+    # To Python an empty path is the current folder; to the user it is a variable left unset.
+    if not text:
+        raise argparse.ArgumentTypeError("expected a name, found an empty text")
+    return text
+
+
 def _expand_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="blockexpand",
@@ -129,8 +136,18 @@ def _expand_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--src", required=True, help="a folder, or a Hub repository org/name or org/name@revision")
-    add("--out", required=True, help="the folder to make; must not exist or be empty")
+    add(
+        "--src",
+        type=_not_empty,
+        required=True,
+        help="a folder, or a Hub repository org/name or org/name@revision",
+    )
+    add(
+        "--out",
+        type=_not_empty,
+        required=True,
+        help="the folder to make; must not exist or be empty",
+    )
     add("--new-layers", type=int, metavar="N", help="how many blocks to add")
     add(
         "--position",
@@ -202,8 +219,8 @@ def _verify_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("src", metavar="SRC", help="the source: a folder or a Hub repository")
-    add("out", metavar="OUT", help="the folder that blockexpand made")
+    add("src", type=_not_empty, metavar="SRC", help="the source: a folder or a Hub repository")
+    add("out", type=_not_empty, metavar="OUT", help="the folder that blockexpand made")
     add(
         "--logits",
         action="store_true",

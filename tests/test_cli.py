@@ -6,6 +6,7 @@ import json
 import os
 import re
 import select
+import shlex
 import shutil
 import signal
 import struct
@@ -101,6 +102,9 @@ def test_help_and_version(run: Callable[..., Result]) -> None:
         "--src SRC --out OUT --new-layers 1 --verify everything",
         "--src SRC --out OUT --new-layers 1 --unknown",
         "--src SRC --out OUT --new-layers 1 --tok x",
+        "--src SRC --out '' --new-layers 1",
+        "--src '' --out OUT --new-layers 1",
+        "verify SRC ''",
         "verify SRC",
         "verify SRC OUT more",
     ],
@@ -110,7 +114,7 @@ def test_wrong_usage_is_2_and_makes_nothing(
 ) -> None:
     before = snapshot(source.parent)
     out = source.parent / "out"
-    result = run(*words.replace("SRC", str(source)).replace("OUT", str(out)).split())
+    result = run(*shlex.split(words.replace("SRC", str(source)).replace("OUT", str(out))))
     assert result.status == 2
     assert result.out == ""
     assert "usage: blockexpand" in result.err
@@ -486,8 +490,6 @@ def test_a_token_is_written_and_printed_nowhere(
 def test_the_command_in_the_card_makes_the_same_again(
     source: Path, run: Callable[..., Result]
 ) -> None:
-    import shlex
-
     out = source.parent / "an 'out' with $signs"
     run("--src", source, "--out", out, "--new-layers", 1, "--position", "start")
     command = json.loads((out / "block_expansion.json").read_text())["command"]
