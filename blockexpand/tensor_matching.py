@@ -42,9 +42,17 @@ class Matching:
 
 def match_tensors(base: Checkpoint, other: Checkpoint) -> Matching:
     """Key the tensors of two checkpoints. Raises: CheckpointError for a damaged manifest."""
-    base_layers, other_layers, told_by = _match_layers(base, other)
+    mine, theirs, told_by = _match_layers(base, other)
+    if mine is None or theirs is None:
+        keys = [{name: TensorKey(name) for name in side.specs} for side in (base, other)]
+        return Matching(base=keys[0], other=keys[1], told_by=told_by)
+    base_prefix = _find_prefix(base.specs, mine.manifest.layer_prefix)
+    other_prefix = _find_prefix(other.specs, theirs.manifest.layer_prefix)
+    # transformers saves transformer.h.0 and transformer.wte; files of the Hub have h.0 and wte.
     return Matching(
-        base=_keys(base, base_layers), other=_keys(other, other_layers), told_by=told_by
+        base=_keys(base, mine, base_prefix, _lead(base_prefix, other_prefix)),
+        other=_keys(other, theirs, other_prefix, _lead(other_prefix, base_prefix)),
+        told_by=told_by,
     )
 
 
@@ -112,15 +120,13 @@ def _count_layers(
                 return int(config[field])
     if like is None:
         return None
-    prefix, _ = _find_prefix(checkpoint.specs, like.layer_prefix)
+    prefix = _find_prefix(checkpoint.specs, like.layer_prefix)
     numbers = (re.match(rf"{re.escape(prefix)}(\d{{1,9}})\.", name) for name in checkpoint.specs)
     return max((int(number[1]) + 1 for number in numbers if number), default=None)
 
 
-def _keys(checkpoint: Checkpoint, layers: _Layers | None) -> dict[str, TensorKey]:
-    if layers is None:
-        return {name: TensorKey(name) for name in checkpoint.specs}
-    prefix, lead = _find_prefix(checkpoint.specs, layers.manifest.layer_prefix)
+def _keys(checkpoint: Checkpoint, layers: _Layers, prefix: str, lead: str) -> dict[str, TensorKey]:
+    """Key a side's tensors; `lead` is what its names begin with and the other side's lack."""
     entries = layers.manifest.layer_map
     if not layers.expanded:
         entries = tuple(LayerEntry(source=i) for i in range(layers.manifest.original_layers))
@@ -146,20 +152,17 @@ def _keys(checkpoint: Checkpoint, layers: _Layers | None) -> dict[str, TensorKey
     return keys
 
 
-def _find_prefix(names: Iterable[str], stated: str) -> tuple[str, str]:
-    """Return the layers' prefix in these names, and what they all begin with besides.
+def _lead(prefix: str, other: str) -> str:
+    """Return what stands before `other` in `prefix`, if nothing else tells them apart."""
+    return prefix[: -len(other)] if prefix.endswith(other) else ""
 
-    `transformers` saves `transformer.h.0` where files of the Hub have `h.0`.
-    """
-    bare = stated.partition(".")[2]
+
+def _find_prefix(names: Iterable[str], stated: str) -> str:
+    """Return the prefix of the layers in these names: the stated one, shorter, or longer."""
     present = list(names)
-    for prefix in filter(None, (stated, bare)):
+    for prefix in filter(None, (stated, stated.partition(".")[2])):
         if any(re.match(rf"{re.escape(prefix)}\d+\.", name) for name in present):
-            return prefix, ""
-    leads = {
-        match[1]
-        for name in present
-        if (match := re.match(rf"([a-z_]+\.){re.escape(stated)}\d+\.", name))
-    }
-    lead = leads.pop() if len(leads) == 1 else ""
-    return lead + stated, lead
+            return prefix
+    pattern = re.compile(rf"([a-z_]+\.{re.escape(stated)})\d+\.")
+    longer = {match[1] for name in present if (match := pattern.match(name))}
+    return longer.pop() if len(longer) == 1 else stated
