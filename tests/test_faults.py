@@ -462,6 +462,27 @@ def test_everything_is_forced_onto_the_disk_before_and_after_publishing(
         )
 
 
+def test_the_journal_says_that_bytes_are_done_only_after_they_were_forced_onto_the_disk(
+    nursery: Nursery, folder: Path
+) -> None:
+    root = make_source(folder / "source")
+    done = nursery.run(("--src", root, "--out", folder / "out", "--new-layers", "2"))
+    journals = 0
+    unsynced: set[str] = set()
+    for call in done.calls:
+        path = Path(call.path)
+        if path.parent.name == "partial" and call.writes:
+            unsynced.add(path.name)
+        elif path.parent.name == "partial" and call.name == "fsync":
+            unsynced.discard(path.name)
+        elif path.parent.name == "journal" and call.name == "write":
+            assert path.name not in unsynced
+            journals += 1
+        elif path.parent.name == "files" and call.name == "rename":
+            assert path.name not in unsynced
+    assert journals > 3
+
+
 # File systems of our own.
 
 

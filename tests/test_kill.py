@@ -7,10 +7,15 @@ and the same command, run again, ends with the same bytes as a run that nobody d
 from __future__ import annotations
 
 import json
+import random
 import re
 import shutil
+import subprocess
+import sys
+import time
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import accumulate
 from pathlib import Path
 
@@ -219,3 +224,45 @@ def test_a_kill_at_every_single_call_while_converting(
 ) -> None:
     case = prepare(converting_nursery, folder, dtype="F32")
     check_kills(converting_nursery, case, range(1, case.calls + 1))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("shards", [1, 3])
+def test_a_kill_at_a_random_moment_of_a_real_run(shards: int, tmp_path: Path) -> None:
+    """No wrapped call, no smaller chunk: a process of its own, on several threads, on the disk."""
+    root = make_source(
+        tmp_path / "source",
+        shards=shards,
+        layers=6,
+        hidden=1024,
+        intermediate=4096,
+        vocabulary=4096,
+    )
+    before = source_state(root)
+    out = tmp_path / "parent" / "out"
+    out.parent.mkdir()
+    command = [sys.executable, "-m", "blockexpand", "--src", root, "--out", out]
+    command += ["--new-layers", "2", "--reflink", "never", "--overwrite", "--quiet"]
+    here = Path(__file__).resolve().parent.parent
+    began = time.monotonic()
+    assert subprocess.run(command, cwd=here).returncode == 0
+    seconds = time.monotonic() - began
+    wanted = snapshot(out)
+    generator = random.Random(shards)
+    killed = 0
+    for attempt in range(40):
+        if attempt % 4:
+            shutil.rmtree(out, ignore_errors=True)
+        old = snapshot(out)
+        process = subprocess.Popen(command, cwd=here)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(generator.uniform(0.05, seconds * 1.1))
+        process.kill()
+        killed += process.wait() == -9
+        assert source_state(root) == before
+        assert snapshot(out) in (old, wanted)
+        if attempt % 2:
+            assert subprocess.run(command, cwd=here).returncode == 0
+            assert snapshot(out) == wanted
+            assert names_beside(out) == []
+    assert killed > 20
