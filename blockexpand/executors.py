@@ -27,6 +27,8 @@ _Result = TypeVar("_Result")
 
 _ATTEMPTS = 2
 _MOST_PROCESSES = 256
+# What starts a cluster and this command together may need a while for the workers.
+_WORKER_WAIT_SECONDS = 60
 
 
 class _Named(Protocol):
@@ -148,11 +150,13 @@ def open_executor(spec: str | None) -> Iterator[Executor | None]:
             "`dask scheduler`, and workers with `dask worker`"
         ) from error
     with client:
-        if not client.scheduler_info()["workers"]:
+        try:
+            client.wait_for_workers(1, timeout=_WORKER_WAIT_SECONDS)
+        except (TimeoutError, distributed.TimeoutError):
             raise OutputError(
                 f"--executor {spec}: the scheduler has no worker; start one with `dask worker "
                 f"tcp://{value}`"
-            )
+            ) from None
         yield client.get_executor(pure=False)
 
 

@@ -19,6 +19,7 @@ from concurrent.futures import (
     ThreadPoolExecutor,
 )
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -343,56 +344,61 @@ def test_without_dask(
 # ---------------------------------------------------------------------- a cluster
 
 
+@contextmanager
+def scheduler(folder: Path) -> Iterator[tuple[str, Callable[[], None]]]:
+    """Start a dask scheduler; yield HOST:PORT and a function that starts one more worker process.
+
+    Each is a command of its own, as on several machines.
+    """
+    pytest.importorskip("distributed")
+    file = folder / "scheduler.json"
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+    processes: list[subprocess.Popen[bytes]] = []
+    with (folder / "log").open("w") as log:
+
+        def start(*words: str) -> None:
+            command = [sys.executable, "-m", "dask", *words, "--no-dashboard"]
+            processes.append(
+                subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
+            )
+
+        start("scheduler", "--host", "127.0.0.1", "--port", "0", "--scheduler-file", str(file))
+        try:
+            deadline = time.monotonic() + 60
+            while not file.exists():
+                assert time.monotonic() < deadline, (folder / "log").read_text()
+                time.sleep(0.05)
+            address = json.loads(file.read_text())["address"]
+            yield (
+                address.removeprefix("tcp://"),
+                lambda: start("worker", address, "--nthreads", "1", "--no-nanny"),
+            )
+        finally:
+            for process in reversed(processes):
+                process.terminate()
+            for process in processes:
+                process.wait(30)
+
+
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A dask scheduler and three worker processes, each a command as on three machines."""
-    pytest.importorskip("distributed")
-    folder = tmp_path_factory.mktemp("dask")
-    file = folder / "scheduler.json"
-    environment = {
-        **os.environ,
-        "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}",
-        "DASK_DISTRIBUTED__WORKER__MEMORY__TERMINATE": "False",
-    }
-    log = (folder / "log").open("w")
+    """A scheduler with three workers."""
+    with scheduler(tmp_path_factory.mktemp("dask")) as (address, start_worker):
+        for _ in range(3):
+            start_worker()
+        yield address
 
-    def start(*words: str) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
-            [sys.executable, "-m", "dask", *words],
-            cwd=folder,
-            env=environment,
-            stdout=log,
-            stderr=log,
-        )
 
-    scheduler = start(
-        "scheduler",
-        "--host",
-        "127.0.0.1",
-        "--port",
-        "0",
-        "--no-dashboard",
-        "--scheduler-file",
-        str(file),
-    )
-    processes = [scheduler]
-    try:
-        deadline = time.monotonic() + 60
-        while not file.exists():
-            assert time.monotonic() < deadline, (folder / "log").read_text()
-            time.sleep(0.05)
-        address = json.loads(file.read_text())["address"]
-        processes += [
-            start("worker", address, "--nthreads", "1", "--no-nanny", "--no-dashboard")
-            for _ in range(3)
-        ]
-        yield address.removeprefix("tcp://")
-    finally:
-        for process in reversed(processes):
-            process.terminate()
-        for process in processes:
-            process.wait(30)
-        log.close()
+def test_scheduler_without_workers(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from blockexpand import executors
+
+    monkeypatch.setattr(executors, "_WORKER_WAIT_SECONDS", 0.1)
+    with scheduler(tmp_path) as (address, _):
+        words = ["--src", str(source), "--out", str(tmp_path / "out"), "--new-layers", "1"]
+        assert main([*words, "--executor", f"dask://{address}"]) == 1
+    assert "the scheduler has no worker; start one with" in capfd.readouterr().err
 
 
 def wait_for_workers(address: str, count: int) -> dict[str, int]:
