@@ -148,7 +148,7 @@ def _make_stocks(merge: MergeRecipe, checkpoints: Mapping[str, Checkpoint]) -> d
                 decoder = find_decoder(checkpoint.config, checkpoint.specs)
             except BlockExpandError as error:
                 raise type(error)(f"{name}: {error}") from None
-            known = Stock(model=len(by_identity), checkpoint=checkpoint, decoder=decoder)
+            known = Stock(model=merge.models.index(name), checkpoint=checkpoint, decoder=decoder)
             by_identity[id(checkpoint)] = known
         stocks[name] = known
     home = stocks[merge.home].decoder

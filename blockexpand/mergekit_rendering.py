@@ -1,4 +1,4 @@
-"""Layer map → mergekit passthrough recipe, for the model card. It writes no files.
+"""Plan → the mergekit passthrough recipe of the same model, for the model card. Pure.
 
 Source: mergekit's documentation of its configuration file (`slices`, `layer_range`, `scale`).
 """
@@ -6,40 +6,45 @@ Source: mergekit's documentation of its configuration file (`slices`, `layer_ran
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from .layer_map import LayerMap
+from .layout import Convert, Copy, Fill, Zeros
+from .plan import Plan
+from .safetensors_header import FLOAT_DTYPES
 
 
-def make_recipe(
-    model: str, layer_map: LayerMap, neutral: Mapping[str, float], dtype: str
-) -> dict[str, Any] | None:
-    """Return the mergekit recipe that describes an expansion of `model`, as plain data.
+def make_recipe(plan: Plan, model: str) -> dict[str, Any] | None:
+    """Return the mergekit recipe that makes the plan's tensors of `model`, as plain data.
 
-    `neutral` maps suffixes to constants. None where mergekit has no words for it: it scales
-    tensors, so it can make a weight 0, but not -1.
+    None where mergekit has no words for it: it scales tensors, so it can make a weight 0, but not
+    -1.
     """
-    if any(neutral.values()):
+    dtype = {"dtype": plan.recipe.dtype} if _names_dtype(plan) else {}
+    tensors = [tensor for file in plan.files for tensor in file.tensors]
+    if any(isinstance(tensor.origin, Fill) for tensor in tensors):
         return None
-    scale = [{"filter": name, "value": 0.0} for name in _filters(neutral)] + [{"value": 1.0}]
+    zeroed: dict[int, dict[str, bool]] = {}
+    for tensor in tensors:
+        number, _, suffix = tensor.name.removeprefix(plan.layer_prefix).partition(".")
+        if tensor.name.startswith(plan.layer_prefix) and number.isdecimal():
+            zeroed.setdefault(int(number), {})[suffix] = isinstance(tensor.origin, Zeros)
     slices: list[dict[str, Any]] = []
-    for entry in layer_map:
+    for index, entry in enumerate(plan.layer_map):
         source: dict[str, Any] = {
             "model": model,
             "layer_range": [entry.source, entry.source + 1],
         }
         last = slices[-1]["sources"][0] if slices else None
         if entry.is_new:
-            source["parameters"] = {"scale": [dict(rule) for rule in scale]}
+            filters = _filters(f"{plan.layer_prefix}{entry.source}.", zeroed[index], plan.neutral)
+            rules: list[dict[str, Any]] = [{"filter": name, "value": 0.0} for name in filters]
+            source["parameters"] = {"scale": [*rules, {"value": 1.0}]}
         elif last and "parameters" not in last and last["layer_range"][1] == entry.source:
             last["layer_range"][1] += 1
             continue
         slices.append({"sources": [source]})
-    recipe: dict[str, Any] = {"slices": slices, "merge_method": "passthrough"}
-    if dtype != "source":
-        recipe["dtype"] = dtype
-    return recipe
+    return {"slices": slices, "merge_method": "passthrough", **dtype}
 
 
 def render_recipe(recipe: Mapping[str, Any]) -> str:
@@ -49,11 +54,30 @@ def render_recipe(recipe: Mapping[str, Any]) -> str:
     return yaml.safe_dump(dict(recipe), sort_keys=False, default_flow_style=None)
 
 
-def _filters(neutral: Mapping[str, float]) -> list[str]:
-    """Return mergekit's filters: parts of tensor names, each standing for weight and bias."""
+def _names_dtype(plan: Plan) -> bool:
+    """Tell whether the recipe names a dtype.
+
+    To mergekit a dtype is that of every tensor, so it may not be named where a tensor is kept wider
+    than the others and nothing has to be converted.
+    """
+    if plan.recipe.dtype == "source":
+        return False
+    tensors = [tensor for file in plan.files for tensor in file.tensors]
+    if any(isinstance(tensor.origin, Convert) for tensor in tensors):
+        return True
+    copied = {t.spec.dtype for t in tensors if isinstance(t.origin, Copy)}
+    return len(copied & FLOAT_DTYPES) <= 1
+
+
+def _filters(prefix: str, zeroed: Mapping[str, bool], order: Iterable[str]) -> Sequence[str]:
+    """Return mergekit's filters, parts of the source's tensor names, for a new layer's zeros."""
+    wanted = [suffix for suffix in order if zeroed.get(suffix)]
     names = []
-    for suffix in neutral:
+    for suffix in wanted:
         name = re.sub(r"(\.weight|\.bias|_bias)$", "", suffix)
         # The names of experts' projections differ only in the expert's number.
         names.append(name.rpartition(".")[2] if re.search(r"\.\d+\.", name) else name)
-    return list(dict.fromkeys(names))
+    short = list(dict.fromkeys(names))
+    hit = {suffix for suffix in zeroed if any(name in prefix + suffix for name in short)}
+    # Where a short form would hit another tensor too, the whole name says which.
+    return short if hit == set(wanted) else [prefix + suffix for suffix in wanted]

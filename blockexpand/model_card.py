@@ -37,14 +37,26 @@ class SourceName:
     commit: str | None = None
 
 
-def add_card(plan: Plan, source: SourceName, command: str) -> Plan:
-    """Return the plan with the model card and the manifest among its documents."""
+def add_card(
+    plan: Plan,
+    source: SourceName,
+    command: str,
+    others: Mapping[str, SourceName] | None = None,
+) -> Plan:
+    """Return the plan with the model card and the manifest among its documents.
+
+    `others` has the further models of a recipe by the names that it gives them.
+    """
     # Paths that are no UTF-8 could be written into neither.
     command = _as_unicode(command)
     source = replace(source, model=_as_unicode(source.model))
+    others = {
+        name: replace(other, model=_as_unicode(other.model))
+        for name, other in (others or {}).items()
+    }
     documents = (
-        Document(name=CARD_FILE, data=_render_card(plan, source, command).encode()),
-        Document(name=MANIFEST_FILE, data=_render_manifest(plan, source, command)),
+        Document(name=CARD_FILE, data=_render_card(plan, source, command, others).encode()),
+        Document(name=MANIFEST_FILE, data=_render_manifest(plan, source, command, others)),
     )
     return replace(plan, documents=plan.documents + documents)
 
@@ -53,15 +65,13 @@ def _as_unicode(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def _render_manifest(plan: Plan, source: SourceName, command: str) -> bytes:
+def _render_manifest(
+    plan: Plan, source: SourceName, command: str, others: Mapping[str, SourceName]
+) -> bytes:
     recipe = plan.recipe
-    origin = {"model": source.model, "model_type": plan.model_type}
-    for key in ("repo", "revision", "commit"):
-        if getattr(source, key) is not None:
-            origin[key] = getattr(source, key)
     manifest = {
         "blockexpand": __version__,
-        "source": origin,
+        "source": _name_fields(source, model_type=plan.model_type),
         "original_layers": plan.original_layers,
         "layers": len(plan.layer_map),
         "position": recipe.position
@@ -78,35 +88,73 @@ def _render_manifest(plan: Plan, source: SourceName, command: str) -> bytes:
         "command": command,
         "fingerprint": plan.fingerprint,
     }
+    if plan.merge is not None:
+        manifest["keeps_function"] = plan.keeps_function
+        manifest["recipe"] = plan.merge.text
+        manifest["models"] = {name: _name_fields(other) for name, other in others.items()}
+        if others:
+            manifest["layer_models"] = [entry.model for entry in plan.layer_map]
     return (json.dumps(manifest, indent=2) + "\n").encode()
 
 
-def _render_card(plan: Plan, source: SourceName, command: str) -> str:
+def _name_fields(source: SourceName, **more: str) -> dict[str, str]:
+    known = {"repo": source.repo, "revision": source.revision, "commit": source.commit}
+    return {"model": source.model} | more | {k: v for k, v in known.items() if v is not None}
+
+
+def _render_card(
+    plan: Plan, source: SourceName, command: str, others: Mapping[str, SourceName]
+) -> str:
     # Not ModelCard too: it would load the whole client of the Hub to put two strings together.
     from huggingface_hub import ModelCardData
 
     known = _read_front_matter(plan.source_card)
     carried = {key: known[key] for key in _CARRIED_FIELDS if key in known}
-    base_model = source.repo or known.get("base_model")
+    base_model: Any = source.repo or known.get("base_model")
+    repos = [other.repo for other in others.values() if other.repo is not None]
+    if repos and isinstance(base_model, str):
+        base_model = [base_model, *repos]
     data = ModelCardData(
         **carried,
         base_model=base_model,
         library_name="transformers",
         pipeline_tag=known.get("pipeline_tag", "text-generation"),
-        tags=["block-expansion", "llama-pro", "blockexpand"],
+        tags=["block-expansion", "llama-pro", "blockexpand"]
+        if plan.keeps_function
+        else ["merge", "blockexpand"],
     )
     # The Hub counts the model among the fine-tunes of its base where nothing else is said.
     if base_model is not None:
-        data["base_model_relation"] = "finetune"
-    body = _render_body(plan, source, command)
+        data["base_model_relation"] = "finetune" if plan.keeps_function else "merge"
+    body = _render_body(plan, source, command, others)
     return f"---\n{data.to_yaml()}\n---\n\n{body}"
 
 
-def _render_body(plan: Plan, source: SourceName, command: str) -> str:
-    new = plan.new_layers
-    count = len(new)
+def _render_body(
+    plan: Plan, source: SourceName, command: str, others: Mapping[str, SourceName]
+) -> str:
+    sections = _introduce(plan, source) if plan.keeps_function else _warn(plan, source, others)
+    sections.append(f"Made with blockexpand {__version__}:\n\n```\n{command}\n```")
+    sections.append(f"## Layers\n\n{_render_layer_map(plan.layer_map, others)}")
+    if plan.new_layers:
+        sections.append(
+            f"Layers count from 0. In every new layer:\n\n{_render_neutral(plan.neutral)}"
+        )
+    sections.append(_render_dtype(plan))
+    sections.append(f"## mergekit\n\n{_render_recipe(plan, source)}")
+    if plan.new_layers:
+        sections.append(_render_training(plan.new_layers))
+    if plan.notes:
+        sections.append("## Notes\n\n" + "\n".join(f"- {note}" for note in plan.notes))
+    if plan.keeps_function:
+        sections.append(_CITATION)
+    return "\n\n".join(sections) + "\n"
+
+
+def _introduce(plan: Plan, source: SourceName) -> list[str]:
+    count = len(plan.new_layers)
     blocks = "block" if count == 1 else "blocks"
-    sections = [
+    return [
         f"# {source.model.rstrip('/').rpartition('/')[2]}, expanded by {count} {blocks}",
         f"This is {_render_source(source)} with {count} new {blocks}: {plan.original_layers} "
         f"layers became {len(plan.layer_map)}. It computes exactly what its source computes"
@@ -114,26 +162,36 @@ def _render_body(plan: Plan, source: SourceName, command: str) -> str:
         "existing layer whose residual branches add nothing, so it passes its input through until "
         "it is trained.",
     ]
-    sections.append(f"Made with blockexpand {__version__}:\n\n```\n{command}\n```")
-    sections.append(f"## Layers\n\n{_render_layer_map(plan.layer_map)}")
-    sections.append(f"Layers count from 0. In every new layer:\n\n{_render_neutral(plan.neutral)}")
-    sections.append(_render_dtype(plan))
-    recipe = make_recipe(
-        source.repo or source.model, plan.layer_map, plan.neutral, plan.recipe.dtype
-    )
+
+
+def _warn(plan: Plan, source: SourceName, others: Mapping[str, SourceName]) -> list[str]:
+    """Introduce a model that computes something else than what it was made of."""
+    made_of = " and ".join(_render_source(name) for name in (source, *others.values()))
+    return [
+        f"# {source.model.rstrip('/').rpartition('/')[2]}, merged to {len(plan.layer_map)} layers",
+        f"This model was made of {made_of} by a mergekit passthrough recipe: layers were taken, "
+        "dropped, repeated or scaled. **It does not compute what its source computes**, and is "
+        "meant to be trained further.",
+    ]
+
+
+def _render_recipe(plan: Plan, source: SourceName) -> str:
+    if plan.merge is not None:
+        text = plan.merge.text.rstrip("\n")
+        fence = "```"
+        while fence in text:
+            fence += "`"
+        return f"The recipe that it was made from:\n\n{fence}yaml\n{text}\n{fence}"
+    model = source.repo or source.model
+    if source.repo and source.revision not in (None, "main"):
+        model = f"{source.repo}@{source.revision}"
+    recipe = make_recipe(plan, model)
     if recipe is None:
-        yaml = "mergekit only scales tensors, so no mergekit recipe describes this model."
-    else:
-        yaml = (
-            "The same model as a mergekit recipe (its zeros may be negative):\n\n"
-            f"```yaml\n{render_recipe(recipe)}```"
-        )
-    sections.append(f"## mergekit\n\n{yaml}")
-    sections.append(_render_training(new))
-    if plan.notes:
-        sections.append("## Notes\n\n" + "\n".join(f"- {note}" for note in plan.notes))
-    sections.append(_CITATION)
-    return "\n\n".join(sections) + "\n"
+        return "mergekit only scales tensors, so no mergekit recipe describes this model."
+    return (
+        "The same model as a mergekit recipe (its zeros may be negative):\n\n"
+        f"```yaml\n{render_recipe(recipe)}```"
+    )
 
 
 def _render_source(source: SourceName) -> str:
@@ -149,15 +207,18 @@ def _is_converted(plan: Plan) -> bool:
     return any(isinstance(tensor.origin, Convert) for file in plan.files for tensor in file.tensors)
 
 
-def _render_layer_map(layer_map: LayerMap) -> str:
+def _render_layer_map(layer_map: LayerMap, others: Mapping[str, SourceName]) -> str:
     rows = ["| layers | taken from |", "|---|---|"]
+    names = ["", *(f" of `{other.model}`" for other in others.values())]
     for first, last, source, is_new in layer_runs(layer_map):
+        model = names[layer_map[first].model]
         count = last - first
         layers = f"{first}" if not count else f"{first}–{last}"
         if is_new:
             rows.append(f"| **{layers}** | new: clone of layer {source} |")
         else:
-            rows.append(f"| {layers} | {source if not count else f'{source}–{source + count}'} |")
+            taken = f"{source}" if not count else f"{source}–{source + count}"
+            rows.append(f"| {layers} | {taken}{model} |")
     return "\n".join(rows)
 
 
@@ -168,7 +229,8 @@ def layer_runs(layer_map: LayerMap) -> list[tuple[int, int, int, bool]]:
         if runs:
             first, _, source, is_new = runs[-1]
             follows = source if is_new else source + index - first
-            if is_new == entry.is_new and entry.source == follows:
+            same = (is_new, layer_map[first].model) == (entry.is_new, entry.model)
+            if same and entry.source == follows:
                 runs[-1] = (first, index, source, is_new)
                 continue
         runs.append((index, index, entry.source, entry.is_new))

@@ -11,9 +11,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from .checkpoint import Checkpoint, SourceFile
+from .checkpoint import SourceFile
 from .conversion import compute_slice
 from .layout import Convert, Copy, Fill, Scale, Zeros
+from .plan import Plan
 from .planned_files import PlannedTensor
 from .progress import Report
 from .reading import Reader, make_buffer
@@ -49,12 +50,12 @@ class Comparer:
 
     def __init__(
         self,
-        checkpoint: Checkpoint,
+        plan: Plan,
         out: Path,
         headers: Mapping[str, tuple[Header, SourceFile]],
         report: Report,
     ) -> None:
-        self._source = (checkpoint.root, {s.file.name: s.file for s in checkpoint.shards})
+        self._source = (plan.root, {file.name: file for file in plan.source_files}, plan.elsewhere)
         self._output = (out, {name: file for name, (_, file) in headers.items()})
         self._report = report
         self._lock = threading.Lock()

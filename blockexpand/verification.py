@@ -17,6 +17,8 @@ from .checkpoint import Checkpoint, SourceFile
 from .errors import CheckpointError, HeaderError
 from .file_selection import CONFIG_FILE, INDEX_FILE, MANIFEST_FILE
 from .json_document import JsonObject, parse_json_object
+from .merge_plan import make_merge_plan
+from .mergekit_config import parse_recipe
 from .model_card import SourceName, add_card
 from .plan import Plan, Recipe, make_plan
 from .planned_files import PlannedTensor
@@ -38,25 +40,30 @@ class Verification:
     nbytes: int
     dtype: str
     new_layers: tuple[int, ...]
+    keeps_function: bool
     findings: tuple[Finding, ...]
 
 
-def verify_output(checkpoint: Checkpoint, out: Path, progress: Progress) -> Verification:
+def verify_output(
+    checkpoint: Checkpoint,
+    out: Path,
+    progress: Progress,
+    others: Mapping[str, Checkpoint] | None = None,
+) -> Verification:
     """Compare an output folder with its source, every byte of it.
 
+    `others` holds the further models of a recipe, those that `stated_models` names.
     Raises: CheckpointError where the output does not state its recipe; UnsupportedModelError,
     RecipeError for a recipe that is impossible.
     """
-    manifest = read_manifest(out)
-    recipe, name, command = _stated_recipe(manifest)
-    plan = add_card(make_plan(checkpoint, recipe), name, command)
+    plan = _plan_again(read_manifest(out), checkpoint, others or {})
     nbytes = sum(tensor.spec.nbytes for file in plan.files for tensor in file.tensors)
     progress.total("comparing", nbytes + sum(file.nbytes for file in plan.side_files))
     findings = [*_compare_names(plan, out), *_compare_documents(plan, out)]
     headers, strange = _read_headers(plan, out)
     planned = {tensor.name: tensor for file in plan.files for tensor in file.tensors}
     findings += _compare_headers(plan, headers)
-    comparer = Comparer(checkpoint, out, headers, progress.done)
+    comparer = Comparer(plan, out, headers, progress.done)
     for file, (header, _) in headers.items():
         placed = [
             PlannedTensor(
@@ -72,12 +79,13 @@ def verify_output(checkpoint: Checkpoint, out: Path, progress: Progress) -> Veri
     # Where a tensor is named, that the header's bytes differ says nothing more.
     named = {finding.file for finding in findings}
     findings += [finding for finding in strange if finding.file not in named]
-    findings += _compare_side_files(checkpoint, plan, out, progress.done)
+    findings += _compare_side_files(plan, out, progress.done)
     return Verification(
         tensors=len(planned),
         nbytes=plan.nbytes,
         dtype=plan.dtype,
         new_layers=plan.new_layers,
+        keeps_function=plan.keeps_function,
         findings=tuple(findings),
     )
 
@@ -91,12 +99,42 @@ def read_manifest(out: Path) -> JsonObject:
     return parse_json_object(path.read_bytes(), str(path))
 
 
+def stated_models(manifest: JsonObject) -> dict[str, SourceName]:
+    """Return the further models of an output's recipe by the names that it gives them.
+
+    Raises: CheckpointError where the manifest is damaged.
+    """
+    try:
+        return {
+            str(name): _source_name(fields) for name, fields in manifest.get("models", {}).items()
+        }
+    except _DAMAGES as error:
+        raise _damaged(error) from None
+
+
+def _plan_again(
+    manifest: JsonObject, checkpoint: Checkpoint, others: Mapping[str, Checkpoint]
+) -> Plan:
+    """Make the plan anew from what the manifest says was wished."""
+    recipe, name, command = _stated_recipe(manifest)
+    if "recipe" not in manifest:
+        return add_card(make_plan(checkpoint, recipe), name, command)
+    merge = parse_recipe(str(manifest["recipe"]).encode(), MANIFEST_FILE)
+    checkpoints = {model: others.get(model, checkpoint) for model in merge.models}
+    plan = make_merge_plan(
+        merge,
+        checkpoints,
+        max_shard_nbytes=recipe.max_shard_nbytes,
+        block_nbytes=recipe.block_nbytes,
+    )
+    return add_card(plan, name, command, stated_models(manifest))
+
+
 def _stated_recipe(manifest: JsonObject) -> tuple[Recipe, SourceName, str]:
     try:
         position = manifest["position"]
         numbers = position.split(",")
         is_list = all(number.isdecimal() for number in numbers)
-        source = manifest["source"]
         recipe = Recipe(
             new_layers=len(manifest["new_layers"]),
             position=tuple(map(int, numbers)) if is_list else position,
@@ -104,18 +142,28 @@ def _stated_recipe(manifest: JsonObject) -> tuple[Recipe, SourceName, str]:
             max_shard_nbytes=_whole_number(manifest["max_shard_nbytes"]),
             block_nbytes=_block_nbytes(manifest["block_nbytes"]),
         )
-        name = SourceName(
-            model=str(source["model"]),
-            repo=_text(source.get("repo")),
-            revision=_text(source.get("revision")),
-            commit=_text(source.get("commit")),
-        )
-        return recipe, name, str(manifest["command"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(
-            f"{MANIFEST_FILE}: the recipe is incomplete or damaged ({type(error).__name__} "
-            f"{error}); make the output again"
-        ) from None
+        return recipe, _source_name(manifest["source"]), str(manifest["command"])
+    except _DAMAGES as error:
+        raise _damaged(error) from None
+
+
+_DAMAGES = (KeyError, TypeError, ValueError, AttributeError)
+
+
+def _damaged(error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"{MANIFEST_FILE}: the recipe is incomplete or damaged ({type(error).__name__} {error}); "
+        "make the output again"
+    )
+
+
+def _source_name(fields: Mapping[str, Any]) -> SourceName:
+    return SourceName(
+        model=str(fields["model"]),
+        repo=_text(fields.get("repo")),
+        revision=_text(fields.get("revision")),
+        commit=_text(fields.get("commit")),
+    )
 
 
 def _whole_number(value: object) -> int | None:
@@ -270,9 +318,7 @@ def _compare_headers(
             yield Finding(file=where, tensor=name, message="is not part of the expansion")
 
 
-def _compare_side_files(
-    checkpoint: Checkpoint, plan: Plan, out: Path, report: Report
-) -> Iterator[Finding]:
+def _compare_side_files(plan: Plan, out: Path, report: Report) -> Iterator[Finding]:
     for file in plan.side_files:
         path = out / file.name
         if not path.is_file():
@@ -283,7 +329,7 @@ def _compare_side_files(
             yield Finding(file=file.name, message=message)
             continue
         offset = 0
-        with (checkpoint.root / file.name).open("rb") as one, path.open("rb") as other:
+        with plan.path(file.name).open("rb") as one, path.open("rb") as other:
             while expected := one.read(1 << 20):
                 found = other.read(1 << 20)
                 if expected != found:
