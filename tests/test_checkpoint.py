@@ -200,6 +200,7 @@ def test_a_tensor_in_two_shards_is_named(two_shards: Path) -> None:
         "/etc/secret.safetensors",
         "sub/model.safetensors",
         "..\\secret.safetensors",
+        "sub\\model.safetensors",
         "..",
         "",
         "model.bin",

@@ -539,7 +539,7 @@ def test_the_first_of_several_differences_in_a_large_tensor_is_named(tmp_path: P
     blockexpand.expand(source, tmp_path / "out", new_layers=1)
     path = tmp_path / "out" / "model-00001-of-00002.safetensors"
     offset = read_file(path)["large"].offset
-    places = [17 << 20, (9 << 20) + 1, (5 << 20) + 123_457]
+    places = [17 << 20, (9 << 20) + 1, (5 << 20) + 123_457, (3 << 20) + (300 << 10)]
     for place in places:
         flip(path, offset + place)
         (found,) = findings(source, tmp_path / "out")
