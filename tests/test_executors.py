@@ -375,7 +375,7 @@ def scheduler(folder: Path) -> Iterator[tuple[str, Callable[[], None]]]:
             )
         finally:
             for process in reversed(processes):
-                process.terminate()
+                process.kill()
             for process in processes:
                 process.wait(30)
 
