@@ -16,6 +16,7 @@ from blockexpand.file_selection import is_foreign_weights, is_hidden, split_side
         "model.fp32-00001-of-00002.safetensors",
         "model.safetensors.index.fp32.json.index.json",
         "consolidated.safetensors",
+        "consolidated.json",
         "consolidated.00.pth",
         "original/consolidated.00.pth",
         "original/params.json",
