@@ -19,7 +19,7 @@ from .checkpoint import Checkpoint
 from .errors import ProofError
 from .families import FAMILIES
 from .file_selection import CONFIG_FILE
-from .layout import Convert, Copy, Fill
+from .layout import Fill, Scale, Zeros
 from .logits import quiet_transformers
 from .plan import Plan
 from .planned_files import PlannedTensor
@@ -55,6 +55,8 @@ def check_plan(checkpoint: Checkpoint, plan: Plan) -> str:
     The line says so where no toy can be made of the source: that is no failure of the plan.
     Raises: ProofError where the output's toy does not load or computes anything else.
     """
+    if not plan.keeps_function:
+        return "--check proved nothing: this recipe does not keep what its source computes"
     sources = _sources(checkpoint, plan)
     reasons = []
     for toy in _TOYS:
@@ -149,7 +151,7 @@ def _sources(checkpoint: Checkpoint, plan: Plan) -> dict[str, str]:
     for file in plan.files:
         for tensor in file.tensors:
             name: str | None
-            if isinstance(tensor.origin, Copy | Convert) and tensor.spec.nbytes:
+            if not isinstance(tensor.origin, Zeros | Fill) and tensor.spec.nbytes:
                 extent = tensor.origin.extent
                 name = by_place.get((extent.file, extent.offset))
             else:
@@ -198,7 +200,7 @@ def _output_weights(
     constants: dict[int, dict[str, float]] = {}
     for tensor in tensors:
         layer, suffix = _split(plan, tensor.name)
-        if layer is not None and not isinstance(tensor.origin, Copy | Convert):
+        if layer is not None and isinstance(tensor.origin, Zeros | Fill):
             source = plan.layer_map[layer].source
             constants.setdefault(source, {})[suffix] = _constant(tensor)
     for tensor in tensors:
@@ -206,10 +208,12 @@ def _output_weights(
         if value is None:  # an expert that the toy has not
             continue
         layer, suffix = _split(plan, tensor.name)
-        constant = None if isinstance(tensor.origin, Copy | Convert) else _constant(tensor)
+        constant = _constant(tensor) if isinstance(tensor.origin, Zeros | Fill) else None
         if layer is not None and layer in roles:
             silenced = constants.get(plan.layer_map[layer].source, {}) if roles[layer] else {}
             constant = silenced.get(suffix)
+        if isinstance(tensor.origin, Scale):
+            value = value * tensor.origin.factor
         yield (
             tensor.name,
             value.clone() if constant is None else torch.full_like(value, constant),

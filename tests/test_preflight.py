@@ -22,7 +22,7 @@ from blockexpand.checkpoint import Checkpoint, SourceFile, assemble_checkpoint, 
 from blockexpand.cli import main
 from blockexpand.errors import ProofError
 from blockexpand.expansion import expand
-from blockexpand.layout import Copy, Fill, Zeros
+from blockexpand.layout import Copy, Fill, Scale, Zeros
 from blockexpand.plan import Plan, Recipe, make_plan
 from blockexpand.planned_files import PlannedTensor
 from blockexpand.preflight import check_plan
@@ -246,6 +246,29 @@ def test_new_layers_that_are_no_clones_are_named(tmp_path: Path) -> None:
     assert note.endswith(
         "bit-identical; the new layers are no true clones, so they were not compared"
     )
+
+
+def test_a_recipe_that_changes_the_model_is_not_proven(qwen: tuple[Checkpoint, Plan]) -> None:
+    checkpoint, plan = qwen
+    note = check_plan(checkpoint, replace(plan, keeps_function=False))
+    assert note == "--check proved nothing: this recipe does not keep what its source computes"
+
+
+def test_a_tensor_that_is_scaled_is_found(qwen: tuple[Checkpoint, Plan]) -> None:
+    checkpoint, plan = qwen
+    name = "model.layers.0.mlp.down_proj.weight"
+    scale = Scale(
+        extent=origin_of(plan, name).extent,
+        from_dtype="BF16",
+        math_dtype="BF16",
+        to_dtype="BF16",
+        factor=1.0,
+    )
+    same = edit_tensor(plan, name, lambda t: replace(t, origin=scale))
+    assert PROVEN in check_plan(checkpoint, same)
+    wrong = edit_tensor(plan, name, lambda t: replace(t, origin=replace(scale, factor=0.5)))
+    with pytest.raises(ProofError, match="computes something else"):
+        check_plan(checkpoint, wrong)
 
 
 @pytest.mark.parametrize(
