@@ -131,7 +131,7 @@ def test_llamafactory_itself(
     monkeypatch.setenv("DISABLE_VERSION_CHECK", "1")
     adapter = import_framework("llamafactory.model.adapter")
     hparams = import_framework("llamafactory.hparams.finetuning_args")
-        settings = make_settings(expansions[place], "llamafactory").settings
+    settings = make_settings(expansions[place], "llamafactory").settings
     known = {field.name for field in dataclasses.fields(hparams.FinetuningArguments)}
     arguments = hparams.FinetuningArguments(**{k: v for k, v in settings.items() if k in known})
     model = load(expansions[place])
