@@ -236,6 +236,21 @@ def test_a_means_that_is_not_here_leads_to_the_next(
         assert snapshot(case.out) == case.wanted
 
 
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EDQUOT], ids=errno.errorcode.get)
+@pytest.mark.parametrize("means", ["ioctl", "copy_file_range", "pwrite"])
+def test_a_means_that_fails_does_not_lead_to_the_next(
+    means: str, code: int, nursery: Nursery, folder: Path
+) -> None:
+    case = prepare(nursery, folder)
+    place(case.old, case.out)
+    lacks = ("direct",) if means == "copy_file_range" else ()
+    failed = nursery.run(case.command, do="fail", argument=code, among=[means], lacks=lacks)
+    assert failed.code == 1
+    assert os.strerror(code) in failed.err
+    check_message(failed, case)
+    assert not case.out.exists()
+
+
 def test_direct_io_that_is_refused_leads_to_the_next_means(nursery: Nursery, folder: Path) -> None:
     case = prepare(nursery, folder)
     for lacks in ["direct"], ["direct transfer"], ["direct transfer", "copy_file_range"]:
