@@ -81,6 +81,10 @@ def load_model(folder: Path, dtype: str) -> tuple[Any, dict[str, Any]]:
             use_safetensors=True,
         )
         if model.get_output_embeddings() is not None:
+            # Loaded weights can be views of the mapped file, and CPU kernels may round otherwise
+            # where memory is aligned otherwise: give every tensor memory of its own.
+            for tensor in (*model.parameters(), *model.buffers()):
+                tensor.data = tensor.data.clone()
             return model.eval(), report
     raise ProofError(f"{folder}: transformers knows no language model for {config.model_type!r}")
 
