@@ -34,7 +34,8 @@ def by_hand(shards: list[Shapes], config: dict[str, Any], *, dtype: str = "BF16"
             begin, end = end, end + math.prod(shape) * width
             header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
         text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)
+        # Each header is padded otherwise, so that no place within a block is kept by chance.
+        text += b" " * (-len(text) % 8 + 24 * number)
         name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         file = SourceFile(name=name, nbytes=8 + len(text) + end, mtime_ns=0)
         files.append((file, len(text).to_bytes(8, "little") + text))
@@ -113,7 +114,7 @@ def test_a_hundred_thousand_tensors_are_planned_in_seconds(many_tensors: Checkpo
 def test_thousands_of_new_layers_are_planned_in_seconds(llama_405b: Checkpoint) -> None:
     start = time.process_time()
     plan = make_plan(llama_405b, Recipe(new_layers=5000))
-    assert time.process_time() - start < 20
+    assert time.process_time() - start < 8
     assert plan.nbytes > 5000 * 5 * 10**9
 
 
