@@ -18,6 +18,7 @@ __all__ = [
     "expand_batch",
     "freeze_original_layers",
     "make_plan",
+    "merge",
     "open_checkpoint",
     "verify",
 ]
@@ -27,6 +28,7 @@ _PLACES = {
     "freeze_original_layers": "training",
     "Expansion": "expansion",
     "expand": "expansion",
+    "merge": "merging",
     "expand_batch": "batch",
     "verify": "expansion",
     "Plan": "plan",

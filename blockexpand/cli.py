@@ -139,7 +139,6 @@ def _expand_parser() -> argparse.ArgumentParser:
     add(
         "--src",
         type=_not_empty,
-        required=True,
         help="a folder, or a Hub repository org/name or org/name@revision",
     )
     add(
@@ -151,15 +150,20 @@ def _expand_parser() -> argparse.ArgumentParser:
     add("--new-layers", type=int, metavar="N", help="how many blocks to add")
     add(
         "--position",
-        default="end",
         metavar="POS",
         help="end: after the last layer, clones of it (the default). interleaved: one after each "
         "of N even groups, a clone of the group's last layer. start: before the first. Or a comma "
         "list of original layers, each followed by a clone of itself: 7,15,23,31",
     )
     add(
+        "--recipe",
+        type=_not_empty,
+        metavar="FILE",
+        help="a mergekit passthrough YAML instead of --new-layers, --position and --dtype; --src "
+        "may then be left out, or say where the recipe's only model is",
+    )
+    add(
         "--dtype",
-        default="bfloat16",
         choices=("bfloat16", "float16", "float32", "source"),
         help="of the output's floating-point weights (default: bfloat16); source keeps each "
         "tensor as it is",
@@ -358,7 +362,13 @@ def _expand(
     from .expansion import expand, parse_position, plan_only
     from .layer_map import POSITIONS
 
-    position = parse_position(options.position)
+    if options.private and options.push_to_hub is None:
+        parser.error("--private needs --push-to-hub REPO")
+    if options.recipe is not None:
+        return _merge(options, parser, words)
+    if options.src is None:
+        parser.error("the following arguments are required: --src")
+    position = parse_position(options.position or "end")
     if isinstance(position, str):
         if position not in POSITIONS:
             parser.error(
@@ -367,12 +377,10 @@ def _expand(
             )
         if options.new_layers is None:
             parser.error(f"--position {position} needs --new-layers N")
-    if options.private and options.push_to_hub is None:
-        parser.error("--private needs --push-to-hub REPO")
     arguments = {
         "new_layers": options.new_layers,
-        "position": options.position,
-        "dtype": options.dtype,
+        "position": options.position or "end",
+        "dtype": options.dtype or "bfloat16",
         "max_shard_size": options.max_shard_size,
         "revision": options.revision,
         "token": options.token,
@@ -391,6 +399,49 @@ def _expand(
             hardlink=options.hardlink,
             overwrite=options.overwrite,
             check=options.check,
+            verify_after=options.verify,
+            push_to_hub=options.push_to_hub,
+            private=options.private,
+            executor=executor,
+            progress=progress,
+            command=_shown_command(words),
+        )
+    _print(options, report.expansion_as_json, report.describe_expansion, result)
+    return 0
+
+
+def _merge(
+    options: argparse.Namespace, parser: argparse.ArgumentParser, words: Sequence[str]
+) -> int:
+    from . import report
+    from .executors import open_executor
+    from .merging import merge, plan_merge
+
+    for option in ("new_layers", "position", "dtype", "stream"):
+        if getattr(options, option, None):
+            parser.error(f"--{option.replace('_', '-')} does not go with --recipe")
+    if options.revision is not None and options.src is None:
+        parser.error("--revision needs --src; in a recipe write org/name@revision")
+    arguments = {
+        "src": options.src,
+        "max_shard_size": options.max_shard_size,
+        "revision": options.revision,
+        "token": options.token,
+        "cache_dir": options.cache_dir,
+        "check": options.check,
+    }
+    if options.dry_run:
+        plan, name = plan_merge(options.recipe, options.out, **arguments)
+        _print(options, report.plan_as_json, report.describe_plan, plan, name, Path(options.out))
+        return 0
+    with open_executor(options.executor) as executor, _progress(options) as progress:
+        result = merge(
+            options.recipe,
+            options.out,
+            **arguments,
+            reflink=options.reflink,
+            hardlink=options.hardlink,
+            overwrite=options.overwrite,
             verify_after=options.verify,
             push_to_hub=options.push_to_hub,
             private=options.private,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -18,12 +18,13 @@ from .copying import file_system_block
 from .errors import ProofError, RecipeError
 from .file_writing import Moved
 from .logits import LogitsProof, compare_logits
+from .merge_sources import open_others
 from .model_card import SourceName, add_card
 from .plan import Plan, Recipe, make_plan
 from .progress import SILENT, Progress
 from .sources import HubOptions, open_source
 from .staging import check_target, clear_debris
-from .verification import Verification, read_manifest, verify_output
+from .verification import Verification, read_manifest, stated_models, verify_output
 from .writing import WriteOptions, check_write, resolve_target, write
 
 
@@ -132,9 +133,12 @@ def carry_out(
     after: After,
     progress: Progress,
     executor: Executor | None = None,
+    *,
+    others: Mapping[str, Checkpoint] | None = None,
 ) -> Expansion:
     """Write a plan that `check_write` has passed, then prove and upload as wished.
 
+    `others` holds the further models of a recipe, by the names that it gives them.
     Raises: as `expand`.
     """
     progress.total("writing", plan.nbytes)
@@ -146,17 +150,23 @@ def carry_out(
         moved=written.moved,
         notes=plan.notes + written.notes,
     )
-    return finish(checkpoint, result, after, progress)
+    return finish(checkpoint, result, after, progress, others)
 
 
 def finish(
-    checkpoint: Checkpoint, result: Expansion, after: After, progress: Progress
+    checkpoint: Checkpoint,
+    result: Expansion,
+    after: After,
+    progress: Progress,
+    others: Mapping[str, Checkpoint] | None = None,
 ) -> Expansion:
     """Prove and upload an output that is complete. Raises: as `expand`."""
     out = result.out
     if after.verify is not None:
         try:
-            verification, proof = _prove(checkpoint, out, after.verify == "logits", progress)
+            verification, proof = _prove(
+                checkpoint, out, after.verify == "logits", progress, others
+            )
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"{out} is complete, but not verified") from None
         if verification.findings:
@@ -282,22 +292,33 @@ def verify(
 ) -> tuple[Verification, LogitsProof | None]:
     """Prove an output against its source: every byte, and on wish the logits.
 
+    `src` is, of a recipe's output, the model whose config it has; it names the others itself.
     Raises: ProofError where logits differ; what differs in the bytes is in the findings.
     """
     hub = HubOptions(
         revision=revision, token=token, cache_dir=Path(cache_dir) if cache_dir else None
     )
     folder = Path(out).expanduser()
-    read_manifest(folder)
+    stated = stated_models(read_manifest(folder))
     checkpoint, _ = open_source(str(src), hub, progress=progress)
-    return _prove(checkpoint, folder, logits, progress)
+    others = open_others(stated, hub, progress)
+    return _prove(checkpoint, folder, logits, progress, others)
 
 
 def _prove(
-    checkpoint: Checkpoint, folder: Path, logits: bool, progress: Progress
+    checkpoint: Checkpoint,
+    folder: Path,
+    logits: bool,
+    progress: Progress,
+    others: Mapping[str, Checkpoint] | None = None,
 ) -> tuple[Verification, LogitsProof | None]:
-    verification = verify_output(checkpoint, folder, progress)
+    verification = verify_output(checkpoint, folder, progress, others)
     proof = None
     if logits and not verification.findings:
+        if not verification.keeps_function:
+            raise ProofError(
+                f"{folder}: every byte is as its recipe says, which changes what the model "
+                "computes: the logits cannot be those of the source; leave --logits out"
+            )
         proof = compare_logits(checkpoint.root, folder, verification.dtype)
     return verification, proof

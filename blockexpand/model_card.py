@@ -135,7 +135,7 @@ def _render_body(
 ) -> str:
     sections = _introduce(plan, source) if plan.keeps_function else _warn(plan, source, others)
     sections.append(f"Made with blockexpand {__version__}:\n\n```\n{command}\n```")
-    sections.append(f"## Layers\n\n{_render_layer_map(plan.layer_map, others)}")
+    sections.append(f"## Layers\n\n{_render_layer_map(plan, source, others)}")
     if plan.new_layers:
         sections.append(
             f"Layers count from 0. In every new layer:\n\n{_render_neutral(plan.neutral)}"
@@ -207,17 +207,17 @@ def _is_converted(plan: Plan) -> bool:
     return any(isinstance(tensor.origin, Convert) for file in plan.files for tensor in file.tensors)
 
 
-def _render_layer_map(layer_map: LayerMap, others: Mapping[str, SourceName]) -> str:
+def _render_layer_map(plan: Plan, source: SourceName, others: Mapping[str, SourceName]) -> str:
     rows = ["| layers | taken from |", "|---|---|"]
-    names = ["", *(f" of `{other.model}`" for other in others.values())]
-    for first, last, source, is_new in layer_runs(layer_map):
-        model = names[layer_map[first].model]
+    for first, last, origin, is_new in layer_runs(plan.layer_map):
+        other = others.get(plan.name_model(plan.layer_map[first].model) or "")
+        model = f" of `{(other or source).model}`" if others else ""
         count = last - first
         layers = f"{first}" if not count else f"{first}–{last}"
         if is_new:
-            rows.append(f"| **{layers}** | new: clone of layer {source} |")
+            rows.append(f"| **{layers}** | new: clone of layer {origin} |")
         else:
-            taken = f"{source}" if not count else f"{source}–{source + count}"
+            taken = f"{origin}" if not count else f"{origin}–{origin + count}"
             rows.append(f"| {layers} | {taken}{model} |")
     return "\n".join(rows)
 
@@ -253,6 +253,11 @@ def _render_neutral(neutral: Mapping[str, float]) -> str:
 def _render_dtype(plan: Plan) -> str:
     if plan.recipe.dtype == "source":
         return "Every tensor keeps the dtype that it has in the source."
+    if plan.merge is not None:
+        return (
+            f"Weights are {plan.dtype}; integers, and what the model computes with in float32, are "
+            "as they were."
+        )
     return (
         f"Weights are {plan.dtype}; tensors that the source keeps wider on purpose, and integers, "
         "are as they were."

@@ -84,6 +84,10 @@ class Plan:
         """Return where a source file is."""
         return self.elsewhere.get(file, self.root / file)
 
+    def name_model(self, model: int) -> str | None:
+        """Return what the recipe calls one of its models; None without a recipe."""
+        return self.merge.models[model] if self.merge is not None else None
+
     @property
     def new_layers(self) -> tuple[int, ...]:
         """The output layers that are new blocks."""

@@ -146,6 +146,7 @@ def _plan_fields(plan: Plan, name: SourceName) -> dict[str, Any]:
         "layers": len(plan.layer_map),
         "layer_map": [entry.source for entry in plan.layer_map],
         "new_layers": list(plan.new_layers),
+        "keeps_function": plan.keeps_function,
         "neutral": dict(plan.neutral),
         "dtype": plan.dtype,
         "nbytes": plan.nbytes,
@@ -155,6 +156,11 @@ def _plan_fields(plan: Plan, name: SourceName) -> dict[str, Any]:
 
 
 def _headline(plan: Plan, name: SourceName) -> str:
+    if not plan.keeps_function:
+        return (
+            f"{name.model} ({plan.model_type}): {len(plan.layer_map)} layers by a recipe that "
+            f"changes what the model computes, {plan.dtype}"
+        )
     return (
         f"{name.model} ({plan.model_type}): {plan.original_layers} layers + "
         f"{len(plan.new_layers)} new = {len(plan.layer_map)}, {plan.dtype}"
@@ -166,7 +172,9 @@ def _layer_lines(plan: Plan) -> list[str]:
     for first, last, source, is_new in layer_runs(plan.layer_map):
         layers = f"layer  {first}" if first == last else f"layers {first}-{last}"
         origin = f"{source}" if first == last or is_new else f"{source}-{source + last - first}"
-        lines.append(f"  {layers:14} {'new, clone of ' if is_new else 'from '}{origin}")
+        model = plan.layer_map[first].model
+        of = f" of {plan.name_model(model)}" if model else ""
+        lines.append(f"  {layers:14} {'new, clone of ' if is_new else 'from '}{origin}{of}")
     zeroed = [suffix for suffix, constant in describe_neutral(plan.neutral) if constant == 0]
     changed = [f"{s} = {c:g}" for s, c in describe_neutral(plan.neutral) if c]
     if zeroed:
@@ -182,6 +190,7 @@ def _parts(tally: Tally) -> str:
         "converted": tally.converted,
         "zeroed": tally.zeroed,
         "set": tally.filled,
+        "scaled": tally.scaled,
     }
     return ", ".join(f"{format_size(n)} {name}" for name, n in names.items() if n) or "empty"
 
@@ -192,6 +201,7 @@ def _tally_fields(tally: Tally) -> dict[str, int]:
         "converted": tally.converted,
         "zeroed": tally.zeroed,
         "filled": tally.filled,
+        "scaled": tally.scaled,
     }
 
 
