@@ -18,6 +18,9 @@ from blockexpand.errors import UnsupportedModelError
 
 # Buffers of old checkpoints, and the layer for multi-token prediction after 6, 8 or 9 layers.
 UNUSED = re.compile(r"\.attn\.bias$|inv_freq$|^model\.layers\.[689]\.")
+# Threads only wait for each other on tensors as small as these.
+torch.set_num_threads(1)
+
 POSITIONS = ("end", "interleaved", "start", "list")
 # The change of the logits by one step, relative to their mean size. At the start of a model the
 # stream is the bare embeddings, so that the same step weighs more.
@@ -177,6 +180,8 @@ def traits(layer: torch.nn.Module) -> dict[str, Any]:
         for key, value in vars(module).items():
             if key.startswith("_") or key in ("layer_idx", "layer_id", "training", "layer_number"):
                 continue
-            if isinstance(value, (bool, int, float, str, type(None), tuple)):
+            if isinstance(value, float):  # what a float32 tensor is multiplied by
+                found[f"{name}.{key}"] = float(torch.tensor(value, dtype=torch.float32))
+            elif isinstance(value, (bool, int, str, type(None), tuple)):
                 found[f"{name}.{key}"] = value
     return found

@@ -351,6 +351,7 @@ DENSE = (
             "dim_head": 8,
             "dim_ff": 48,
             "num_hidden_layers": 6,
+            "init_std": 0.02,
             "prompt_types": 4,
             "prompt_length": 4,
             "segment_types": 4,
