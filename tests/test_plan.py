@@ -114,7 +114,7 @@ def test_a_hundred_thousand_tensors_are_planned_in_seconds(many_tensors: Checkpo
 def test_thousands_of_new_layers_are_planned_in_seconds(llama_405b: Checkpoint) -> None:
     start = time.process_time()
     plan = make_plan(llama_405b, Recipe(new_layers=5000))
-    assert time.process_time() - start < 8
+    assert time.process_time() - start < 5
     assert plan.nbytes > 5000 * 5 * 10**9
 
 
@@ -198,11 +198,21 @@ def test_every_plan_is_complete(
     check_plan(plan, checkpoint)
     added = len(plan.new_layers)
     assert sum(len(file.tensors) for file in plan.files) == len(shapes) + 9 * added
-    if most is None:
-        for file in plan.files[: len(checkpoint.shards)]:
-            first = file.tensors[0].origin
-            if isinstance(first, Copy):
-                assert (first.extent.offset - len(file.header)) % block == 0
+
+
+@pytest.mark.parametrize("block", [4096, 65536])
+@pytest.mark.parametrize("position", ["end", "start", "interleaved", (1,)])
+def test_mirrored_shards_keep_every_tensor_at_its_place_within_a_block(
+    position: Any, block: int
+) -> None:
+    shapes = {name: [7] for name in llama(11, 1, 1, 1, 1)}
+    checkpoint = by_hand(split(shapes, 3), {"model_type": "llama", "num_hidden_layers": 11})
+    new_layers = None if isinstance(position, tuple) else 1
+    recipe = Recipe(new_layers=new_layers, position=position, block_nbytes=block)
+    for file in make_plan(checkpoint, recipe).files[:3]:
+        for tensor in file.tensors:
+            assert isinstance(tensor.origin, Copy)
+            assert (tensor.offset - tensor.origin.extent.offset) % block == 0
 
 
 def test_a_plan_is_a_pure_function_and_travels(llama_405b: Checkpoint) -> None:
