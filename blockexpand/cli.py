@@ -190,6 +190,12 @@ def _expand_parser() -> argparse.ArgumentParser:
     )
     _add_hub_options(add)
     add(
+        "--stream",
+        action="store_true",
+        help="of a Hub source fetch one shard at a time and delete it again: the disk then holds "
+        "OUT and one shard",
+    )
+    add(
         "--check",
         action="store_true",
         help="before writing, prove the plan on models of toy width with the same layers",
@@ -397,6 +403,7 @@ def _expand(
             **arguments,
             reflink=options.reflink,
             hardlink=options.hardlink,
+            stream=options.stream,
             overwrite=options.overwrite,
             check=options.check,
             verify_after=options.verify,

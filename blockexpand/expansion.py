@@ -22,8 +22,16 @@ from .merge_sources import open_others
 from .model_card import SourceName, add_card
 from .plan import Plan, Recipe, make_plan
 from .progress import SILENT, Progress
-from .sources import HubOptions, open_source
+from .sources import (
+    HubOptions,
+    Source,
+    fetch_side_files,
+    open_headers,
+    open_source,
+    open_stream,
+)
 from .staging import check_target, clear_debris
+from .streaming import Stream
 from .verification import Verification, read_manifest, stated_models, verify_output
 from .writing import WriteOptions, check_write, resolve_target, write
 
@@ -58,6 +66,7 @@ def expand(
     revision: str | None = None,
     token: str | None = None,
     cache_dir: str | Path | None = None,
+    stream: bool = False,
     overwrite: bool = False,
     check: bool = False,
     verify_after: str | None = None,
@@ -69,10 +78,10 @@ def expand(
 ) -> Expansion:
     """Add blocks to a checkpoint without changing what it computes; the arguments are cli.py's.
 
-    `verify_after` is `tensors` or `logits`; `push_to_hub` names the repository that a complete (and
-    verified) output is uploaded to. The workers of an `executor` write a file each at a time; they
-    have to see source and output under the same paths. `command` is what the model card shows, by
-    default the equivalent command line.
+    `stream` fetches one shard of a Hub source at a time; `verify_after` is `tensors` or `logits`;
+    `push_to_hub` names the repository that a complete (and verified) output is uploaded to. The
+    workers of an `executor` write a file each at a time; they have to see source and output under
+    the same paths. `command` is what the model card shows, by default the equivalent command line.
     Raises: BlockExpandError; then `out` is what it was before. ProofError where `out` was written
     and does not hold what it should; HubError where it is complete and only the upload is not.
     """
@@ -92,7 +101,17 @@ def expand(
     def vet(checkpoint: Checkpoint) -> None:
         make_plan(checkpoint, recipe)
 
-    checkpoint, name = open_source(str(src), hub, progress=progress, vet=vet)
+    source: Source | None = None
+    if stream:
+        _check_stream(verify_after, reflink, hardlink, executor)
+        source = open_headers(str(src), hub)
+        if source.snapshot is None:
+            raise RecipeError(f"{src}: --stream is for a repository of the Hub, not for a folder")
+        vet(source.checkpoint)
+        checkpoint, name = fetch_side_files(source, hub), source.name
+        options = replace(options, reflink="never")
+    else:
+        checkpoint, name = open_source(str(src), hub, progress=progress, vet=vet)
     plan = make_plan(checkpoint, recipe)
     shown = command or render_command(str(src), str(out), recipe, max_shard_size)
     plan = add_card(plan, name, shown)
@@ -111,7 +130,26 @@ def expand(
         After(verify=verify_after, push_to_hub=push_to_hub, private=private, token=token),
         progress,
         executor,
+        None if source is None else open_stream(source, hub),
     )
+
+
+def _check_stream(
+    verify_after: str | None, reflink: str, hardlink: bool, executor: Executor | None
+) -> None:
+    """Refuse what needs the whole source at once. Raises: RecipeError."""
+    refused = {
+        "--verify": verify_after is not None,
+        "--reflink=always": reflink == "always",
+        "--hardlink": hardlink,
+        "--executor": executor is not None,
+    }
+    for option, is_given in refused.items():
+        if is_given:
+            raise RecipeError(
+                f"{option} needs the whole source, of which --stream keeps one shard at a time; "
+                "leave one of them out"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,6 +171,7 @@ def carry_out(
     after: After,
     progress: Progress,
     executor: Executor | None = None,
+    stream: Stream | None = None,
     *,
     others: Mapping[str, Checkpoint] | None = None,
 ) -> Expansion:
@@ -142,7 +181,7 @@ def carry_out(
     Raises: as `expand`.
     """
     progress.total("writing", plan.nbytes)
-    written = write(plan, target, options, progress.done, executor)
+    written = write(plan, target, options, progress.done, executor, stream)
     result = Expansion(
         out=written.out,
         source=name,

@@ -76,12 +76,15 @@ def write_file(
     block_nbytes: int,
     report: Report,
     elsewhere: Mapping[str, Path] | None = None,
+    taking: frozenset[str] | None = None,
 ) -> Moved:
     """Write a planned shard to `target` and force it onto the disk.
 
     `sources` are in the folder `root`, but for those whose paths `elsewhere` has.
     `reflink` is `auto`, `always` or `never`; `report` is told of bytes as they are done, from any
     thread. A `target` that an earlier run left is gone on with where its journal ends.
+    `taking` limits this pass to what comes from these source files or from none; the journal then
+    has all that was written, for the next pass. Without it the file is whole at the end.
     Raises: TransferError, SourceChangedError; OutputError where blocks must be shared and cannot.
     """
     segments = make_segments(file)
@@ -97,11 +100,18 @@ def write_file(
             shared = []
         rest = subtract([(0, file.nbytes)], holes + shared)
         left = subtract(rest, done)
-        report(file.nbytes - _total(left))
+        if taking is None:
+            report(file.nbytes - _total(left))
+        else:
+            others = (s for s in segments if _source_of(s) not in (None, *taking))
+            left = subtract(left, [(segment.offset, segment.end) for segment in others])
         chunks = _Chunks(segments, source, fd, target, journal, report)
         converted = chunks.move(left)
         sync_file(fd, target)
         source.check_unchanged()
+        if taking is not None:
+            append_journal(journal, left)
+            return Moved(copied=_total(left) - converted, converted=converted)
     return Moved(
         shared=_total(shared),
         copied=_total(left) - converted,
@@ -109,6 +119,27 @@ def write_file(
         holes=_total(holes),
         reused=_total(rest) - _total(left),
     )
+
+
+def find_sources_left(
+    file: PlannedFile, target: Path, journal: Path, block_nbytes: int
+) -> set[str]:
+    """Return the source files that a planned shard has still to take from, as its journal says."""
+    segments = make_segments(file)
+    holes, _ = _plan_ranges(segments, file.nbytes, block_nbytes)
+    is_begun = target.is_file() and target.stat().st_size == file.nbytes
+    done = read_journal(journal) if is_begun else []
+    left: set[str] = set()
+    for segment in segments:
+        source = _source_of(segment)
+        if source is not None and subtract([(segment.offset, segment.end)], holes + done):
+            left.add(source)
+    return left
+
+
+def count_taken(file: PlannedFile, source: str) -> int:
+    """Return how many bytes of a planned shard come from a source file."""
+    return sum(s.nbytes for s in make_segments(file) if _source_of(s) == source)
 
 
 def count_unshared(file: PlannedFile, block_nbytes: int, *, shares: bool) -> int:
@@ -367,6 +398,14 @@ def _cut(ranges: Iterable[Range]) -> Iterator[Range]:
             stop = min(end, (start // _CHUNK_NBYTES + 1) * _CHUNK_NBYTES)
             yield start, stop
             start = stop
+
+
+def _source_of(segment: Segment) -> str | None:
+    match segment.origin:
+        case Copy(extent=extent) | Convert(extent=extent) | Scale(extent=extent):
+            return extent.file
+        case _:
+            return None
 
 
 def _total(ranges: Iterable[Range]) -> int:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ from .checkpoint import Checkpoint, SourceFile, assemble_checkpoint, open_checkp
 from .errors import CheckpointError, HubError
 from .model_card import SourceName
 from .progress import SILENT, Progress
+from .streaming import Stream
 
 if TYPE_CHECKING:
     from .hub_files import RepoSnapshot
@@ -112,6 +113,46 @@ def fetch_weights(source: Source, options: HubOptions, progress: Progress = SILE
         progress=progress.done,
     )
     return open_checkpoint(root)
+
+
+def fetch_side_files(source: Source, options: HubOptions) -> Checkpoint:
+    """Download all of a repository's commit but its shards, which a stream will bring.
+
+    Raises: HubError.
+    """
+    from . import hub
+
+    assert source.snapshot is not None
+    root = hub.download_side_files(
+        source.snapshot, token=options.token, cache_dir=options.cache_dir
+    )
+    side_files = tuple(
+        replace(file, mtime_ns=(root / file.name).stat().st_mtime_ns)
+        for file in source.checkpoint.side_files
+    )
+    return replace(source.checkpoint, root=root, side_files=side_files)
+
+
+def open_stream(source: Source, options: HubOptions) -> Stream:
+    """Return a repository's shards as a stream; nothing is fetched yet."""
+    from . import hub
+
+    snapshot = source.snapshot
+    assert snapshot is not None
+
+    def fetch(
+        names: Sequence[str], folder: Path, ahead_nbytes: Mapping[str, int]
+    ) -> Generator[Path, None, None]:
+        return hub.stream_shards(
+            snapshot,
+            names,
+            folder,
+            token=options.token,
+            cache_dir=options.cache_dir,
+            ahead_nbytes=ahead_nbytes,
+        )
+
+    return Stream(commit=snapshot.commit, fetch=fetch)
 
 
 def _looks_like_path(src: str) -> bool:

@@ -62,6 +62,11 @@ class Staging:
         return self.folder / _JOURNAL
 
     @property
+    def source(self) -> Path:
+        """Where the shards of a source lie that is fetched while it is used."""
+        return self.folder / "source"
+
+    @property
     def replaced(self) -> Path:
         return self.folder / _REPLACED
 
@@ -262,7 +267,13 @@ def publish(staging: Staging, out: Path, *, overwrite: bool) -> tuple[str, ...]:
 
 def discard(staging: Staging) -> None:
     """Remove a staging folder, the state last so that a killed removal is recognised."""
-    for folder in (staging.files, staging.replaced, staging.partial, staging.journals):
+    for folder in (
+        staging.files,
+        staging.replaced,
+        staging.partial,
+        staging.journals,
+        staging.source,
+    ):
         if folder.exists():
             _remove(folder)
     _remove(staging.folder)
@@ -270,7 +281,7 @@ def discard(staging: Staging) -> None:
 
 def holds_work(staging: Staging) -> bool:
     """Tell whether there is anything in it that a rerun would use again."""
-    folders = (staging.files, staging.journals, staging.replaced)
+    folders = (staging.files, staging.journals, staging.replaced, staging.source)
     return any(folder.is_dir() and any(folder.iterdir()) for folder in folders)
 
 

@@ -35,6 +35,7 @@ from .staging import (
     restore_replaced,
     was_published,
 )
+from .streaming import Stream, write_from_stream
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,11 +92,13 @@ def write(
     options: WriteOptions,
     report: Report,
     executor: Executor | None = None,
+    stream: Stream | None = None,
 ) -> Written:
     """Make the output folder. `report` is told of bytes as they are done, from any thread.
 
     The workers of an `executor` write one file each at a time, and have to see the same folders
-    under the same paths; `report` is then told of whole files.
+    under the same paths; `report` is then told of whole files. Of a source that comes as a `stream`
+    only the side files are in the plan's folder.
     Raises: OutputError, TransferError, SourceChangedError; then OUT is what it was before, and
     finished parts wait in a staging folder for the next run of the same plan.
     """
@@ -107,6 +110,9 @@ def write(
         "out": out.name,
         "sources": [[file.name, file.nbytes, file.mtime_ns] for file in plan.source_files],
     }
+    if stream is not None:
+        # Of shards that are still to be fetched there is no time of change to know them by.
+        identity["commit"] = stream.commit
     with lock_target(out):
         restored = restore_replaced(out)
         staging, found = open_staging(out, identity)
@@ -127,8 +133,8 @@ def write(
             check_target(out, overwrite=options.overwrite, locked=True)
             if executor is not None:
                 clear_begun(staging)
-            _check_space(plan, staging, options)
-            moved = _fill(plan, staging, options, report, executor)
+            _check_space(plan, staging, options, stream)
+            moved = _fill(plan, staging, options, report, executor, stream)
             published = publish(staging, out, overwrite=options.overwrite)
         except BaseException as error:
             remark = _settle(staging, out, complete=complete or is_published(staging, out))
@@ -189,11 +195,15 @@ def _check_links(plan: Plan, out: Path) -> None:
                 )
 
 
-def _check_space(plan: Plan, staging: Staging, options: WriteOptions) -> None:
+def _check_space(
+    plan: Plan, staging: Staging, options: WriteOptions, stream: Stream | None
+) -> None:
     shares = shares_blocks(plan, staging.folder, reflink=options.reflink)
     needed = count_missing(
         plan, staging.files, staging.partial, hardlink=options.hardlink, shares=shares
     )
+    if stream is not None:
+        needed += max(file.nbytes for file in plan.source_files)
     free = shutil.disk_usage(staging.folder).free
     if needed > free:
         raise OutputError(
@@ -203,11 +213,19 @@ def _check_space(plan: Plan, staging: Staging, options: WriteOptions) -> None:
 
 
 def _fill(
-    plan: Plan, staging: Staging, options: WriteOptions, report: Report, executor: Executor | None
+    plan: Plan,
+    staging: Staging,
+    options: WriteOptions,
+    report: Report,
+    executor: Executor | None,
+    stream: Stream | None,
 ) -> Moved:
     """Bring every file of the plan into the staging folder, each forced onto the disk."""
     tasks = make_tasks(plan, staging, reflink=options.reflink, hardlink=options.hardlink)
     moved = Moved()
+    if stream is not None:
+        shards, tasks = tasks[: len(plan.files)], tasks[len(plan.files) :]
+        moved += write_from_stream(plan, staging, shards, stream, report)
     if executor is None:
         for task in tasks:
             moved += do_task(task, report)
