@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeGuard
 
 from .errors import CheckpointError
 from .file_selection import MANIFEST_FILE
@@ -62,18 +62,19 @@ def parse_manifest(content: Mapping[str, Any], file: str) -> Manifest:
     if type(original) is not int or not 0 < original < _MOST_LAYERS:
         _refuse(file, "original_layers", "the number of layers of the source", original)
     sources = content.get("layer_map")
-    if (
-        not isinstance(sources, list)
-        or not 0 < len(sources) < _MOST_LAYERS
-        or not all(type(source) is int and 0 <= source < original for source in sources)
-    ):
-        _refuse(file, "layer_map", f"a list of layers from 0 to {original - 1}", sources)
+    # Of several source models any may be deeper than the first, whose depth is stated.
+    models = content.get("layer_models")
+    most = _MOST_LAYERS if models else original
+    if not _is_list_below(sources, most) or not 0 < len(sources) < _MOST_LAYERS:
+        _refuse(file, "layer_map", f"a list of layers from 0 to {most - 1}", sources)
+    if models is None:
+        models = [0] * len(sources)
+    if not _is_list_below(models, _MOST_LAYERS) or len(models) != len(sources):
+        _refuse(file, "layer_models", f"a list of {len(sources)} numbers of models", models)
     if content.get("layers") != len(sources):
         _refuse(file, "layers", f"{len(sources)}, the length of 'layer_map'", content.get("layers"))
     new = content.get("new_layers")
-    if not isinstance(new, list) or not all(
-        type(layer) is int and 0 <= layer < len(sources) for layer in new
-    ):
+    if not _is_list_below(new, len(sources)):
         _refuse(file, "new_layers", f"a list of layers from 0 to {len(sources) - 1}", new)
     prefix = content.get("layer_prefix")
     if not isinstance(prefix, str) or not prefix.endswith("."):
@@ -95,11 +96,16 @@ def parse_manifest(content: Mapping[str, Any], file: str) -> Manifest:
         model_type=model_type if isinstance(model_type, str) else None,
         original_layers=original,
         layer_map=tuple(
-            LayerEntry(source=layer, is_new=index in marked) for index, layer in enumerate(sources)
+            LayerEntry(source=layer, is_new=index in marked, model=model)
+            for index, (layer, model) in enumerate(zip(sources, models, strict=True))
         ),
         layer_prefix=prefix,
         neutral={suffix: 0.0 for suffix in zeroed} | {k: float(v) for k, v in constants.items()},
     )
+
+
+def _is_list_below(value: Any, end: int) -> TypeGuard[list[int]]:
+    return isinstance(value, list) and all(type(item) is int and 0 <= item < end for item in value)
 
 
 def _refuse(file: str, field: str, expected: str, found: object) -> NoReturn:

@@ -22,13 +22,18 @@ from .manifest import Manifest, open_manifest
 class TensorKey:
     """What a tensor is called in both checkpoints: its layer's origin, or its own name.
 
-    `copy` counts the layers that were taken from the same source layer before this one.
+    `layer` is the layer that its own was taken from, or marked as a new clone of; `copy` counts
+    the layers for which that was so before.
     """
 
     suffix: str
-    source: int | None = None
-    is_new: bool = False
+    layer: LayerEntry | None = None
     copy: int = 0
+
+    @property
+    def is_new(self) -> bool:
+        """Whether the tensor is part of a new block."""
+        return self.layer is not None and self.layer.is_new
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,11 +149,11 @@ def _keys(checkpoint: Checkpoint, layers: _Layers, prefix: str, lead: str) -> di
             continue
         layer = int(match[1])
         if layer < len(entries):
-            entry = entries[layer]
-            keys[name] = TensorKey(match[2], entry.source, entry.is_new, copies[layer])
+            keys[name] = TensorKey(match[2], entries[layer], copies[layer])
         else:
             # Layers for multi-token prediction stand past the end and are renumbered with it.
-            keys[name] = TensorKey(match[2], layer - len(entries) + layers.manifest.original_layers)
+            source = layer - len(entries) + layers.manifest.original_layers
+            keys[name] = TensorKey(match[2], LayerEntry(source=source))
     return keys
 
 

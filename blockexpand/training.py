@@ -49,6 +49,8 @@ def freeze_original_layers(
     be trained; the model is then as it was. CheckpointError for a damaged manifest.
     """
     manifest = open_manifest(path_or_manifest)
+    if not manifest.new_layers:
+        raise TrainingError(f"{manifest.file}: the model has no new layer to train")
     parameters = dict(model.named_parameters())
     placed = place_parameters(parameters, manifest)
     new = set(manifest.new_layers)

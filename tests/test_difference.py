@@ -223,6 +223,13 @@ def test_an_expansion_of_an_expansion(tmp_path: Path) -> None:
     }
 
 
+def test_a_layer_taken_from_another_model_is_new(tmp_path: Path) -> None:
+    base = write(tmp_path / "base", model(1, 2))
+    stated = manifest([0, 1, 1], []) | {"original_layers": 2, "layer_models": [0, 1, 0]}
+    difference = diff(base, write(tmp_path / "other", model(1, 5, 2), layers=3, manifest=stated))
+    assert difference.lost == () and by_status(difference)["new"] == {"model.layers.1.w"}
+
+
 def test_layers_stored_past_the_end_move_with_it(tmp_path: Path) -> None:
     base = write(tmp_path / "base", model(1, 2, 8), layers=2)
     other = write(

@@ -251,6 +251,18 @@ def test_quantized_blocks() -> None:
         freeze_original_layers(model, manifest())
 
 
+def test_a_merge_without_new_blocks() -> None:
+    with pytest.raises(TrainingError, match="no new layer to train"):
+        freeze_original_layers(mistral(), manifest([]))
+
+
+def test_a_merge_of_two_models_of_which_the_second_is_deeper() -> None:
+    model = mistral()
+    stated = manifest([3]) | {"layer_map": [0, 1, 30, 30], "layer_models": [0, 0, 1, 1]}
+    freeze_original_layers(model, stated)
+    assert trainable(model) == of_layers(model.model.layers, [3])
+
+
 def test_the_manifest_as_a_folder_a_file_and_content(tmp_path: Path) -> None:
     (tmp_path / "block_expansion.json").write_text(json.dumps(manifest()))
     for place in (tmp_path, str(tmp_path), tmp_path / "block_expansion.json"):
@@ -271,6 +283,8 @@ def test_no_manifest(tmp_path: Path) -> None:
         ("original_layers", True),
         ("layer_map", [0, 0, 1, 2]),
         ("layer_map", {}),
+        ("layer_map", []),
+        ("layer_models", [0]),
         ("layers", 5),
         ("new_layers", [4]),
         ("new_layers", None),
