@@ -23,9 +23,8 @@ from .decoder_layout import (
 )
 from .errors import BlockExpandError, UnsupportedModelError
 from .families import MULTIMODAL
-from .family import Family
-from .json_document import JsonEdit
-from .layer_fields import (
+from .families.family import Family
+from .families.layer_fields import (
     FieldEdits,
     FieldRule,
     apply_edits,
@@ -34,9 +33,10 @@ from .layer_fields import (
     listed,
     rewrite_fields,
 )
+from .families.tensor_roles import is_float32, neutral_values
+from .json_document import JsonEdit
 from .layer_map import LayerMap, map_position
 from .safetensors_header import TensorSpec
-from .tensor_roles import is_float32, neutral_values
 
 __all__ = [
     "COUNT_FIELDS",

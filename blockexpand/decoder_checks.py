@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .errors import CheckpointError, UnsupportedModelError
-from .family import Family
-from .layer_fields import FieldRule
+from .families.family import Family
+from .families.layer_fields import FieldRule
+from .families.tensor_roles import find_form, is_known
 from .safetensors_header import TensorSpec
-from .tensor_roles import find_form, is_known
 
 Shapes = Mapping[str, tuple[int, ...]]
 

@@ -13,8 +13,8 @@ from typing import Any
 
 from .errors import CheckpointError, UnsupportedModelError
 from .families import FAMILIES, MULTIMODAL
-from .families_refused import REFUSED
-from .family import Family
+from .families.family import Family
+from .families.refused import REFUSED
 from .layer_map import MAX_LAYERS
 from .safetensors_header import TensorSpec
 

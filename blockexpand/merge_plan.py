@@ -19,6 +19,7 @@ from .checkpoint import Checkpoint, SourceFile
 from .decoder import Surgery, find_decoder, plan_rearrangement, plan_surgery
 from .dtypes import MergeDtypes, name_main_dtype
 from .errors import BlockExpandError, RecipeError, UnsupportedModelError
+from .families.tensor_roles import is_silenced
 from .file_selection import CONFIG_FILE, INDEX_FILE
 from .json_document import edit_json_object, parse_json_object
 from .layer_map import LayerEntry, LayerMap
@@ -28,7 +29,6 @@ from .merge_rules import choose_side_files, compare_models, is_after_layers, not
 from .plan import Plan, Recipe
 from .planned_files import Document, PlannedFile, plan_files, render_index
 from .safetensors_header import TensorSpec
-from .tensor_roles import is_silenced
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -166,7 +166,7 @@ def render(rows: Sequence[Row]) -> str:
 
 def never_possible() -> Iterable[str]:
     """Yield a line for each reason why families are refused whatever the position."""
-    from blockexpand.families_refused import REFUSED
+    from blockexpand.families.refused import REFUSED
 
     by_reason: dict[str, list[str]] = {}
     for model_type, reason in REFUSED.items():

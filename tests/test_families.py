@@ -14,8 +14,8 @@ from zoo_multimodal import MULTIMODAL
 from zoo_recurrent import RECURRENT
 
 from blockexpand import families
-from blockexpand.families_refused import REFUSED
-from blockexpand.layer_vocabulary import COPIED
+from blockexpand.families.layer_vocabulary import COPIED
+from blockexpand.families.refused import REFUSED
 
 ZOO = (*DENSE, *MIXTURE, *RECURRENT, *MULTIMODAL)
 # Rows of which no checkpoint is made here, because another recipe builds the same classes.

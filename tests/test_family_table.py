@@ -8,7 +8,7 @@ import family_table
 import pytest
 
 from blockexpand.families import FAMILIES
-from blockexpand.families_refused import REFUSED
+from blockexpand.families.refused import REFUSED
 
 # Rows of which no checkpoint is made, because another one builds the same classes.
 SAME_CLASSES = {"gpt-sw3", "qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text"} | {

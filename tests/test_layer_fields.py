@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from blockexpand.errors import CheckpointError, UnsupportedModelError
-from blockexpand.layer_fields import (
+from blockexpand.families.layer_fields import (
     FieldRule,
     apply_edits,
     indexed,
@@ -20,8 +20,8 @@ from blockexpand.layer_fields import (
     numbered,
     rewrite_fields,
 )
-from blockexpand.layer_patterns import every, window_after
-from blockexpand.special_fields import (
+from blockexpand.families.layer_patterns import every, window_after
+from blockexpand.families.special_fields import (
     attention_types,
     cycled,
     periodic,

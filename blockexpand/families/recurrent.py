@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from .families_dense import ATTENTION
-from .families_mixture import DENSE_OR_EXPERTS, FIRST_K_DENSE, GRANITE
+from .dense import ATTENTION
 from .family import Branch, Family, Form
 from .layer_fields import indexed, leading, listed
 from .layer_patterns import (
@@ -16,6 +15,7 @@ from .layer_patterns import (
     sparse_after,
 )
 from .layer_places import rescaling
+from .mixture import DENSE_OR_EXPERTS, FIRST_K_DENSE, GRANITE
 from .special_fields import cycled, periodic, sparse_step
 
 FEED_FORWARD: Branch = (Form(outputs=("feed_forward.down_proj",)),)

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ..layer_map import LayerMap
 from .layer_fields import Config, FieldRule
-from .layer_map import LayerMap
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import pairwise
 
+from ..layer_map import LayerMap
 from .layer_fields import Config, Derive, get_field
-from .layer_map import LayerMap
 
 Place = Callable[[Config, LayerMap], "str | None"]
 

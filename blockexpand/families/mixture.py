@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .families_dense import ATTENTION
+from .dense import ATTENTION
 from .family import Branch, Family, Form
 from .layer_fields import indexed, leading, listed
 from .layer_patterns import (

@@ -6,7 +6,7 @@ Source: the `__post_init__` of the configuration classes of transformers 5.23.
 
 from __future__ import annotations
 
-from .errors import CheckpointError
+from ..errors import CheckpointError
 from .layer_fields import Config, Derive, Kinds, get_field
 
 SLIDING, FULL, LINEAR = "sliding_attention", "full_attention", "linear_attention"

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from .families_dense import DENSE
-from .families_mixture import MIXTURE
-from .families_multimodal import WRAPPERS
-from .families_recurrent import RECURRENT
+from .dense import DENSE
 from .family import Family, Wrapper
+from .mixture import MIXTURE
+from .multimodal import WRAPPERS
+from .recurrent import RECURRENT
 
 FAMILIES: Mapping[str, Family] = {
     model_type: family
