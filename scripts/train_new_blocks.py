@@ -4,7 +4,8 @@
 
 A run of `transformers.Trainer` as LLaMA Pro has it: everything but the new blocks is frozen. They
 are trained in float32 whatever the model's dtype, and stored in that dtype again. It runs on the
-GPU if there is one. Exit status 1 if the loss did not fall, or an original tensor changed or is lost.
+GPU if there is one. Exit status 1 if the loss did not fall, or an original tensor is not there
+bit for bit.
 """
 
 from __future__ import annotations
