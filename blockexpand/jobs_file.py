@@ -28,9 +28,12 @@ _TAG = "tag:yaml.org,2002:"
 _PLAIN_TAGS = frozenset(f"{_TAG}{kind}" for kind in ("str", "int", "float", "bool", "timestamp"))
 # What a matrix may have several of.
 _AXES = ("src", "new-layers", "position")
-_OF_THE_COMMAND = {
+_REFUSED = {
     option: f"an option of the command, not of a job: give it as --{option}"
     for option in ("token", "cache-dir", "dry-run", "executor", "jobs", "json", "fail-fast")
+} | {
+    "recipe": "no job of a batch; run it by itself, as --recipe",
+    "stream": "a batch keeps its sources for all its jobs; run this one by itself, as --stream",
 }
 
 
@@ -76,7 +79,7 @@ def parse_jobs(data: bytes, file: str) -> tuple[Job, ...]:
     root, _ = compose(data, file)
     if root is None:
         raise RecipeError(f"{file}:1: empty; expected a list 'jobs', or a 'matrix'")
-    reader = NodeReader(file, _OF_THE_COMMAND)
+    reader = NodeReader(file, _REFUSED)
     sections = reader.members(root, "the jobs file", ("defaults", "jobs", "matrix"))
     if not sections.keys() & {"jobs", "matrix"}:
         reader.fault(root, "no jobs; expected a list 'jobs', or a 'matrix'")

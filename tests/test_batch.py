@@ -145,6 +145,17 @@ def test_output_that_is_not_this_job_finished(
     assert states(expand_batch(path)) == ["skipped", "done", "skipped"]
 
 
+def test_output_of_another_plan_of_the_same_sizes(
+    write_jobs: Callable[[str], Path], tmp_path: Path
+) -> None:
+    job = "jobs: [{src: SRC, out: out, position: %s, max-shard-size: 5GB}]"
+    expand_batch(write_jobs(job % "[1]"))
+    before = snapshot(tmp_path / "out")
+    assert "out: exists and is not empty" in refuse(write_jobs(job % "[2]"))
+    assert snapshot(tmp_path / "out") == before
+    assert states(expand_batch(write_jobs(job % "[1]"))) == ["skipped"]
+
+
 def test_all_faults_are_found_before_the_first_byte(
     write_jobs: Callable[[str], Path], tiny_mistral: Path, tmp_path: Path
 ) -> None:
@@ -366,10 +377,21 @@ def test_source_of_the_hub_is_fetched_once(
     hub_cache: Path,
     tiny_mistral: Path,
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    from blockexpand import hub as hub_module
+
+    downloads: list[object] = []
+    download = hub_module.download_checkpoint
+    monkeypatch.setattr(
+        hub_module,
+        "download_checkpoint",
+        lambda *a, **k: downloads.append(a) or download(*a, **k),
+    )
     commit = hub.add_repo("org/base", tiny_mistral)
     path = write_jobs(HUB_JOBS)
     assert states(expand_batch(path)) == ["done"] * 3
+    assert len(downloads) == 1
     weights = [r for r in hub.requests if r.origin == "cdn" and r.method == "GET"]
     sizes = [file.stat().st_size for file in tiny_mistral.glob("*.safetensors")]
     # Every shard once, and before it the headers for the plan.

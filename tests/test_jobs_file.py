@@ -213,6 +213,8 @@ JOB = "src: a, out: b, new-layers: 1"
         (f"jobs: [{{{JOB}, private: true}}]", "private needs push-to-hub"),
         (f"jobs: [{{{JOB}, new_layers: 2}}]", "new-layers: stands twice"),
         (f"jobs: [{{{JOB}, token: hf_secret}}]", "give it as --token"),
+        (f"jobs: [{{{JOB}, stream: true}}]", "run this one by itself, as --stream"),
+        (f"jobs: [{{{JOB}, recipe: a.yml}}]", "run it by itself, as --recipe"),
         (f"jobs: [{{{JOB}, new-layer: 2}}]", "did you mean new-layers?"),
         (f"jobs: [{{{JOB}, [1]: 2}}]", "expected a name"),
         (f"jobs: [{{{JOB}, <<: {{check: true}}}}]", "<<: unknown key"),
