@@ -3,9 +3,13 @@
     python -m blockexpand --src SRC --out OUT --new-layers 4 --position end
     python scripts/compare_with_mergekit.py SRC OUT --mergekit /path/to/mergekit-yaml
 
-mergekit is given the YAML of a block expansion: all layers, then the last layer once more for each
-new one, with `o_proj` and `down_proj` scaled by zero. Names, dtypes, shapes and bytes have to be
-the same. The scaled tensors have to be equal by value only: a negative number times 0.0 is -0.0.
+    python -m blockexpand --recipe FILE --out OUT
+    python scripts/compare_with_mergekit.py SRC OUT --recipe FILE --mergekit /path/to/mergekit-yaml
+
+mergekit is given the recipe; without one, the YAML of a block expansion: all layers, then the last
+layer once more for each new one, with `o_proj` and `down_proj` scaled by zero. Names, dtypes,
+shapes and bytes have to be the same. What is scaled by zero has to be equal by value only: a
+negative number times 0.0 is -0.0.
 """
 
 from __future__ import annotations
@@ -53,10 +57,10 @@ dtype: bfloat16
 """
 
 
-def run_mergekit(mergekit: str, source: Path, layers: int, new_layers: int, out: Path) -> None:
+def run_mergekit(mergekit: str, text: str, out: Path) -> None:
     """Let mergekit write into `out`. Raises: SystemExit with its last words when it fails."""
     recipe = out.with_suffix(".yml")
-    recipe.write_text(render_mergekit_yaml(source, layers, new_layers))
+    recipe.write_text(text)
     done = subprocess.run(
         [mergekit, str(recipe), str(out)],
         env=os.environ | {"HF_HUB_OFFLINE": "1"},
@@ -68,10 +72,11 @@ def run_mergekit(mergekit: str, source: Path, layers: int, new_layers: int, out:
         raise SystemExit(f"{done.stdout[-2000:]}\n{mergekit} failed with status {done.returncode}")
 
 
-def compare(ours: Path, theirs: Path, first_new_layer: int) -> list[str]:
+def compare(ours: Path, theirs: Path, first_new_layer: int | None) -> list[str]:
     """Return every difference between two checkpoints, a line each; none is what is hoped for.
 
-    Only the tensors that are zeroed in the layers from `first_new_layer` on are compared by value.
+    Only the tensors that are zeroed in the layers from `first_new_layer` on are compared by value;
+    without it, those in which mergekit left no other number than zero.
     """
     import torch
     from safetensors import safe_open
@@ -97,7 +102,7 @@ def compare(ours: Path, theirs: Path, first_new_layer: int) -> list[str]:
                 differences.append(
                     f"{name}: {a.dtype} {list(a.shape)} against {b.dtype} {list(b.shape)}"
                 )
-            elif is_zeroed(name, first_new_layer):
+            elif is_zeroed(name, first_new_layer) if first_new_layer is not None else not b.any():
                 if a.view(torch.uint8).any():
                     differences.append(f"{name}: ours is not all +0")
                 elif b.any():
@@ -123,23 +128,28 @@ def main() -> int:
     parser.add_argument(
         "--mergekit", default=shutil.which("mergekit-yaml"), metavar="MERGEKIT_YAML"
     )
+    parser.add_argument("--recipe", type=Path, metavar="FILE", help="what OUT was made from")
     options = parser.parse_args()
     if options.mergekit is None:
         parser.error("mergekit-yaml is not on the PATH: give --mergekit PATH")
     layers = count_layers(options.source)
     new_layers = count_layers(options.out) - layers
-    if new_layers < 1:
+    if new_layers < 1 and options.recipe is None:
         parser.error(f"{options.out}: expected more than the {layers} layers of {options.source}")
     with tempfile.TemporaryDirectory(dir=options.out.resolve().parent) as work:
         theirs = Path(work) / "mergekit"
-        run_mergekit(options.mergekit, options.source, layers, new_layers, theirs)
-        differences = compare(options.out, theirs, layers)
+        if options.recipe is None:
+            text = render_mergekit_yaml(options.source, layers, new_layers)
+        else:
+            text = options.recipe.read_text()
+        run_mergekit(options.mergekit, text, theirs)
+        differences = compare(options.out, theirs, None if options.recipe else layers)
     for line in differences[:20]:
         print(line)
     if differences:
         print(f"{options.out}: differs from mergekit's result in {len(differences)} places")
         return 1
-    print(f"{options.out}: the same tensors as mergekit's, +{new_layers} layers")
+    print(f"{options.out}: the same tensors as mergekit's, {new_layers:+} layers")
     return 0
 
 

@@ -554,6 +554,26 @@ def test_one_model_under_two_names(models: dict[str, Path], tmp_path: Path) -> N
     assert blockexpand.verify(models["a"], out)[0].findings == ()
 
 
+@pytest.mark.parametrize(
+    ("file", "layers", "keeps_function"),
+    [
+        ("seed-openchat.yml", [*range(32), 31, 31, 31, 31], True),
+        ("solar-depth-upscaling.yml", [*range(24), *range(8, 32)], False),
+    ],
+)
+def test_the_example_recipes(
+    file: str, layers: list[int], keeps_function: bool, tmp_path: Path
+) -> None:
+    path = Path(__file__).parents[1] / "scripts" / "recipes" / file
+    model = make_model(tmp_path / "model", 1, 32)
+    plan, _ = plan_merge(path, tmp_path / "out", src=model)
+    assert [entry.source for entry in plan.layer_map] == layers
+    assert plan.keeps_function == keeps_function
+    assert plan.new_layers == ((32, 33, 34, 35) if keeps_function else ())
+    if not keeps_function:
+        assert "NOT preserve the function" in path.read_text()
+
+
 def test_shards_are_repacked(models: dict[str, Path], tmp_path: Path) -> None:
     path = write_recipe(tmp_path, WANTED["two-models"].text, models)
     out = tmp_path / "out"
