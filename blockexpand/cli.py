@@ -462,7 +462,8 @@ def _merge(
 
 def _batch(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     from . import report_batch
-    from .batch import plan_batch, run_batch
+    from .batch import run_batch
+    from .batch_plan import plan_batch
     from .executors import open_executor
     from .jobs_file import open_jobs
 

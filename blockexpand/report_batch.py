@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from .batch import Batch, JobResult, PlannedJob
+from .batch import JobResult
+from .batch_plan import Batch, PlannedJob
 from .report import expansion_as_json, format_size, plan_as_json
 
 
