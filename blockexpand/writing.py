@@ -12,6 +12,7 @@ from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from .copying import explain, make_folders, sync_folder, write_document
 from .errors import BlockExpandError, OutputError
@@ -113,44 +114,64 @@ def write(
     if stream is not None:
         # Of shards that are still to be fetched there is no time of change to know them by.
         identity["commit"] = stream.commit
-    with lock_target(out):
-        restored = restore_replaced(out)
-        staging, found = open_staging(out, identity)
-        complete = False
-        try:
-            notes = tuple(
-                f"left by a run of another plan: {path}; remove it if you do not want to go on "
-                "with it"
-                for path in find_leftovers(out, staging.folder)
-            )
-            if restored:
-                notes = (_RESTORED, *notes)
-            if found and was_published(staging, out) and _holds(out, plan):
-                complete = True
-                discard(staging)
-                return Written(out=out, moved=Moved(reused=plan.nbytes), notes=(_FINISHED, *notes))
-            # Another run may have published since the first check, which the lock now rules out.
-            check_target(out, overwrite=options.overwrite, locked=True)
-            if executor is not None:
-                clear_begun(staging)
-            _check_space(plan, staging, options, stream)
-            moved = _fill(plan, staging, options, report, executor, stream)
-            published = publish(staging, out, overwrite=options.overwrite)
-        except BaseException as error:
-            remark = _settle(staging, out, complete=complete or is_published(staging, out))
-            failure = error
-            if isinstance(error, OSError):
-                failure = explain("use", Path(error.filename or out), error)
-            if remark and isinstance(failure, BlockExpandError | KeyboardInterrupt):
-                failure = type(failure)(f"{failure} ({remark})" if str(failure) else remark)
-            if failure is error:
-                raise
-            raise failure from error
+    written: Written | None = None
+    try:
+        with lock_target(out):
+            written = _write_alone(plan, out, identity, options, report, executor, stream)
+    except KeyboardInterrupt as interrupt:
+        if written is None:
+            raise
+        raise KeyboardInterrupt(_COMPLETE) from interrupt
+    return written
+
+
+def _write_alone(
+    plan: Plan,
+    out: Path,
+    identity: dict[str, Any],
+    options: WriteOptions,
+    report: Report,
+    executor: Executor | None,
+    stream: Stream | None,
+) -> Written:
+    """Make an output that no other run is at work on. `identity` tells what can be used again."""
+    restored = restore_replaced(out)
+    staging, found = open_staging(out, identity)
+    complete = False
+    try:
+        notes = tuple(
+            f"left by a run of another plan: {path}; remove it if you do not want to go on with it"
+            for path in find_leftovers(out, staging.folder)
+        )
+        if restored:
+            notes = (_RESTORED, *notes)
+        if found and was_published(staging, out) and _holds(out, plan):
+            complete = True
+            discard(staging)
+            return Written(out=out, moved=Moved(reused=plan.nbytes), notes=(_FINISHED, *notes))
+        # Another run may have published since the first check, which the lock now rules out.
+        check_target(out, overwrite=options.overwrite, locked=True)
+        if executor is not None:
+            clear_begun(staging)
+        _check_space(plan, staging, options, stream)
+        moved = _fill(plan, staging, options, report, executor, stream)
+        published = publish(staging, out, overwrite=options.overwrite)
+    except BaseException as error:
+        remark = _settle(staging, out, complete=complete or is_published(staging, out))
+        failure = error
+        if isinstance(error, OSError):
+            failure = explain("use", Path(error.filename or out), error)
+        if remark and isinstance(failure, BlockExpandError | KeyboardInterrupt):
+            failure = type(failure)(f"{failure} ({remark})" if str(failure) else remark)
+        if failure is error:
+            raise
+        raise failure from error
     if moved.reused:
         published += (f"{moved.reused} bytes were there from an earlier run of the same plan",)
     return Written(out=out, moved=moved, notes=published + notes)
 
 
+_COMPLETE = "the new output is complete and in its place"
 _FINISHED = "an earlier run had finished this output; nothing was left to do but to tidy up"
 _RESTORED = "an earlier run was killed while it replaced the output, which was put back as it was"
 
@@ -167,7 +188,7 @@ def _settle(staging: Staging, out: Path, *, complete: bool) -> str | None:
         with suppress(BlockExpandError):
             discard(staging)
         left = f"; {staging.folder} can be removed" if staging.folder.exists() else ""
-        return f"the new output is complete and in its place{left}" if complete else None
+        return _COMPLETE + left if complete else None
     return f"what was written stays in {staging.folder}"
 
 
