@@ -21,14 +21,24 @@ from .dtypes import MergeDtypes, name_main_dtype
 from .errors import BlockExpandError, RecipeError, UnsupportedModelError
 from .families.tensor_roles import is_silenced
 from .file_selection import CONFIG_FILE, INDEX_FILE
-from .json_document import edit_json_object, parse_json_object
+from .json_document import edit_json_object
 from .layer_map import LayerEntry, LayerMap
 from .layout import Fill, Origin, Zeros
 from .merge_recipe import MergeRecipe, MergeSlice, find_factor, layer_position
-from .merge_rules import choose_side_files, compare_models, is_after_layers, note_float32
+from .merge_rules import (
+    check_result,
+    choose_side_files,
+    compare_models,
+    cuts_rows,
+    is_after_layers,
+    note_float32,
+    note_rows,
+    vocabulary_edits,
+)
 from .plan import Plan, Recipe
 from .planned_files import Document, PlannedFile, plan_files, render_index
 from .safetensors_header import TensorSpec
+from .vocabulary import Vocabulary, count_rows, cut_rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,12 +55,14 @@ def make_merge_plan(
     merge: MergeRecipe,
     checkpoints: Mapping[str, Checkpoint],
     *,
+    vocabularies: Mapping[str, Vocabulary],
     max_shard_nbytes: int | None = None,
     block_nbytes: int = 4096,
 ) -> Plan:
     """Compute the whole output from the headers and configs of the recipe's models.
 
     `checkpoints` holds one for each of `merge.models`; a model under two names is one object.
+    `vocabularies` are those of `read_vocabularies`.
     Raises: RecipeError for a recipe that these models cannot be given; UnsupportedModelError.
     """
     stocks = _make_stocks(merge, checkpoints)
@@ -58,18 +70,22 @@ def make_merge_plan(
     taken = _take_layers(merge, stocks)
     policy = MergeDtypes(dtype=merge.dtype, out_dtype=merge.out_dtype)
 
+    rows = count_rows(merge, checkpoints, vocabularies)
+
     def make(use: Use) -> tuple[TensorSpec, Origin]:
+        spec, extent = use.spec, use.extent
         if use.layer is None:
+            spec, extent = cut_rows(use.name, spec, extent, rows)
             factor = _outside_factor(merge, use.stock, use.name)
         else:
             layer = taken[use.layer]
             factor = find_factor(layer.part.scales, use.name, layer.t)
-        return policy.plan(use.stock.decoder, use.name, use.spec, use.extent, factor)
+        return policy.plan(use.stock.decoder, use.name, spec, extent, factor)
 
     def keeps(stock: Stock, name: str) -> bool:
         return stock is stocks[_outside_slice(merge, stock, name).model]
 
-    expansion = _recognise(home, taken, merge, policy)
+    expansion = _recognise(home, taken, merge, policy) if not cuts_rows(home, rows) else None
     layer_map, surgery = expansion or _rearrange(home, taken)
     used = tuple(dict.fromkeys([home, *(layer.stock for layer in taken)]))
     residents, blocks = assign(used, layer_map, make, keeps)
@@ -80,10 +96,13 @@ def make_merge_plan(
     dtype = name_main_dtype(tensor.spec for file in files for tensor in file.tensors)
     config = edit_json_object(
         home.checkpoint.config_bytes,
-        surgery.config_edits + policy.config_edits(home.checkpoint.config),
+        surgery.config_edits
+        + policy.config_edits(home.checkpoint.config)
+        + vocabulary_edits(home, rows),
     )
     notes = surgery.notes + compare_models(merge, stocks) + note_float32(used, policy)
-    _check_result(merge, home, files, config)
+    notes += note_rows(home, rows)
+    check_result(merge, home, files, config, rows)
     documents = [Document(name=CONFIG_FILE, data=config)]
     if len(files) > 1:
         documents.append(Document(name=INDEX_FILE, data=render_index(files)))
@@ -124,7 +143,7 @@ def make_merge_plan(
         source_card=home.checkpoint.card,
         left_behind=home.checkpoint.left_behind,
         notes=notes,
-        fingerprint=_fingerprint(merge, checkpoints, max_shard_nbytes, block_nbytes),
+        fingerprint=_fingerprint(merge, checkpoints, max_shard_nbytes, block_nbytes, rows),
         elsewhere=side_paths
         | {
             stock.key(file.name): stock.checkpoint.root / file.name
@@ -257,32 +276,6 @@ def _rearrange(home: Stock, taken: Sequence[_Taken]) -> tuple[LayerMap, Surgery]
     return layer_map, surgery
 
 
-def _check_result(
-    merge: MergeRecipe, home: Stock, files: Sequence[PlannedFile], config: bytes
-) -> None:
-    """Refuse an output that would be no checkpoint of its config. Raises: RecipeError."""
-    specs = {tensor.name: tensor.spec for file in files for tensor in file.tensors}
-    outside = {
-        name: spec
-        for name, spec in home.checkpoint.specs.items()
-        if name not in home.decoder.placed
-    }
-    placed = home.decoder.prefix
-    for name in sorted(outside.keys() | {name for name in specs if not name.startswith(placed)}):
-        expected, found = outside.get(name), specs.get(name)
-        if expected is None or found is None or expected.shape != found.shape:
-            raise RecipeError(
-                f"{merge.file}: tensor {name!r} does not fit the config, which is that of "
-                f"{merge.home}; expected {list(expected.shape) if expected else 'none'}, found "
-                f"{list(found.shape) if found else 'none'}; name the model that it comes from as "
-                "base_model, or models of one vocabulary"
-            )
-    try:
-        find_decoder(parse_json_object(config, CONFIG_FILE), specs)
-    except BlockExpandError as error:
-        raise RecipeError(f"{merge.file}: these layers are no whole model: {error}") from None
-
-
 def _used_files(files: Sequence[PlannedFile]) -> set[str]:
     names = set()
     for file in files:
@@ -297,12 +290,13 @@ def _fingerprint(
     checkpoints: Mapping[str, Checkpoint],
     max_shard_nbytes: int | None,
     block_nbytes: int,
+    rows: int | None,
 ) -> str:
     """Digest all that a plan depends on, but for where its models are."""
     numbers = {name: str(number) for number, name in enumerate(merge.models)}
     wish = (
         [(numbers[part.model], part.first, part.last, part.scales) for part in merge.slices],
-        (merge.dtype, merge.out_dtype, numbers[merge.home], max_shard_nbytes, block_nbytes),
+        (merge.dtype, merge.out_dtype, numbers[merge.home], max_shard_nbytes, block_nbytes, rows),
         numbers.get(merge.tokenizer_source or ""),
     )
     digest = hashlib.sha256()

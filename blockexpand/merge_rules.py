@@ -1,6 +1,6 @@
 """What a recipe of several models means outside of the layers: heads, configs, tokenizers. Pure.
 
-It plans no tensors.
+It plans no tensors; of what was planned it tells whether it is a checkpoint of its config.
 """
 
 from __future__ import annotations
@@ -11,9 +11,14 @@ from pathlib import Path, PurePosixPath
 
 from .assignment import Stock
 from .checkpoint import Checkpoint, SourceFile
-from .decoder import Decoder
+from .decoder import Decoder, find_decoder
 from .dtypes import MergeDtypes
+from .errors import BlockExpandError, RecipeError
+from .file_selection import CONFIG_FILE
+from .json_document import JsonEdit, parse_json_object
 from .merge_recipe import MergeRecipe
+from .planned_files import PlannedFile
+from .vocabulary import is_embedding
 
 # Final norms, beside the layers, and heads, at the top of the names.
 _FINAL_NORMS = frozenset(
@@ -90,6 +95,64 @@ def note_float32(stocks: Sequence[Stock], policy: MergeDtypes) -> tuple[str, ...
     return (
         f"{count} tensors stay float32, since the model computes with them in float32 whatever its "
         "dtype; mergekit would round them",
+    )
+
+
+def check_result(
+    merge: MergeRecipe,
+    home: Stock,
+    files: Sequence[PlannedFile],
+    config: bytes,
+    rows: int | None,
+) -> None:
+    """Refuse an output that would be no checkpoint of its config. Raises: RecipeError."""
+    specs = {tensor.name: tensor.spec for file in files for tensor in file.tensors}
+    outside = {
+        name: spec
+        for name, spec in home.checkpoint.specs.items()
+        if name not in home.decoder.placed
+    }
+    placed = home.decoder.prefix
+    for name in sorted(outside.keys() | {name for name in specs if not name.startswith(placed)}):
+        expected = list(outside[name].shape) if name in outside else None
+        if expected and rows is not None and is_embedding(name):
+            expected[0] = rows
+        found = list(specs[name].shape) if name in specs else None
+        if expected != found:
+            raise RecipeError(
+                f"{merge.file}: tensor {name!r} does not fit the config, which is that of "
+                f"{merge.home}; expected {expected or 'none'}, found {found or 'none'}; name the "
+                "model that it comes from as base_model, or take models of one vocabulary"
+            )
+    try:
+        find_decoder(parse_json_object(config, CONFIG_FILE), specs)
+    except BlockExpandError as error:
+        raise RecipeError(f"{merge.file}: these layers are no whole model: {error}") from None
+
+
+def cuts_rows(home: Stock, rows: int | None) -> bool:
+    """Tell whether embeddings lose rows."""
+    return rows is not None and any(
+        is_embedding(name) and spec.shape[:1] != (rows,)
+        for name, spec in home.checkpoint.specs.items()
+        if name not in home.decoder.placed
+    )
+
+
+def vocabulary_edits(home: Stock, rows: int | None) -> tuple[JsonEdit, ...]:
+    """Return the edit of the config that goes with it."""
+    if not cuts_rows(home, rows):
+        return ()
+    return (JsonEdit(path=(*home.decoder.config_path, "vocab_size"), value=rows),)
+
+
+def note_rows(home: Stock, rows: int | None) -> tuple[str, ...]:
+    """Say that embeddings lose rows."""
+    if not cuts_rows(home, rows):
+        return ()
+    return (
+        f"the embeddings are cut to the {rows} rows of the tokenizer's tokens, as mergekit does "
+        "with a tokenizer_source; leave it out to keep them all",
     )
 
 

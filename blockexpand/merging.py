@@ -23,6 +23,7 @@ from .plan import Plan
 from .progress import SILENT, Progress
 from .sources import HubOptions
 from .staging import check_target, clear_debris
+from .vocabulary import read_vocabularies
 from .writing import WriteOptions, check_write, resolve_target
 
 
@@ -151,6 +152,7 @@ def _open(
         return make_merge_plan(
             wish.merge,
             checkpoints,
+            vocabularies=read_vocabularies(wish.merge, checkpoints),
             max_shard_nbytes=wish.max_shard_nbytes,
             block_nbytes=wish.block_nbytes,
         )

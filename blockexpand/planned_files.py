@@ -130,7 +130,7 @@ def _repeats(parts: Sequence[Part], shard: Shard) -> bool:
         "format" in (shard.header.metadata or {})
         and len(parts) == len(entries)
         and all(
-            part.name == entry.name and isinstance(part.origin, Copy)
+            part.name == entry.name and part.spec == entry.spec and isinstance(part.origin, Copy)
             for part, entry in zip(parts, entries, strict=True)
         )
     )

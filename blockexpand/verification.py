@@ -26,6 +26,7 @@ from .progress import Progress, Report
 from .safetensors_header import Header, TensorSpec, parse_header, parse_header_nbytes
 from .strict_json import show
 from .tensor_comparison import Comparer, Finding, differing_byte
+from .vocabulary import read_vocabularies
 
 _MOST_FINDINGS_PER_FILE = 20
 _MOST_JSON_NBYTES = 1 << 28
@@ -124,6 +125,7 @@ def _plan_again(
     plan = make_merge_plan(
         merge,
         checkpoints,
+        vocabularies=read_vocabularies(merge, checkpoints),
         max_shard_nbytes=recipe.max_shard_nbytes,
         block_nbytes=recipe.block_nbytes,
     )

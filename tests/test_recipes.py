@@ -637,12 +637,99 @@ def test_each_layer_keeps_its_own_kind(models: dict[str, Path], tmp_path: Path) 
     assert config["num_hidden_layers"] == 6
 
 
+def with_tokens(folder: Path, model: Path, tokens: list[str], added: tuple[str, ...] = ()) -> Path:
+    """Copy a model and give it a tokenizer with these tokens, numbered in order."""
+    shutil.copytree(model, folder)
+    document = {
+        "model": {"type": "WordLevel", "vocab": {word: i for i, word in enumerate(tokens)}},
+        "added_tokens": [{"id": len(tokens) + i, "content": word} for i, word in enumerate(added)],
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(document))
+    return folder
+
+
+WORDS = [f"w{number}" for number in range(32)]
+
+
 def test_the_tokenizer_comes_from_its_source(models: dict[str, Path], tmp_path: Path) -> None:
+    folders = {name: with_tokens(tmp_path / name, models[name], WORDS) for name in "ab"}
     text = recipe(take("a", 0, 4), more="tokenizer_source: {b}\n")
     out = tmp_path / "out"
-    blockexpand.merge(write_recipe(tmp_path, text, models), out, verify_after="tensors")
+    path = write_recipe(tmp_path, text, folders)
+    blockexpand.merge(path, out, verify_after="tensors")
     for name, model in (("tokenizer_config.json", "b"), ("generation_config.json", "a")):
-        assert (out / name).read_bytes() == (models[model] / name).read_bytes()
+        assert (out / name).read_bytes() == (folders[model] / name).read_bytes()
+    assert blockexpand.verify(folders["a"], out)[0].findings == ()
+
+
+def test_the_seed_recipe_with_its_tokenizer_is_an_expansion(
+    models: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = with_tokens(tmp_path / "a", models["a"], WORDS[:30], ("x", "y"))
+    text = WANTED["seed"].text + "tokenizer_source: base\n"
+    plan, _ = plan_merge(write_recipe(tmp_path, text, {"a": folder}), tmp_path / "out")
+    assert plan.new_layers == (4, 5)
+
+
+@pytest.mark.parametrize("scale", [None, "0.3"])
+def test_rows_without_a_token_are_cut(
+    scale: str | None, models: dict[str, Path], tmp_path: Path
+) -> None:
+    """As mergekit does, which makes the vocabulary that of the tokenizer."""
+    folder = with_tokens(tmp_path / "a", models["a"], WORDS[:20], ("x",))
+    out = tmp_path / "out"
+    text = recipe(take("a", 0, 4, scale), dtype=None, more="tokenizer_source: {a}\n")
+    path = write_recipe(tmp_path, text, {"a": folder})
+    result = blockexpand.merge(path, out, verify_after="tensors")
+    expected = load(folder)
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        expected[name] = expected[name][:21].clone()
+    if scale:
+        expected = {name: tensor * 0.3 for name, tensor in expected.items()}
+    assert differences(load(out), expected) == []
+    assert json.loads((out / "config.json").read_text())["vocab_size"] == 21
+    assert not result.plan.keeps_function
+    assert any("cut to the 21 rows" in note for note in result.notes)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "words"),
+    [
+        ([WORDS[1], WORDS[0], *WORDS[2:]], "token 'w1' is number 0"),
+        ([*WORDS[:31], "new"], "token 'new' is number 31"),
+        ([*WORDS, "new"], "token 'new' is number 32"),
+    ],
+)
+def test_rows_are_never_moved(
+    tokens: list[str], words: str, models: dict[str, Path], tmp_path: Path
+) -> None:
+    folders = {
+        "a": with_tokens(tmp_path / "a", models["a"], WORDS),
+        "b": with_tokens(tmp_path / "b", models["b"], tokens),
+    }
+    text = recipe(take("a", 0, 4), more="tokenizer_source: {b}\n")
+    message = faulty(text, folders, tmp_path)
+    assert words in message and "would have to be moved" in message
+
+
+def test_tokenizers_that_cannot_be_compared_are_refused(
+    models: dict[str, Path], tmp_path: Path
+) -> None:
+    text = recipe(take("a", 0, 4), more="tokenizer_source: {b}\n")
+    assert "cannot be told without a tokenizer.json" in faulty(text, models, tmp_path)
+
+
+def test_more_tokens_than_rows_are_refused(models: dict[str, Path], tmp_path: Path) -> None:
+    folder = with_tokens(tmp_path / "a", models["a"], WORDS, ("new",))
+    text = recipe(take("a", 0, 4), more="tokenizer_source: {a}\n")
+    assert "expected at least 33 rows, found 32" in faulty(text, {"a": folder}, tmp_path)
+
+
+def test_numbers_with_gaps_are_refused(models: dict[str, Path], tmp_path: Path) -> None:
+    folder = with_tokens(tmp_path / "a", models["a"], WORDS[:9])
+    edit_json(folder / "tokenizer.json", added_tokens=[{"id": 12, "content": "x"}])
+    text = recipe(take("a", 0, 4), more="tokenizer_source: {a}\n")
+    assert "not numbered without gaps" in faulty(text, {"a": folder}, tmp_path)
 
 
 def test_an_output_inside_of_any_model_is_refused(models: dict[str, Path], tmp_path: Path) -> None:
