@@ -2,34 +2,22 @@
 
 OUT is absent or complete at every moment. What a killed run leaves here is found again by the
 next run of the same plan. Knows nothing of checkpoints.
-Source: rename(2), renameat2(2) RENAME_EXCHANGE, flock(2).
 """
 
 from __future__ import annotations
 
-import ctypes
-import errno
-import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-try:
-    import fcntl
-except ImportError:
-    fcntl = None  # type: ignore[assignment]
-
-from .copying import attempt, explain, sync_folder, write_document
+from .copying import attempt, sync_folder, write_document
 from .errors import OutputError, TransferError
-
-_AT_FDCWD = -100
-_RENAME_EXCHANGE = 2
-_IN_THE_WAY = frozenset({errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR})
+from .locking import lock_path, lock_target, short_name
+from .renaming import exchange, rename_to_new
 
 _FILES = "files"
 _PARTIAL = "partial"
@@ -103,41 +91,6 @@ def check_target(out: Path, *, overwrite: bool, locked: bool = False) -> None:
             f"{out}: is your home, the current folder or one above it; --overwrite does not "
             "replace those"
         )
-
-
-@contextmanager
-def lock_target(out: Path) -> Iterator[None]:
-    """Keep every other run away from this output. Raises: OutputError where one is at work.
-
-    The lock goes with the process, also a killed one.
-    """
-    if fcntl is None:
-        yield
-        return
-    path = _lock_path(out)
-    while True:
-        fd = attempt("create", path, os.open, path, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            attempt("lock", path, fcntl.flock, fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except TransferError as error:
-            os.close(fd)
-            if isinstance(error.__cause__, BlockingIOError):
-                raise OutputError(f"{out}: another run is writing it; wait until it ends") from None
-            with suppress(OSError):
-                path.unlink()
-            raise
-        with suppress(FileNotFoundError):
-            # The run before may have removed the file between our opening and our locking it.
-            if path.stat().st_ino == os.fstat(fd).st_ino:
-                break
-        os.close(fd)
-    try:
-        yield
-    finally:
-        # A lock file that stays keeps nobody out: it is the lock on it that counts.
-        with suppress(OSError):
-            path.unlink()
-        os.close(fd)
 
 
 def open_staging(out: Path, identity: dict[str, Any]) -> tuple[Staging, bool]:
@@ -231,7 +184,7 @@ def restore_replaced(out: Path) -> bool:
 def clear_debris(out: Path) -> None:
     """Remove what a run that was killed at its very end left: its lock, an empty staging folder."""
     empty = [path for path in find_leftovers(out, None) if _is_empty(path)]
-    if empty or _lock_path(out).exists():
+    if empty or lock_path(out).exists():
         with suppress(OutputError, TransferError), lock_target(out):
             for path in empty:
                 with suppress(OSError):
@@ -247,7 +200,7 @@ def publish(staging: Staging, out: Path, *, overwrite: bool) -> tuple[str, ...]:
     _write_state(staging, published_inode=staging.inode)
     sync_folder(staging.folder)
     if overwrite and out.is_dir() and any(out.iterdir()):
-        if not _exchange(staging.files, out):
+        if not exchange(staging.files, out):
             try:
                 attempt("rename", out, os.rename, out, staging.replaced)
                 attempt("rename", out, os.rename, staging.files, out)
@@ -259,7 +212,7 @@ def publish(staging: Staging, out: Path, *, overwrite: bool) -> tuple[str, ...]:
                 "did not exist"
             )
     else:
-        _rename_to_new(staging.files, out)
+        rename_to_new(staging.files, out)
     sync_folder(out.parent)
     discard(staging)
     return tuple(notes)
@@ -285,37 +238,6 @@ def holds_work(staging: Staging) -> bool:
     return any(folder.is_dir() and any(folder.iterdir()) for folder in folders)
 
 
-def _rename_to_new(files: Path, out: Path) -> None:
-    if os.name == "nt" and out.is_dir():
-        out.rmdir()
-    try:
-        attempt("rename", out, os.rename, files, out)
-    except TransferError as error:
-        cause = error.__cause__
-        if isinstance(cause, OSError) and cause.errno in _IN_THE_WAY:
-            raise OutputError(
-                f"{out}: came to be while the run was at work; it is left as it is"
-            ) from error
-        raise
-
-
-def _exchange(one: Path, other: Path) -> bool:
-    """Swap two folders in one step; False where the system cannot."""
-    library = None if os.name == "nt" else ctypes.CDLL(None, use_errno=True)
-    renameat2 = getattr(library, "renameat2", None)
-    if renameat2 is None:
-        return False
-    names = _AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other)
-    code = errno.EINTR
-    while code == errno.EINTR:
-        if renameat2(*names, _RENAME_EXCHANGE) == 0:
-            return True
-        code = ctypes.get_errno()
-    if code in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
-        return False
-    raise explain("rename", other, OSError(code, os.strerror(code)))
-
-
 def _was_published(folder: Path, out: Path) -> bool:
     inode = _read_state(folder).get("published_inode")
     return isinstance(inode, int) and _is_at(out, inode)
@@ -334,22 +256,12 @@ def _is_empty(folder: Path) -> bool:
     return False
 
 
-def _lock_path(out: Path) -> Path:
-    return out.parent / f".{_short_name(out)}.blockexpand.lock"
-
-
 def _staging_folder(out: Path, fingerprint: str) -> Path:
     return out.parent / f"{_staging_prefix(out)}{fingerprint[:12]}"
 
 
 def _staging_prefix(out: Path) -> str:
-    return f".{_short_name(out)}.blockexpand-"
-
-
-def _short_name(out: Path) -> str:
-    """Return the output's name, or what stands for it if more has no room in a file's name."""
-    name = os.fsencode(out.name)
-    return out.name if len(name) <= 200 else hashlib.sha256(name).hexdigest()
+    return f".{short_name(out)}.blockexpand-"
 
 
 def _read_state(folder: Path) -> dict[str, Any]:

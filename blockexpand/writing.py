@@ -19,6 +19,7 @@ from .errors import BlockExpandError, OutputError
 from .executors import run_tasks
 from .file_tasks import FileTask, do_task, do_task_apart, make_tasks
 from .file_writing import Moved
+from .locking import lock_target
 from .plan import Plan
 from .progress import Report
 from .space import count_missing, shares_blocks
@@ -30,7 +31,6 @@ from .staging import (
     find_leftovers,
     holds_work,
     is_published,
-    lock_target,
     open_staging,
     publish,
     restore_replaced,
