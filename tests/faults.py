@@ -582,10 +582,14 @@ def _install(faults: _Faults) -> None:
             after = name in WRITES or name in ("preadv", "read")
             if not after:
                 faults.note(name, arguments, keywords)
-            result = real(*(_shorter(name, arguments) if cut else arguments), **keywords)
-            if after:
-                moved = result if isinstance(result, int) else len(result or b"")
-                faults.note(name, arguments, keywords, moved)
+            moved = 0
+            try:
+                result = real(*(_shorter(name, arguments) if cut else arguments), **keywords)
+                if after:
+                    moved = result if isinstance(result, int) else len(result or b"")
+            finally:
+                if after:
+                    faults.note(name, arguments, keywords, moved)
             if cut:
                 faults.tear()
             return result

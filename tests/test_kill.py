@@ -81,6 +81,9 @@ def check_kills(nursery: Nursery, case: Case, points: Sequence[int], do: str = "
     assert states[0] == "old"
     # Nothing goes back once the new one is there.
     assert states == sorted(states, key=["old", "swapping", "new"].index)
+    # There is no call after the last of the points.
+    place(case.old, case.out)
+    assert nursery.run(case.command, do=do, at=case.calls + 1, lacks=case.lacks).code == 0
 
 
 CASES = {
@@ -197,7 +200,8 @@ def check_reuse(
     killed = nursery.run(command, do="kill", at=at, among=["pwrite"], settings={})
     assert killed.code == -9
     written = sum(call.nbytes for call in killed.calls if call.name == "pwrite")
-    assert 0.85 < written / total < 0.95
+    # Chunks that were on their way are not counted here.
+    assert 0.8 < written / total < 0.95
     rerun = nursery.run(command, settings={})
     assert (rerun.code, rerun.err) == (0, "")
     moved_again = sum(call.nbytes for call in rerun.calls if call.name == "pwrite")

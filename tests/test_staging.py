@@ -15,6 +15,8 @@ from faults import make_source, names_beside, snapshot
 import blockexpand
 from blockexpand import staging, writing
 from blockexpand.errors import OutputError, TransferError
+from blockexpand.journal import append_journal
+from blockexpand.locking import lock_target
 from blockexpand.staging import (
     check_target,
     clear_debris,
@@ -22,7 +24,6 @@ from blockexpand.staging import (
     find_leftovers,
     holds_work,
     is_published,
-    lock_target,
     open_staging,
     publish,
     restore_replaced,
@@ -103,7 +104,7 @@ def test_the_lock_is_one_runs_alone_and_leaves_nothing(out: Path) -> None:
 def test_the_lock_of_a_killed_process_is_free(out: Path) -> None:
     code = (
         "import os, sys, signal; from pathlib import Path\n"
-        "from blockexpand.staging import lock_target\n"
+        "from blockexpand.locking import lock_target\n"
         "with lock_target(Path(sys.argv[1])): os.kill(os.getpid(), signal.SIGKILL)"
     )
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
@@ -241,7 +242,7 @@ def test_a_system_that_cannot_swap_folders_is_told_of(
     make_old(out)
     staged, _ = open_staging(out, IDENTITY)
     finish(staged)
-    monkeypatch.setattr(staging, "_exchange", lambda one, other: False)
+    monkeypatch.setattr(staging, "exchange", lambda one, other: False)
     [note] = publish(staged, out, overwrite=True)
     assert "for a moment the output's name did not exist" in note
     assert [path.name for path in out.iterdir()] == ["new.txt"]
@@ -261,7 +262,7 @@ def test_the_old_output_is_back_if_the_new_one_cannot_take_its_place(
             raise OSError(5, "Input/output error")
         rename(source, target)
 
-    monkeypatch.setattr(staging, "_exchange", lambda one, other: False)
+    monkeypatch.setattr(staging, "exchange", lambda one, other: False)
     monkeypatch.setattr(os, "rename", fail)
     with pytest.raises(TransferError, match="cannot rename"):
         publish(staged, out, overwrite=True)
@@ -362,6 +363,29 @@ def test_a_rerun_without_hardlink_does_not_keep_links(out: Path, tmp_path: Path)
     assert shard.stat().st_nlink == 1
     made = out / result.plan.files[0].name
     assert made.read_bytes() == shard.read_bytes()
+
+
+@pytest.mark.parametrize("journal", [False, True], ids=["no journal", "journal"])
+def test_what_no_journal_vouches_for_does_not_show_through(
+    journal: bool, out: Path, tmp_path: Path
+) -> None:
+    source = make_source(tmp_path / "source")
+    result = expand(source, tmp_path / "first")
+    plan = result.plan
+    identity = {
+        "fingerprint": plan.fingerprint,
+        "out": out.name,
+        "sources": [[file.name, file.nbytes, file.mtime_ns] for file in plan.source_files],
+    }
+    staged, _ = open_staging(out, identity)
+    for file in plan.files:
+        # With a journal the file is of another size than the journal was written for.
+        (staged.partial / file.name).write_bytes(b"\xff" * (file.nbytes + journal))
+        if journal:
+            append_journal(staged.journals / file.name, [(0, file.nbytes)])
+    expand(source, out)
+    for file in plan.files:
+        assert (out / file.name).read_bytes() == (tmp_path / "first" / file.name).read_bytes()
 
 
 def test_new_parent_folders_are_made(tmp_path: Path) -> None:
