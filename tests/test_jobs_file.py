@@ -63,10 +63,10 @@ jobs:
 
 
 def test_every_option_of_a_job_is_one_of_the_command() -> None:
-    from blockexpand.cli import _expand_parser
+    from blockexpand.arguments import make_expand_parser
     from blockexpand.jobs_file import _OPTIONS
 
-    words = {word for action in _expand_parser()._actions for word in action.option_strings}
+    words = {word for action in make_expand_parser()._actions for word in action.option_strings}
     assert {f"--{name}" for name in _OPTIONS} <= words
 
 
