@@ -31,6 +31,7 @@ from .merge_rules import (
     compare_models,
     cuts_rows,
     is_after_layers,
+    is_scaled_outside,
     note_float32,
     note_rows,
     vocabulary_edits,
@@ -210,6 +211,8 @@ def _outside_slice(merge: MergeRecipe, stock: Stock, name: str) -> MergeSlice:
 
 
 def _outside_factor(merge: MergeRecipe, stock: Stock, name: str) -> float:
+    if not is_scaled_outside(stock.decoder, name):
+        return 1.0
     return find_factor(_outside_slice(merge, stock, name).scales, name, 0.0)
 
 

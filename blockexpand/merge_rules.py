@@ -14,6 +14,7 @@ from .checkpoint import Checkpoint, SourceFile
 from .decoder import Decoder, find_decoder
 from .dtypes import MergeDtypes
 from .errors import BlockExpandError, RecipeError
+from .families import MULTIMODAL
 from .file_selection import CONFIG_FILE
 from .json_document import JsonEdit, parse_json_object
 from .merge_recipe import MergeRecipe
@@ -60,6 +61,18 @@ def is_after_layers(decoder: Decoder, name: str) -> bool:
     if words[0] in ("model", "language_model", "transformer") and len(words) > 2:
         words = words[1:]
     return words[0] in _HEADS or (not parent and words[0] in _FINAL_NORMS)
+
+
+def is_scaled_outside(decoder: Decoder, name: str) -> bool:
+    """Tell whether a tensor outside of the layers is one that a slice's scale can mean.
+
+    A vision tower is none, though its tensors may have the names of the decoder's, and neither are
+    layers stored past the end.
+    """
+    if name in decoder.placed:
+        return False
+    own = is_embedding(name) or is_after_layers(decoder, name)
+    return own or decoder.model_type not in MULTIMODAL
 
 
 def compare_models(merge: MergeRecipe, stocks: Mapping[str, Stock]) -> tuple[str, ...]:

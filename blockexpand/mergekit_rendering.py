@@ -25,10 +25,13 @@ def make_recipe(plan: Plan, model: str) -> dict[str, Any] | None:
     if any(isinstance(tensor.origin, Fill) for tensor in tensors):
         return None
     zeroed: dict[int, dict[str, bool]] = {}
+    outside: list[str] = []
     for tensor in tensors:
         number, _, suffix = tensor.name.removeprefix(plan.layer_prefix).partition(".")
         if tensor.name.startswith(plan.layer_prefix) and number.isdecimal():
             zeroed.setdefault(int(number), {})[suffix] = isinstance(tensor.origin, Zeros)
+        else:
+            outside.append(tensor.name)
     slices: list[dict[str, Any]] = []
     for index, entry in enumerate(plan.layer_map):
         source: dict[str, Any] = {
@@ -37,7 +40,8 @@ def make_recipe(plan: Plan, model: str) -> dict[str, Any] | None:
         }
         last = slices[-1]["sources"][0] if slices else None
         if entry.is_new:
-            filters = _filters(f"{plan.layer_prefix}{entry.source}.", zeroed[index], plan.neutral)
+            prefix = f"{plan.layer_prefix}{entry.source}."
+            filters = _filters(prefix, zeroed[index], plan.neutral, outside)
             rules: list[dict[str, Any]] = [{"filter": name, "value": 0.0} for name in filters]
             source["parameters"] = {"scale": [*rules, {"value": 1.0}]}
         elif last and "parameters" not in last and last["layer_range"][1] == entry.source:
@@ -69,7 +73,9 @@ def _names_dtype(plan: Plan) -> bool:
     return len(copied & FLOAT_DTYPES) <= 1
 
 
-def _filters(prefix: str, zeroed: Mapping[str, bool], order: Iterable[str]) -> Sequence[str]:
+def _filters(
+    prefix: str, zeroed: Mapping[str, bool], order: Iterable[str], outside: Sequence[str]
+) -> Sequence[str]:
     """Return mergekit's filters, parts of the source's tensor names, for a new layer's zeros."""
     wanted = [suffix for suffix in order if zeroed.get(suffix)]
     names = []
@@ -79,5 +85,7 @@ def _filters(prefix: str, zeroed: Mapping[str, bool], order: Iterable[str]) -> S
         names.append(name.rpartition(".")[2] if re.search(r"\.\d+\.", name) else name)
     short = list(dict.fromkeys(names))
     hit = {suffix for suffix in zeroed if any(name in prefix + suffix for name in short)}
-    # Where a short form would hit another tensor too, the whole name says which.
-    return short if hit == set(wanted) else [prefix + suffix for suffix in wanted]
+    # Where a short form would hit another tensor too, the whole name says which. A first or a last
+    # slice's filters are held against what is outside of the layers as well.
+    others = any(name in other for name in short for other in outside)
+    return short if hit == set(wanted) and not others else [prefix + s for s in wanted]

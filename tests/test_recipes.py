@@ -26,6 +26,7 @@ from blockexpand.errors import (
     ProofError,
     RecipeError,
     TrainingError,
+    UnsupportedModelError,
 )
 from blockexpand.merging import plan_merge
 
@@ -392,6 +393,30 @@ def test_the_cards_own_recipe_makes_the_same_files(
     for field in ("new_layers", "layer_map", "layers", "original_layers", "zeroed", "layer_prefix"):
         assert manifests[0][field] == manifests[1][field]
     assert manifests[1]["keeps_function"] is True
+
+
+@pytest.mark.parametrize("family", ["deepseek_v3", "qwen2_5_vl", "mllama", "gpt2", "mixtral"])
+@pytest.mark.parametrize("position", ["end", "start"])
+def test_the_cards_own_recipe_in_other_families(family: str, position: str, tmp_path: Path) -> None:
+    """Experts, layers stored past the end, vision towers with the decoder's names, tied heads."""
+    from family_zoo import make_checkpoint
+    from test_families import ZOO
+
+    zoo = next(recipe for recipe in ZOO if recipe.name == family)
+    make_checkpoint(zoo, tmp_path / "source")
+    first, again = tmp_path / "first", tmp_path / "again"
+    try:
+        blockexpand.expand(tmp_path / "source", first, new_layers=1, position=position)
+    except UnsupportedModelError:
+        assert (family, position) == ("deepseek_v3", "start")
+        return
+    text = re.search(r"```yaml\n(.*?)```", (first / "README.md").read_text(), re.DOTALL)
+    assert text is not None
+    (tmp_path / "card.yml").write_text(text[1])
+    blockexpand.merge(tmp_path / "card.yml", again)
+    for path in first.iterdir():
+        if path.name not in ("README.md", "block_expansion.json"):
+            assert path.read_bytes() == (again / path.name).read_bytes(), path.name
 
 
 def test_a_seed_recipe_is_an_expansion(models: dict[str, Path], tmp_path: Path) -> None:
