@@ -15,7 +15,7 @@ from .progress import SILENT, Progress
 from .streaming import Stream
 
 if TYPE_CHECKING:
-    from .hub_files import RepoSnapshot
+    from .hub.files import RepoSnapshot
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

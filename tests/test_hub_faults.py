@@ -12,8 +12,8 @@ from hub_server import SHARDS, WANTED, HubServer, checkpoint_files, read_folder
 
 from blockexpand.errors import HubError
 from blockexpand.hub import RepoRef, download_checkpoint, fetch_headers, open_snapshot
-from blockexpand.hub_client import client_utils, http_library
-from blockexpand.hub_errors import without_secrets
+from blockexpand.hub.client import client_utils, http_library
+from blockexpand.hub.failures import without_secrets
 
 TOKEN = "hf_abcdefghijklmnopqrstuvwxyz012345"
 REPO = "org/name"
@@ -30,9 +30,9 @@ def short_waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
     waits: list[float] = []
     monkeypatch.setattr("time.sleep", waits.append)
-    monkeypatch.setattr("blockexpand.hub_ranges._LONGEST_WAIT_S", 0.0)
+    monkeypatch.setattr("blockexpand.hub.ranges._LONGEST_WAIT_S", 0.0)
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1 << 14)
-    monkeypatch.setattr("blockexpand.hub_ranges._PIECE_NBYTES", 1 << 4)
+    monkeypatch.setattr("blockexpand.hub.ranges._PIECE_NBYTES", 1 << 4)
     return waits
 
 

@@ -148,8 +148,8 @@ def test_going_on_after_a_cut(hub: HubServer, snapshot: RepoSnapshot, tmp_path: 
 def test_many_cuts_are_no_failure_while_bytes_come(
     hub: HubServer, snapshot: RepoSnapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("blockexpand.hub_ranges._LONGEST_WAIT_S", 0.0)
-    monkeypatch.setattr("blockexpand.hub_ranges._PIECE_NBYTES", 1 << 14)
+    monkeypatch.setattr("blockexpand.hub.ranges._LONGEST_WAIT_S", 0.0)
+    monkeypatch.setattr("blockexpand.hub.ranges._PIECE_NBYTES", 1 << 14)
     hub.fail(f"GET {blob(NAMES[0])}", times=12, cut_after=100_000)
     assert next(stream_shards(snapshot, NAMES, tmp_path)).read_bytes() == FILES[NAMES[0]]
     assert len(hub.seen(blob(NAMES[0]))) == 13
@@ -158,7 +158,7 @@ def test_many_cuts_are_no_failure_while_bytes_come(
 def test_going_on_in_a_second_call(
     hub: HubServer, snapshot: RepoSnapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("blockexpand.hub_ranges._MOST_FAILURES", 0)
+    monkeypatch.setattr("blockexpand.hub.ranges._MOST_FAILURES", 0)
     hub.fail(f"GET {blob(NAMES[1])}", cut_after=2_200_000)
     taken = []
     with pytest.raises(HubError, match="run the same command again") as caught:

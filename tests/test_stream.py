@@ -202,7 +202,7 @@ def test_cut_is_gone_on_from(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("blockexpand.hub_ranges._wait_s", lambda *_: 0.0)
+    monkeypatch.setattr("blockexpand.hub.ranges._wait_s", lambda *_: 0.0)
     out, whole = tmp_path / "a" / "out", tmp_path / "b" / "out"
     cut_then_go_on(hub, remote, source, out, number, **options)
     blockexpand.expand(remote, whole, **OPTIONS | options)
@@ -251,7 +251,7 @@ def test_another_commit_with_the_same_headers_is_begun_anew(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Sizes and headers are equal, the weights are not: nothing of the cut run may be used."""
-    monkeypatch.setattr("blockexpand.hub_ranges._wait_s", lambda *_: 0.0)
+    monkeypatch.setattr("blockexpand.hub.ranges._wait_s", lambda *_: 0.0)
     shards = sorted(source.glob("*.safetensors"))
     out = tmp_path / "a" / "out"
     cut(hub, shards[2])

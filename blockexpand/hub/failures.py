@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote
 
-from .errors import BlockExpandError, HubError
-from .hub_client import http_library, request_headers
+from ..errors import BlockExpandError, HubError
+from .client import http_library, request_headers
 
 RETRIED_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
 

@@ -14,11 +14,11 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import zip_longest
 from pathlib import Path
 
-from .errors import HubError
-from .hub_client import find_cached
-from .hub_errors import explaining
-from .hub_files import RepoFile, RepoSnapshot
-from .hub_ranges import read_range
+from ..errors import HubError
+from .client import find_cached
+from .failures import explaining
+from .files import RepoFile, RepoSnapshot
+from .ranges import read_range
 
 _BUFFER_NBYTES = 1 << 20
 

@@ -11,9 +11,9 @@ from collections.abc import Callable, Generator
 from contextlib import closing
 from typing import Any
 
-from .errors import HubError
-from .hub_client import client_utils, http_library, request_headers
-from .hub_errors import RETRIED_STATUSES
+from ..errors import HubError
+from .client import client_utils, http_library, request_headers
+from .failures import RETRIED_STATUSES
 
 _PIECE_NBYTES = 1 << 20
 # As `huggingface_hub` waits: 1, 2, 4, 8, 8 seconds, counted anew when bytes came.

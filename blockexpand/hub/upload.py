@@ -10,10 +10,10 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
-from ._version import __version__
-from .errors import HubError
-from .hub_client import client_utils, request_headers
-from .hub_errors import explaining, without_secrets
+from .._version import __version__
+from ..errors import HubError
+from .client import client_utils, request_headers
+from .failures import explaining, without_secrets
 
 
 def check_push(repo_id: str, *, token: str | None = None) -> None:

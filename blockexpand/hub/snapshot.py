@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from .errors import HubError
-from .file_selection import CONFIG_FILE
-from .hub_client import client_utils, find_cached, http_library, request_headers
-from .hub_errors import RETRIED_STATUSES, explaining
-from .hub_files import RepoFile, RepoRef, RepoSnapshot
+from ..errors import HubError
+from ..file_selection import CONFIG_FILE
+from .client import client_utils, find_cached, http_library, request_headers
+from .failures import RETRIED_STATUSES, explaining
+from .files import RepoFile, RepoRef, RepoSnapshot
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 

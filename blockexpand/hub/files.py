@@ -10,11 +10,11 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from .checkpoint import explain_missing_weights
-from .errors import HubError
-from .file_selection import CARD_FILE, CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE, split_side_files
-from .hub_client import client_utils
-from .hub_errors import without_secrets
+from ..checkpoint import explain_missing_weights
+from ..errors import HubError
+from ..file_selection import CARD_FILE, CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE, split_side_files
+from .client import client_utils
+from .failures import without_secrets
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

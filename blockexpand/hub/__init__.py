@@ -14,13 +14,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from ._version import __version__
-from .checkpoint import parse_weight_map
-from .errors import CheckpointError, HubError
-from .file_selection import INDEX_FILE, WEIGHTS_FILE
-from .hub_client import cache_folder, expand, find_cached, make_silent_bar
-from .hub_errors import explaining
-from .hub_files import (
+from .._version import __version__
+from ..checkpoint import parse_weight_map
+from ..errors import CheckpointError, HubError
+from ..file_selection import INDEX_FILE, WEIGHTS_FILE
+from ..safetensors_header import MAX_HEADER_NBYTES
+from .client import cache_folder, expand, find_cached, make_silent_bar
+from .failures import explaining
+from .files import (
     RepoFile,
     RepoRef,
     RepoSnapshot,
@@ -28,11 +29,10 @@ from .hub_files import (
     parse_repo_ref,
     wanted_files,
 )
-from .hub_ranges import read_range
-from .hub_snapshot import open_snapshot
-from .hub_stream import stream_shards
-from .hub_upload import check_push, push_folder
-from .safetensors_header import MAX_HEADER_NBYTES
+from .ranges import read_range
+from .snapshot import open_snapshot
+from .stream import stream_shards
+from .upload import check_push, push_folder
 
 __all__ = [
     "HeaderSnapshot",
