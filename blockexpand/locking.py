@@ -30,22 +30,9 @@ def lock_target(out: Path) -> Iterator[None]:
         yield
         return
     path = lock_path(out)
-    while True:
-        fd = attempt("create", path, os.open, path, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            attempt("lock", path, fcntl.flock, fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except TransferError as error:
-            os.close(fd)
-            if isinstance(error.__cause__, BlockingIOError):
-                raise OutputError(f"{out}: another run is writing it; wait until it ends") from None
-            with suppress(OSError):
-                path.unlink()
-            raise
-        with suppress(FileNotFoundError):
-            # The run before may have removed the file between our opening and our locking it.
-            if path.stat().st_ino == os.fstat(fd).st_ino:
-                break
-        os.close(fd)
+    fd = None
+    while fd is None:
+        fd = _take(path, out)
     try:
         yield
     finally:
@@ -53,6 +40,33 @@ def lock_target(out: Path) -> Iterator[None]:
         with suppress(OSError):
             path.unlink()
         os.close(fd)
+
+
+def _take(path: Path, out: Path) -> int | None:
+    """Lock the file; None where the run before has removed it between our opening and locking."""
+    fd = attempt("create", path, os.open, path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        attempt("lock", path, fcntl.flock, fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if _is_at(path, os.fstat(fd)):
+            return fd
+    except TransferError as error:
+        os.close(fd)
+        if isinstance(error.__cause__, BlockingIOError):
+            raise OutputError(f"{out}: another run is writing it; wait until it ends") from None
+        with suppress(OSError):
+            path.unlink()
+        raise
+    except BaseException:
+        os.close(fd)
+        raise
+    os.close(fd)
+    return None
+
+
+def _is_at(path: Path, status: os.stat_result) -> bool:
+    with suppress(FileNotFoundError):
+        return path.stat().st_ino == status.st_ino
+    return False
 
 
 def lock_path(out: Path) -> Path:
