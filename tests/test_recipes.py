@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from checkpoints import edit_json, snapshot
+from hub_server import HubServer
 
 import blockexpand
 from blockexpand.cli import main
@@ -597,6 +598,43 @@ def test_the_example_recipes(
     assert plan.new_layers == ((32, 33, 34, 35) if keeps_function else ())
     if not keeps_function:
         assert "NOT preserve the function" in path.read_text()
+
+
+def test_models_of_the_hub(
+    models: dict[str, Path],
+    tmp_path: Path,
+    hub: HubServer,
+    hub_cache: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    commits = {name: hub.add_repo(f"org/{name}", models[name]) for name in "ab"}
+    names = {"a": "org/a", "b": f"org/b@{commits['b']}"}
+    path = tmp_path / "recipe.yml"
+    path.write_text(WANTED["two-models"].text.format(**names))
+    out = tmp_path / "out"
+    assert main(["--recipe", str(path), "--out", str(out), "--dry-run"]) == 0
+    assert f"from 1-2 of org/b@{commits['b']}" in capsys.readouterr().out
+    cached = {p.name for p in hub_cache.rglob("*.safetensors")}
+    assert cached == set()
+    blockexpand.merge(path, out, verify_after="tensors")
+    assert differences(load(out), expect(WANTED["two-models"], models)) == []
+    manifest = json.loads((out / "block_expansion.json").read_text())
+    assert manifest["source"]["commit"] == commits["a"]
+    assert manifest["models"][names["b"]]["commit"] == commits["b"]
+    assert "base_model:\n- org/a\n- org/b\n" in (out / "README.md").read_text()
+    assert main(["verify", "org/a", str(out)]) == 0
+    assert main(["verify", str(models["a"]), str(out)]) == 0
+
+
+def test_a_fault_of_a_recipe_downloads_no_weights(
+    models: dict[str, Path], tmp_path: Path, hub: HubServer, hub_cache: Path
+) -> None:
+    hub.add_repo("org/a", models["a"])
+    path = tmp_path / "recipe.yml"
+    path.write_text(recipe(take("a", 0, 9)).format(a="org/a"))
+    with pytest.raises(RecipeError, match="has the layers 0 to 3"):
+        blockexpand.merge(path, tmp_path / "out")
+    assert not list(hub_cache.rglob("*.safetensors"))
 
 
 def test_shards_are_repacked(models: dict[str, Path], tmp_path: Path) -> None:
