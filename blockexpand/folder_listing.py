@@ -24,7 +24,10 @@ def list_files(root: Path) -> frozenset[str]:
     blobs = [real_root.parents[n] / "blobs" for n in (1, 2)] if in_cache else []
 
     def refuse(error: OSError) -> None:
-        raise CheckpointError(f"{error.filename}: cannot be listed: {error.strerror}") from error
+        raise CheckpointError(
+            f"{error.filename}: cannot be listed: {error.strerror}; check the disk and the "
+            "permissions"
+        ) from error
 
     names = set()
     for folder, subfolders, files in os.walk(root, onerror=refuse):
