@@ -19,6 +19,7 @@ import importlib
 import io
 import json
 import os
+import pathlib
 import random
 import shutil
 import signal
@@ -28,7 +29,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -570,7 +571,7 @@ def _shorter(name: str, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _install(faults: _Faults) -> None:
-    def wrap(module: Any, attribute: str, name: str) -> None:
+    def wrap(module: Any, attribute: str, name: str) -> Callable[..., Any]:
         real = getattr(module, attribute)
 
         def wrapped(*arguments: Any, **keywords: Any) -> Any:
@@ -595,10 +596,15 @@ def _install(faults: _Faults) -> None:
             return result
 
         setattr(module, attribute, wrapped)
+        return wrapped
 
+    # In Python 3.10 pathlib has taken the functions of os for itself.
+    taken = getattr(pathlib, "_NormalAccessor", None)
     for name in STEPS + LOOKS:
-        if hasattr(os, name) and name != "remove":
-            wrap(os, name, name)
+        if hasattr(os, name):
+            wrapped = wrap(os, name, name)
+            if hasattr(taken, name) and name != "open":
+                setattr(taken, name, staticmethod(wrapped))
     wrap(fcntl, "ioctl", "ioctl")
     wrap(fcntl, "flock", "flock")
     wrap(io, "open", "file")

@@ -156,7 +156,7 @@ def test_an_error_at_any_call_is_told_in_one_line(
 ) -> None:
     options, rest = CASES[name]
     case = prepare(nursery, folder, *options, **rest)  # type: ignore[arg-type]
-    assert check_errors(nursery, case, STEPS, ERRORS, step=3) > 35
+    assert check_errors(nursery, case, STEPS, ERRORS, step=3) > 25
     assert check_errors(nursery, case, LOOKS, ERRORS, step=7) > 10
 
 
