@@ -85,5 +85,10 @@ def merge(ranges: Iterable[Range]) -> list[Range]:
     return merged
 
 
+def count_nbytes(ranges: Iterable[Range]) -> int:
+    """Return how many bytes ranges that do not overlap have."""
+    return sum(end - start for start, end in ranges)
+
+
 def _checksum(body: bytes) -> bytes:
     return b"%08x" % zlib.crc32(body)

@@ -40,10 +40,10 @@ TESTS = Path(__file__).resolve().parent
 # Small enough that a tiny checkpoint goes every way that a large one does: several chunks per
 # file, direct I/O, several lines of the journal. One thread, so that a call has a fixed number.
 SMALL = {
-    "blockexpand.file_writing._CHUNK_NBYTES": 32 << 10,
-    "blockexpand.file_writing._JOURNAL_NBYTES": 64 << 10,
-    "blockexpand.file_writing._THREADS": 1,
-    "blockexpand.file_writing.WORTH_DIRECT_NBYTES": 4096,
+    "blockexpand.chunk_moving._CHUNK_NBYTES": 32 << 10,
+    "blockexpand.chunk_moving._JOURNAL_NBYTES": 64 << 10,
+    "blockexpand.chunk_moving._THREADS": 1,
+    "blockexpand.chunk_moving.WORTH_DIRECT_NBYTES": 4096,
     "blockexpand.reading.WORTH_DIRECT_NBYTES": 4096,
 }
 
