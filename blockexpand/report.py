@@ -73,7 +73,7 @@ def describe_expansion(result: Expansion, *, verbose: bool) -> str:
         lines += [f"  {file.name}  {format_size(file.nbytes)}" for file in plan.files]
         lines += [f"  {document.name}" for document in plan.documents]
         lines += [f"  {file.name}" for file in plan.side_files]
-    lines.append(f"{result.out}: {format_size(plan.nbytes)}, {_moved(result.moved)}")
+    lines.append(f"{_shown(result.out)}: {format_size(plan.nbytes)}, {_moved(result.moved)}")
     if result.verification is not None:
         lines.append(_verified(result.verification, result.proof))
     if result.pushed is not None:
@@ -234,6 +234,11 @@ def _remarks(notes: tuple[str, ...], left_behind: tuple[str, ...]) -> list[str]:
         more = f" and {len(left_behind) - 5} more" if len(left_behind) > 5 else ""
         lines.append(f"note: left behind, weights in other forms: {shown}{more}")
     return lines
+
+
+def _shown(out: Path) -> Path:
+    """Return a path as a user would type it here."""
+    return out.relative_to(Path.cwd()) if out.is_relative_to(Path.cwd()) else out
 
 
 def _existing(out: Path) -> Path:
