@@ -17,6 +17,7 @@ from .copying import (
     copy_in_kernel,
     open_direct,
     prefers_kernel_copy,
+    reserve,
     sync_file,
     write_direct,
     write_from,
@@ -75,6 +76,9 @@ class ChunkMover:
             self._in_kernel = prefers_kernel_copy(self._target)
             self._direct_fd = open_direct(self._target, os.O_WRONLY)
             try:
+                if self._direct_fd is not None:
+                    for start, end in ranges:
+                        reserve(self._fd, start, end - start, self._target)
                 self._work_on_threads(todo)
             finally:
                 if self._direct_fd is not None:

@@ -12,6 +12,7 @@ import errno
 import mmap
 import os
 import struct
+import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
@@ -266,6 +267,30 @@ def make_folders(folder: Path) -> None:
     for path in reversed(missing):
         attempt("create", path, lambda path=path: path.mkdir(exist_ok=True))
         sync_folder(path.parent)
+
+
+def reserve(fd: int, offset: int, nbytes: int, path: Path) -> None:
+    """Give a range of a file its blocks before it is written, where the file system can.
+
+    Threads that write past the page cache then need not wait for each other to get blocks, and a
+    full disk is known at once. Not `os.posix_fallocate`: where the file system cannot, the C
+    library would write to every block instead.
+    Source: fallocate(2). Raises: TransferError where there is no room.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    import ctypes
+
+    fallocate = getattr(ctypes.CDLL(None, use_errno=True), "fallocate", None)
+    if fallocate is None:
+        return
+    fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+    while fallocate(fd, 0, offset, nbytes) != 0:
+        code = ctypes.get_errno()
+        if code in _NOT_HERE:
+            return
+        if code != errno.EINTR:
+            raise explain("reserve room for", path, OSError(code, os.strerror(code)))
 
 
 def prefers_kernel_copy(path: Path) -> bool:
