@@ -33,7 +33,8 @@ def test_every_command_line_is_one_that_is_understood(document: Path) -> None:
         if not line.startswith("python -m blockexpand "):
             continue
         # What a shell script fills in is a number somewhere; any will do.
-        words = [re.sub(r"\$(?:\{.*?\}|\w+)", "1", word) for word in shlex.split(line, comments=True)[3:]]
+        filled_in = re.sub(r"\$(?:\{.*?\}|\w+)", "1", line)
+        words = shlex.split(filled_in, comments=True)[3:]
         make_parser = PARSERS.get(words[0], arguments.make_expand_parser)
         make_parser().parse_args(words[1:] if words[0] in PARSERS else words)
 
