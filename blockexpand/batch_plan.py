@@ -15,7 +15,6 @@ from pathlib import Path
 
 from .checkpoint import Checkpoint
 from .errors import BlockExpandError, OutputError, RecipeError
-from .expansion import make_recipe, render_command
 from .file_selection import CONFIG_FILE, INDEX_FILE, MANIFEST_FILE
 from .jobs_file import Job, fill_template
 from .json_document import parse_json_object
@@ -24,6 +23,7 @@ from .plan import Plan, make_plan
 from .sources import HubOptions, Source, open_headers
 from .space import count_missing, shares_blocks, would_share
 from .staging import check_target, clear_debris, find_staging, is_untidy
+from .wishes import make_recipe, render_command
 from .writing import WriteOptions, check_write, resolve_target
 
 

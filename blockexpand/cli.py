@@ -110,8 +110,9 @@ def _expand(
 ) -> int:
     from . import report
     from .executors import open_executor
-    from .expansion import expand, parse_position, plan_only
+    from .expansion import expand, plan_only
     from .layer_map import POSITIONS
+    from .wishes import parse_position
 
     if options.private and options.push_to_hub is None:
         parser.error("--private needs --push-to-hub REPO")
@@ -146,17 +147,11 @@ def _expand(
             options.src,
             options.out,
             **arguments,
-            reflink=options.reflink,
-            hardlink=options.hardlink,
             stream=options.stream,
-            overwrite=options.overwrite,
             check=options.check,
-            verify_after=options.verify,
-            push_to_hub=options.push_to_hub,
-            private=options.private,
             executor=executor,
             progress=progress,
-            command=_shown_command(words),
+            **_writing_arguments(options, words),
         )
     _print(options, report.expansion_as_json, report.describe_expansion, result)
     return 0
@@ -191,18 +186,25 @@ def _merge(
             options.recipe,
             options.out,
             **arguments,
-            reflink=options.reflink,
-            hardlink=options.hardlink,
-            overwrite=options.overwrite,
-            verify_after=options.verify,
-            push_to_hub=options.push_to_hub,
-            private=options.private,
             executor=executor,
             progress=progress,
-            command=_shown_command(words),
+            **_writing_arguments(options, words),
         )
     _print(options, report.expansion_as_json, report.describe_expansion, result)
     return 0
+
+
+def _writing_arguments(options: argparse.Namespace, words: Sequence[str]) -> dict[str, Any]:
+    """Return what an expansion and a merge are told alike about writing their output."""
+    return {
+        "reflink": options.reflink,
+        "hardlink": options.hardlink,
+        "overwrite": options.overwrite,
+        "verify_after": options.verify,
+        "push_to_hub": options.push_to_hub,
+        "private": options.private,
+        "command": _shown_command(words),
+    }
 
 
 def _batch(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:

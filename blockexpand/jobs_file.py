@@ -17,8 +17,8 @@ from typing import Any
 import yaml
 
 from .errors import BlockExpandError, RecipeError
-from .expansion import parse_position, parse_size
 from .layer_map import POSITIONS
+from .wishes import parse_position, parse_size
 from .yaml_nodes import NodeReader, compose, line_of, show
 
 _MOST_NBYTES = 1 << 20

@@ -14,7 +14,7 @@ from pathlib import Path
 from .checkpoint import Checkpoint
 from .copying import file_system_block
 from .errors import RecipeError
-from .expansion import After, Expansion, carry_out, parse_size
+from .expansion import After, Expansion, carry_out
 from .merge_plan import make_merge_plan
 from .merge_recipe import MergeRecipe
 from .merge_sources import find_others, open_models, read_recipe
@@ -24,6 +24,7 @@ from .progress import SILENT, Progress
 from .sources import HubOptions
 from .staging import check_target, clear_debris
 from .vocabulary import read_vocabularies
+from .wishes import parse_size
 from .writing import WriteOptions, check_write, resolve_target
 
 

@@ -27,8 +27,8 @@ from checkpoints import (
 
 import blockexpand
 from blockexpand.errors import BlockExpandError, OutputError, ProofError, RecipeError
-from blockexpand.expansion import parse_position, parse_size
 from blockexpand.progress import Progress
+from blockexpand.wishes import parse_position, parse_size
 
 ZEROED = ("self_attn.o_proj.weight", "mlp.down_proj.weight")
 
