@@ -8,8 +8,7 @@ from __future__ import annotations
 import os
 import threading
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from .conversion import compute_slice
@@ -28,9 +27,9 @@ from .progress import Report
 from .reading import PAGE_NBYTES, WORTH_DIRECT_NBYTES, Reader, make_buffer
 from .safetensors_header import DTYPE_BITS
 from .segments import Literal, Segment
+from .workers import THREADS, work_through
 
 _CHUNK_NBYTES = 8 << 20
-_THREADS = 3 if os.name == "posix" else 1
 # At least this much is written between two lines of the journal.
 _JOURNAL_NBYTES = 16 << 20
 _JOURNAL_LINES = 32
@@ -56,8 +55,6 @@ class ChunkMover:
         self._journal = journal
         self._report = report
         self._lock = threading.Lock()
-        self._stop = threading.Event()
-        self._failure: BaseException | None = None
         self._converted = 0
         self._unrecorded: list[Range] = []
         self._unrecorded_nbytes = 0
@@ -69,58 +66,30 @@ class ChunkMover:
         """Bring the ranges into the file; returns how many bytes of them were converted."""
         total = count_nbytes(ranges)
         self._journal_nbytes = max(_JOURNAL_NBYTES, total // _JOURNAL_LINES)
-        todo = _cut(ranges)
-        if total <= _CHUNK_NBYTES:
-            self._work(todo)
-        else:
+        if total > _CHUNK_NBYTES:
             self._in_kernel = prefers_kernel_copy(self._target)
             self._direct_fd = open_direct(self._target, os.O_WRONLY)
-            try:
-                if self._direct_fd is not None:
-                    for start, end in ranges:
-                        reserve(self._fd, start, end - start, self._target)
-                self._work_on_threads(todo)
-            finally:
-                if self._direct_fd is not None:
-                    os.close(self._direct_fd)
-        if self._failure is not None:
-            raise self._failure
+        try:
+            if self._direct_fd is not None:
+                for start, end in ranges:
+                    reserve(self._fd, start, end - start, self._target)
+            threads = THREADS if total > _CHUNK_NBYTES else 1
+            work_through(_cut(ranges), self._begin, threads)
+        finally:
+            if self._direct_fd is not None:
+                os.close(self._direct_fd)
         return self._converted
 
-    def _work_on_threads(self, todo: Iterator[Range]) -> None:
-        threads = [
-            threading.Thread(target=self._work, args=(todo,), daemon=True) for _ in range(_THREADS)
-        ]
-        for thread in threads:
-            thread.start()
-        try:
-            for thread in threads:
-                thread.join()
-        except BaseException:
-            self._stop.set()
-            # The files are closed after this: an impatient second Ctrl-C must not end the wait.
-            for thread in threads:
-                while thread.is_alive():
-                    with suppress(KeyboardInterrupt):
-                        thread.join()
-            raise
-
-    def _work(self, todo: Iterator[Range]) -> None:
+    def _begin(self) -> Callable[[Range], None]:
         # One buffer for the chunk, one for what has to be read and moved into it.
         chunk, scratch = make_buffer(_CHUNK_NBYTES), make_buffer(_CHUNK_NBYTES)
-        try:
-            while not self._stop.is_set():
-                with self._lock:
-                    range_ = next(todo, None)
-                if range_ is None:
-                    break
-                self._move_chunk(*range_, chunk, scratch)
-                self._record(range_)
-                self._report(range_[1] - range_[0])
-        except BaseException as error:
-            with self._lock:
-                self._failure = self._failure or error
-            self._stop.set()
+
+        def move(range_: Range) -> None:
+            self._move_chunk(*range_, chunk, scratch)
+            self._record(range_)
+            self._report(range_[1] - range_[0])
+
+        return move
 
     def _record(self, range_: Range) -> None:
         """Note a finished chunk in the journal, once there are enough to be worth a sync."""

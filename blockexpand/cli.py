@@ -52,7 +52,10 @@ def main(words: Sequence[str] | None = None) -> int:
 
         return _fail(str(explain("use", Path(error.filename or "."), error)))
     except MemoryError:
-        return _fail("not enough memory")
+        return _fail(
+            "not enough memory: copying takes about 100 MB, converting dtypes 500 MB; raise the "
+            "limit and run the same command again"
+        )
 
 
 def _run(words: list[str]) -> int:

@@ -6,9 +6,8 @@ expansion of the other, each original layer is compared with the layer that it w
 
 from __future__ import annotations
 
-import os
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,9 +18,12 @@ from .reading import Reader, make_buffer
 from .safetensors_header import TensorSpec
 from .sources import HubOptions, open_source
 from .tensor_matching import TensorKey, match_tensors
+from .workers import work_through
 
 _SLICE_NBYTES = 4 << 20
-_THREADS = 3 if os.name == "posix" else 1
+
+# (names of a pair, offset in the tensor, nbytes)
+_Slice = tuple[tuple[str, str], int, int]
 
 Status = Literal["same", "changed", "new", "missing"]
 
@@ -162,45 +164,29 @@ def _compare(
     ordered = sorted(pairs, key=lambda pair: (mine[pair[0]].file, mine[pair[0]].offset))
     offsets: dict[str, int] = {}
     slices = _cut(ordered, mine, offsets, report)
-    failures: list[BaseException] = []
     lock = threading.Lock()
 
-    def work() -> None:
+    def begin() -> Callable[[_Slice], None]:
         one, two = make_buffer(_SLICE_NBYTES), make_buffer(_SLICE_NBYTES)
-        try:
-            while not failures:
+
+        def compare(slice_: _Slice) -> None:
+            (name, other_name), start, nbytes = slice_
+            here, there = mine[name], theirs[other_name]
+            found = bytes(base_files.read(here.file, here.offset + start, nbytes, one))
+            expected = bytes(other_files.read(there.file, there.offset + start, nbytes, two))
+            if found != expected:
+                at = start + _first_difference(found, expected)
                 with lock:
-                    slice_ = next(slices, None)
-                if slice_ is None:
-                    return
-                (name, other_name), start, nbytes = slice_
-                here, there = mine[name], theirs[other_name]
-                found = bytes(base_files.read(here.file, here.offset + start, nbytes, one))
-                expected = bytes(other_files.read(there.file, there.offset + start, nbytes, two))
-                if found != expected:
-                    at = start + _first_difference(found, expected)
-                    with lock:
-                        offsets[name] = min(at, offsets.get(name, at))
-                report(nbytes)
-        except BaseException as error:
-            failures.append(error)
+                    offsets[name] = min(at, offsets.get(name, at))
+            report(nbytes)
+
+        return compare
 
     with (
         Reader(base.root, {shard.file.name: shard.file for shard in base.shards}) as base_files,
         Reader(other.root, {shard.file.name: shard.file for shard in other.shards}) as other_files,
     ):
-        threads = [threading.Thread(target=work, daemon=True) for _ in range(_THREADS)]
-        for thread in threads:
-            thread.start()
-        try:
-            for thread in threads:
-                thread.join()
-        except BaseException as error:
-            failures.append(error)
-            for thread in threads:
-                thread.join()
-        if failures:
-            raise failures[0]
+        work_through(slices, begin)
         base_files.check_unchanged()
         other_files.check_unchanged()
     return offsets
@@ -211,8 +197,8 @@ def _cut(
     extents: Mapping[str, Extent],
     offsets: Mapping[str, int],
     report: Report,
-) -> Iterator[tuple[tuple[str, str], int, int]]:
-    """Yield (pair, offset in the tensor, nbytes); of a tensor known to differ, no more."""
+) -> Iterator[_Slice]:
+    """Yield each pair's slices; of a tensor known to differ, no more."""
     for pair in pairs:
         nbytes = extents[pair[0]].nbytes
         for start in range(0, nbytes, _SLICE_NBYTES):

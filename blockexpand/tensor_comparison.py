@@ -5,9 +5,8 @@ It only reads, and knows no recipe. Both sides are read once, in flat memory.
 
 from __future__ import annotations
 
-import os
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,10 +19,10 @@ from .progress import Report
 from .reading import Reader, make_buffer
 from .safetensors_header import DTYPE_BITS, Header
 from .segments import Segment, merge_tensors
+from .workers import work_through
 
 _SLICE_NBYTES = 2 << 20
 _PIECE_NBYTES = 1 << 18
-_THREADS = 3 if os.name == "posix" else 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,17 +64,14 @@ class Comparer:
         tensors = sorted(tensors, key=lambda tensor: tensor.offset)
         slices = _cut(merge_tensors(tensors))
         worst: dict[str, Finding] = {}
-        failures: list[BaseException] = []
 
-        def work() -> None:
-            mine, theirs = make_buffer(_SLICE_NBYTES), make_buffer(_SLICE_NBYTES)
-            converted = bytearray(_SLICE_NBYTES)
-            try:
-                while not failures:
-                    with self._lock:
-                        slice_ = next(slices, None)
-                    if slice_ is None:
-                        return
+        with Reader(*self._source) as source, Reader(*self._output) as output:
+
+            def begin() -> Callable[[tuple[Segment, int, int]], None]:
+                mine, theirs = make_buffer(_SLICE_NBYTES), make_buffer(_SLICE_NBYTES)
+                converted = bytearray(_SLICE_NBYTES)
+
+                def compare(slice_: tuple[Segment, int, int]) -> None:
                     segment, start, nbytes = slice_
                     found = output.read(file, start, nbytes, mine)
                     expected = _expect(segment, start, nbytes, source, theirs, converted)
@@ -83,23 +79,11 @@ class Comparer:
                         with self._lock:
                             _locate(file, tensors, start, expected, found, worst)
                     self._report(nbytes)
-            except BaseException as error:
-                failures.append(error)
 
-        with Reader(*self._source) as source, Reader(*self._output) as output:
-            threads = [threading.Thread(target=work, daemon=True) for _ in range(_THREADS)]
-            for thread in threads:
-                thread.start()
-            try:
-                for thread in threads:
-                    thread.join()
-            except BaseException as error:
-                failures.append(error)
-                for thread in threads:
-                    thread.join()
+                return compare
+
+            work_through(slices, begin)
             source.check_unchanged()
-        if failures:
-            raise failures[0]
         return list(worst.values())
 
 

@@ -42,7 +42,7 @@ TESTS = Path(__file__).resolve().parent
 SMALL = {
     "blockexpand.chunk_moving._CHUNK_NBYTES": 32 << 10,
     "blockexpand.chunk_moving._JOURNAL_NBYTES": 64 << 10,
-    "blockexpand.chunk_moving._THREADS": 1,
+    "blockexpand.chunk_moving.THREADS": 1,
     "blockexpand.chunk_moving.WORTH_DIRECT_NBYTES": 4096,
     "blockexpand.reading.WORTH_DIRECT_NBYTES": 4096,
 }
