@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from .checkpoint import Checkpoint, Extent, Shard
+from .checkpoint import Checkpoint, Extent
 from .decoder import Decoder, output_name
 from .layer_map import LayerMap
 from .layout import Origin, Part
-from .safetensors_header import HeaderEntry, TensorSpec
+from .safetensors_header import TensorSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -29,8 +30,7 @@ class Stock:
         return f"{self.model}/{file}" if self.model else file
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Use:
+class Use(NamedTuple):
     """A tensor of a source for one place of the output: in layer `layer`, None outside of them."""
 
     stock: Stock
@@ -64,40 +64,29 @@ def assign(
     for stock in stocks:
         decoder = stock.decoder
         for shard in stock.checkpoint.shards:
+            file, data_start = stock.key(shard.file.name), shard.header.data_start
             staying: list[Part] = []
             for entry in shard.header.entries:
-                name, placed = entry.name, decoder.placed.get(entry.name)
+                name, spec = entry.name, entry.spec
+                placed = decoder.placed.get(name)
+                extent = Extent(file, data_start + entry.data_offset, spec.nbytes)
                 if placed is None:
                     if keeps(stock, name):
-                        staying.append(_make_part(make, name, _use(stock, shard, entry, None)))
+                        staying.append(Part(name, *make(Use(stock, name, spec, extent))))
                     continue
                 place = stock.model, placed.layer
                 if placed.layer >= decoder.layers:
                     if keeps(stock, name):
                         tail = placed.layer - decoder.layers + len(layer_map)
                         named = output_name(decoder, placed, tail)
-                        staying.append(_make_part(make, named, _use(stock, shard, entry, None)))
+                        staying.append(Part(named, *make(Use(stock, name, spec, extent))))
                 elif place in home:
                     index = home[place]
                     kept = name if index == placed.layer else output_name(decoder, placed, index)
-                    staying.append(_make_part(make, kept, _use(stock, shard, entry, index)))
+                    staying.append(Part(kept, *make(Use(stock, name, spec, extent, index))))
                 for index in further.get(place, ()):
                     named = output_name(decoder, placed, index)
-                    use = _use(stock, shard, entry, index)
-                    blocks[index].append(_make_part(make, named, use))
-            residents.append((stock.key(shard.file.name), staying))
+                    use = Use(stock, name, spec, extent, index)
+                    blocks[index].append(Part(named, *make(use)))
+            residents.append((file, staying))
     return residents, [blocks[index] for index in sorted(blocks)]
-
-
-def _use(stock: Stock, shard: Shard, entry: HeaderEntry, layer: int | None) -> Use:
-    extent = Extent(
-        file=stock.key(shard.file.name),
-        offset=shard.header.data_start + entry.data_offset,
-        nbytes=entry.spec.nbytes,
-    )
-    return Use(stock=stock, name=entry.name, spec=entry.spec, extent=extent, layer=layer)
-
-
-def _make_part(make: Make, name: str, use: Use) -> Part:
-    spec, origin = make(use)
-    return Part(name=name, spec=spec, origin=origin)

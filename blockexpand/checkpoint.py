@@ -12,6 +12,7 @@ import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from .errors import CheckpointError, HeaderError, SourceChangedError
 from .file_selection import CARD_FILE, CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE, split_side_files
@@ -26,8 +27,7 @@ _MOST_JSON_NBYTES = 1 << 28
 _MOST_CARD_NBYTES = 1 << 20
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Extent:
+class Extent(NamedTuple):
     """A byte range: `offset` is absolute in `file`, a name relative to the checkpoint's root."""
 
     file: str

@@ -30,6 +30,7 @@ from .segments import Literal, Segment
 from .workers import THREADS, work_through
 
 _CHUNK_NBYTES = 8 << 20
+_PIECE_NBYTES = 4 << 20
 # At least this much is written between two lines of the journal.
 _JOURNAL_NBYTES = 16 << 20
 _JOURNAL_LINES = 32
@@ -145,7 +146,11 @@ class ChunkMover:
                 phase = skipped % len(element)
                 out[:] = repeated[phase : phase + len(out)]
             case Copy(extent=extent):
-                out[:] = self._source.read(extent.file, extent.offset + skipped, len(out), scratch)
+                # Piece by piece: memory that is never touched is never taken.
+                for begin in range(0, len(out), _PIECE_NBYTES):
+                    piece = out[begin : begin + _PIECE_NBYTES]
+                    offset = extent.offset + skipped + begin
+                    piece[:] = self._source.read(extent.file, offset, len(piece), scratch)
             case Convert() | Scale():
                 self._compute(segment, segment.origin, skipped, out, scratch)
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from .errors import CheckpointError, UnsupportedModelError
 from .families import FAMILIES, MULTIMODAL
@@ -19,8 +18,7 @@ from .layer_map import MAX_LAYERS
 from .safetensors_header import TensorSpec
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LayerTensor:
+class LayerTensor(NamedTuple):
     """A tensor of a decoder layer: `suffix` is what follows the number and its dot."""
 
     layer: int
@@ -102,7 +100,7 @@ def place_layers(
                     f"expected e.g. '{prefix}0.<tensor>'"
                 )
             # Layers share their suffixes: one string for all of them.
-            placed[name] = LayerTensor(layer=layer, suffix=sys.intern(suffix))
+            placed[name] = LayerTensor(layer, sys.intern(suffix))
         if placed:
             found[prefix] = placed
     if not found:

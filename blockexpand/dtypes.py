@@ -46,12 +46,12 @@ class DtypePolicy:
         target = self.target
         dtype = spec.dtype
         if target is None or dtype == target or dtype not in FLOAT_DTYPES:
-            return spec, Copy(extent=extent)
+            return spec, Copy(extent)
         bits = DTYPE_BITS[dtype]
         if self.keeps_wider and bits > DTYPE_BITS[target]:
-            return spec, Copy(extent=extent)
+            return spec, Copy(extent)
         if dtype == "F32" and keeps_float32(self.decoder, name):
-            return spec, Copy(extent=extent)
+            return spec, Copy(extent)
         converted = TensorSpec(
             dtype=target, shape=spec.shape, nbytes=spec.nbytes * DTYPE_BITS[target] // bits
         )
@@ -94,7 +94,7 @@ class MergeDtypes:
     ) -> tuple[TensorSpec, Origin]:
         """Return what a source tensor times `factor` becomes."""
         if spec.dtype not in FLOAT_DTYPES:
-            return spec, Copy(extent=extent)
+            return spec, Copy(extent)
         math_dtype, to_dtype = self._chain(spec.dtype)
         if self.stays_float32(decoder, name, spec):
             math_dtype = to_dtype = spec.dtype
@@ -114,7 +114,7 @@ class MergeDtypes:
                 factor=factor,
             )
         if spec.dtype == to_dtype:
-            return result, Copy(extent=extent)
+            return result, Copy(extent)
         return result, Convert(extent=extent, from_dtype=spec.dtype, to_dtype=to_dtype)
 
     def stays_float32(self, decoder: Decoder, name: str, spec: TensorSpec) -> bool:

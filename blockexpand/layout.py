@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from .checkpoint import Extent
 from .safetensors_header import DTYPE_BITS, TensorSpec
@@ -23,15 +24,13 @@ _WORTH_SHARING_NBYTES = 1 << 20
 _MOST_OPEN_FILES = 64
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Copy:
+class Copy(NamedTuple):
     """The bytes of the source, unchanged."""
 
     extent: Extent
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Zeros:
+class Zeros(NamedTuple):
     """Bytes that are all zero: +0 in every dtype that can be planned."""
 
     nbytes: int
@@ -71,8 +70,7 @@ class Scale:
 Origin = Copy | Zeros | Fill | Convert | Scale
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
+class Part(NamedTuple):
     """An output tensor that has no place yet."""
 
     name: str

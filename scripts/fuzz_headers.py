@@ -119,9 +119,8 @@ def make_file(rng: random.Random) -> bytes:
         document, data_nbytes = make_document(rng)
         for _ in range(rng.choice([0, 0, 0, 1, 1, 2, 4])):
             document = change_document(rng, document)
-        text = spell(rng, document, rng.choice([0.0, 0.0, 0.02, 0.3])).encode(
-            "utf-8", "surrogatepass"
-        )
+        oddity, gap = rng.choice([0.0, 0.0, 0.02, 0.3]), rng.choice(["", " "])
+        text = spell(rng, document, oddity, gap).encode("utf-8", "surrogatepass")
         text += rng.choice([b"", b"", b"", b" " * 7, b" " * 7, b"\n\t\r ", b" \0"])
         for _ in range(rng.choice([0, 0, 0, 0, 1, 3])):
             text = change_bytes(rng, text)
@@ -279,8 +278,11 @@ def change_document(rng: random.Random, document: Object) -> Object:
     return document
 
 
-def spell(rng: random.Random, value: Any, oddity: float) -> str:
-    """Spell a tree as JSON; `oddity` is how often white space and escapes are odd."""
+def spell(rng: random.Random, value: Any, oddity: float, gap: str) -> str:
+    """Spell a tree as JSON; `oddity` is how often white space and escapes are odd.
+
+    `gap` follows every comma and colon: a space, as Python's json module has it, or nothing.
+    """
 
     def space() -> str:
         return rng.choice(SPACES) if oddity and rng.random() < max(oddity, 0.2) else ""
@@ -295,13 +297,14 @@ def spell(rng: random.Random, value: Any, oddity: float) -> str:
         return text
     if isinstance(value, Object):
         parts = [
-            f"{spell(rng, k, oddity)}{space()}:{space()}{spell(rng, v, oddity)}" for k, v in value
+            f"{spell(rng, k, oddity, gap)}{space()}:{gap}{space()}{spell(rng, v, oddity, gap)}"
+            for k, v in value
         ]
         opening, closing = "{", "}"
     else:
-        parts = [spell(rng, item, oddity) for item in value]
+        parts = [spell(rng, item, oddity, gap) for item in value]
         opening, closing = "[", "]"
-    inside = f"{space()},{space()}".join(parts)
+    inside = f"{space()},{gap}{space()}".join(parts)
     return f"{opening}{space()}{inside}{space()}{closing}"
 
 
