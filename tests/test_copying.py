@@ -237,7 +237,9 @@ def test_only_heads_and_tails_pass_through_the_process_where_blocks_are_shared(
 def test_past_the_page_cache_a_layer_is_read_once_for_all_its_clones(
     position: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = make_source(tmp_path / "source", hidden=2048, intermediate=1024, vocabulary=64)
+    source = make_source(
+        tmp_path / "source", hidden=2048, intermediate=1024, vocabulary=64, layers=2
+    )
     out, plain = tmp_path / "out", tmp_path / "plain"
     with monkeypatch.context() as patch:
         patch.setattr(chunk_moving, "open_direct", lambda *_: None)
