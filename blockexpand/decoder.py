@@ -21,7 +21,7 @@ from .decoder_layout import (
     find_text_model,
     place_layers,
 )
-from .errors import BlockExpandError, UnsupportedModelError
+from .errors import BlockExpandError, CheckpointError, UnsupportedModelError
 from .families import MULTIMODAL
 from .families.family import Family
 from .families.layer_fields import (
@@ -31,12 +31,14 @@ from .families.layer_fields import (
     combine_fields,
     get_field,
     listed,
+    read_kinds,
     rewrite_fields,
 )
 from .families.tensor_roles import is_float32, neutral_values
 from .json_document import JsonEdit
 from .layer_map import LayerMap, map_position
 from .safetensors_header import TensorSpec
+from .strict_json import show
 
 __all__ = [
     "COUNT_FIELDS",
@@ -110,7 +112,7 @@ def find_decoder(config: Mapping[str, Any], tensors: Mapping[str, TensorSpec]) -
     )
     rules = _rules(family)
     refuse_unknown_fields(rules, text, layers)
-    kinds = [rule.read(text, layers) for rule in rules if not rule.advisory]
+    kinds = [read_kinds(rule, text, layers) for rule in rules if not rule.advisory]
     by_layer: dict[int, dict[str, TensorSpec]] = defaultdict(dict)
     for name, tensor in placed.items():
         by_layer[tensor.layer][tensor.suffix] = tensors[name]
@@ -214,7 +216,7 @@ def _check_places(
             raise UnsupportedModelError(refused + reason)
     kept = _unmoved(layer_map)
     wrapper = MULTIMODAL.get(decoder.model_type)
-    fed = len(get_field(config, wrapper.deepstack, [])) if wrapper and wrapper.deepstack else 0
+    fed = _count_fed(config, wrapper.deepstack) if wrapper and wrapper.deepstack else 0
     if kept < fed:
         raise UnsupportedModelError(
             refused + f"the vision tower adds features after each of the first {fed} layers, by "
@@ -227,6 +229,14 @@ def _check_places(
         )
     if reason:
         yield f"{reason}: the new layers are no true clones of their source layers"
+
+
+def _count_fed(config: Mapping[str, Any], field: str) -> int:
+    """Return how many first layers get features of the vision tower, one for each listed layer."""
+    value = get_field(config, field, [])
+    if not isinstance(value, list):
+        raise CheckpointError(f"config.json: {field!r} must be a list, found {show(value)}")
+    return len(value)
 
 
 def _unmoved(layer_map: LayerMap) -> int:

@@ -11,6 +11,7 @@ import pytest
 
 from blockexpand.decoder import find_decoder, keeps_float32, output_name, plan_surgery
 from blockexpand.errors import CheckpointError, UnsupportedModelError
+from blockexpand.families.layer_places import rescaling
 from blockexpand.layer_map import LayerEntry, LayerMap, map_position
 from blockexpand.safetensors_header import TensorSpec
 
@@ -193,6 +194,22 @@ UNSUPPORTED = {
 def test_a_model_is_refused_with_the_reason(fields: dict[str, Any], reason: str) -> None:
     with pytest.raises(UnsupportedModelError, match=reason):
         find_decoder(config(**fields), catalogue())
+
+
+def test_a_position_list_of_the_vision_tower_that_is_none_is_refused() -> None:
+    settings = {
+        "model_type": "qwen3_vl",
+        "text_config": {"model_type": "mistral", "num_hidden_layers": 4},
+        "vision_config": {"deepstack_visual_indexes": 3.0},
+    }
+    decoder = find_decoder(settings, catalogue(prefix="model.language_model.layers."))
+    with pytest.raises(CheckpointError, match=r"'vision_config\.deepstack_visual_indexes' must be"):
+        plan_surgery(decoder, settings, END)
+
+
+def test_a_step_of_rescaling_that_is_none_is_refused() -> None:
+    with pytest.raises(CheckpointError, match="'rescale_every' must be a number of layers"):
+        rescaling({"rescale_every": "6"}, END)
 
 
 @pytest.mark.parametrize("count", ["4", -1, 0, 10**9, 4.0, True, [4]])

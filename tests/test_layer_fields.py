@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from blockexpand.families.layer_fields import (
     leading,
     listed,
     numbered,
+    read_kinds,
     rewrite_fields,
 )
 from blockexpand.families.layer_patterns import every, window_after
@@ -237,3 +239,31 @@ def test_every_rewriting_reads_back_as_the_layers_that_were_wanted(data: st.Data
 def _has_experts(config: dict[str, Any], layer: int) -> bool:
     dense = layer in config["mlp_only_layers"]
     return not dense and (layer + 1) % config["decoder_sparse_step"] == 0
+
+
+@pytest.mark.parametrize(
+    ("rule", "config", "found"),
+    [
+        (indexed("moe_layers"), {"moe_layers": True}, "'moe_layers' is true"),
+        (leading("max_window_layers"), {"max_window_layers": []}, "'max_window_layers' is []"),
+        (leading("dense", default=1), {"dense": {"a": 1}}, "'dense' is an object"),
+        (numbered("per_layer"), {"per_layer": [1]}, "'per_layer' is [1]"),
+        (sparse_step(), {"decoder_sparse_step": 0}, "'decoder_sparse_step' is 0"),
+        (sparse_range(), {"moe_layer_end_index": "x"}, "'moe_layer_end_index' is 'x'"),
+        (periodic("period", "offset", default=(8, 4)), {"period": 0}, "'period' is 0"),
+        (cycled("pattern"), {"pattern": 7}, "'pattern' is 7"),
+        (attention_types(), {"attention_types": [1]}, "'attention_types' is [1]"),
+        (attention_types(), {"attention_layers": ["local"] * 5}, "5 entries"),
+        (root_of_depth("scale", 1.0), {"scale": "big"}, "'scale' is 'big'"),
+        (
+            listed("layer_types", derive=window_after(28, switch=False)),
+            {"sliding_window": 4, "max_window_layers": "all"},
+            "'max_window_layers' is 'all'",
+        ),
+    ],
+)
+def test_a_value_that_no_model_can_be_built_from_is_refused(
+    rule: FieldRule, config: dict[str, Any], found: str
+) -> None:
+    with pytest.raises(CheckpointError, match=f"config.json: .*{re.escape(found)}"):
+        read_kinds(rule, config, 6)

@@ -9,16 +9,19 @@ and no model family, and it never changes the config that it is given.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from ..errors import CheckpointError, UnsupportedModelError
+from ..strict_json import show
 
 Config = Mapping[str, Any]
 Path = tuple[str, ...]
 Kinds = tuple[Any, ...]
 Derive = Callable[[Config, int], Kinds]
 FieldEdits = dict[Path, Any]
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +40,20 @@ class FieldRule:
     read: Callable[[Config, int], Kinds | None]
     write: Callable[[Config, Kinds, Sequence[int]], FieldEdits | None]
     advisory: bool = False
+
+
+def read_kinds(rule: FieldRule, config: Config, layers: int) -> Kinds | None:
+    """Return what a rule reads: the kind of each of `layers` layers.
+
+    Raises: CheckpointError where the fields hold what no model can be built from.
+    """
+    kinds = _apply(rule.read, config, layers, rule=rule)
+    if kinds is not None and len(kinds) != layers:
+        raise CheckpointError(
+            f"config.json: {_spell(rule.fields)}: expected what each of {layers} layers is, found "
+            f"{len(kinds)} entries"
+        )
+    return kinds
 
 
 def rewrite_fields(
@@ -66,8 +83,8 @@ def combine_fields(
     edited: Config = config
     wanted: list[tuple[FieldRule, Kinds]] = []
     for rule in rules:
-        own = rule.read(config, layers)
-        known = {id(other): rule.read(other, count) for other, count, _ in sources}
+        own = read_kinds(rule, config, layers)
+        known = {id(other): read_kinds(rule, other, count) for other, count, _ in sources}
         if own is None and not any(known.values()):
             continue
         new: list[Any] = []
@@ -81,7 +98,7 @@ def combine_fields(
                 )
             new.append(kinds[layer])
             origins.append(layer if other is config else _find(own, kinds[layer]))
-        changes = rule.write(edited, tuple(new), origins)
+        changes = _apply(rule.write, edited, tuple(new), origins, rule=rule)
         if not rule.advisory:
             wanted.append((rule, tuple(new)))
         if changes:
@@ -227,11 +244,40 @@ def fixed(*names: str, derive: Derive) -> FieldRule:
 def _prove(wanted: Sequence[tuple[FieldRule, Kinds]], edited: Config, layers: int) -> None:
     """Read every kind back. Raises: UnsupportedModelError where one is not what was wanted."""
     for rule, new in wanted:
-        if rule.read(edited, layers) != new:
+        if _apply(rule.read, edited, layers, rule=rule) != new:
             raise UnsupportedModelError(
                 f"config.json: {_spell(rule.fields)} cannot express these {layers} layers: "
                 "some layer would get another behaviour than it has in the source"
             )
+
+
+class _Asked(dict[str, Any]):
+    """A config that notes which of its fields a rule asks for."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.fields: dict[str, None] = {}
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self.fields[key] = None
+        return super().get(key, default)
+
+
+def _apply(function: Callable[..., Result], config: Config, *rest: Any, rule: FieldRule) -> Result:
+    """Let a rule compute with fields that may hold anything. Raises: CheckpointError."""
+    try:
+        return function(config, *rest)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        asked = _Asked(config)
+        with suppress(type(error)):
+            function(asked, *rest)
+        found = ", ".join(
+            f"{name!r} is {show(config[name])}" for name in asked.fields if name in config
+        )
+        raise CheckpointError(
+            f"config.json: {found or 'a field is wrong'}, from which "
+            f"{_spell(rule.fields)} cannot be worked out; compare it with the original model's"
+        ) from error
 
 
 def _find(kinds: Kinds, kind: Any) -> int:

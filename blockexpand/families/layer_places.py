@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import pairwise
 
+from ..errors import CheckpointError
 from ..layer_map import LayerMap
+from ..strict_json import show
 from .layer_fields import Config, Derive, get_field
 
 Place = Callable[[Config, LayerMap], "str | None"]
@@ -32,6 +34,10 @@ def picks_are_shared(derive: Derive) -> Place:
 def rescaling(config: Config, layer_map: LayerMap) -> str | None:
     """Refuse to move an RWKV layer, or to add one, across a point where the stream is halved."""
     step = get_field(config, "rescale_every", 6)
+    if not isinstance(step, int):
+        raise CheckpointError(
+            f"config.json: 'rescale_every' must be a number of layers, found {show(step)}"
+        )
     if step <= 0:
         return None
     layers = 1 + max(entry.source for entry in layer_map)
