@@ -47,6 +47,8 @@ FLOAT_DTYPES = frozenset({"F64", "F32", "F16", "BF16"})
 DTYPES_WITH_ZERO_BYTES_AS_ZERO = frozenset(DTYPE_BITS) - {"F8_E8M0"}
 MAX_HEADER_NBYTES = 100_000_000
 LENGTH_NBYTES = 8
+# "version https://git-lfs.github.com/spec/v1": what a clone without Git LFS has in a file's place.
+_LFS_POINTER = b"version "
 
 
 # One tensor as writers of the format spell it, or Python's json module on its own. Text that is
@@ -124,6 +126,11 @@ def parse_header_nbytes(prefix: bytes, file_nbytes: int) -> int:
         raise HeaderError(
             "the file is too short to be a safetensors file; expected at least 8 bytes, found "
             f"{min(len(prefix), file_nbytes)}"
+        )
+    if prefix.startswith(_LFS_POINTER):
+        raise HeaderError(
+            "this is a pointer of Git LFS, which stands for the file; fetch the file itself with "
+            "'git lfs pull'"
         )
     nbytes = int.from_bytes(prefix[:LENGTH_NBYTES], "little")
     if nbytes > MAX_HEADER_NBYTES:

@@ -83,8 +83,21 @@ def check_write(plan: Plan, out: Path, options: WriteOptions) -> None:
                 f"{out}: the output and the source ({place}) may not lie inside each other; "
                 "choose another output folder"
             )
+    _check_names(plan)
     if options.hardlink:
         _check_links(plan, out)
+
+
+def _check_names(plan: Plan) -> None:
+    """Refuse a folder of the source that is called what a file of the output has to be called."""
+    names = {file.name for file in plan.files} | {file.name for file in plan.documents}
+    for file in plan.side_files:
+        folder, slash, _ = file.name.partition("/")
+        if slash and folder in names:
+            raise OutputError(
+                f"{plan.path(file.name).parents[file.name.count('/') - 1]}: is a folder, and the "
+                "output has a file of that name; rename the folder"
+            )
 
 
 def write(

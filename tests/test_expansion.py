@@ -6,6 +6,7 @@ Judged by `transformers`, by `safetensors`, and by files read by hand.
 from __future__ import annotations
 
 import json
+import re
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -452,6 +453,20 @@ def test_the_output_may_not_be_the_source_or_lie_in_it_or_around_it(
             with pytest.raises(OutputError):
                 blockexpand.expand(source, out, new_layers=1, overwrite=overwrite)
             assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["README.md", "model-00004-of-00004.safetensors"])
+def test_a_folder_called_like_a_file_of_the_output_is_refused(
+    name: str, tiny_mistral: Path, tmp_path: Path
+) -> None:
+    source = copy_tree(tiny_mistral, tmp_path / "source")
+    (source / name).unlink(missing_ok=True)
+    (source / name / "below").mkdir(parents=True)
+    (source / name / "below" / "text.txt").write_text("text")
+    before = snapshot(tmp_path)
+    with pytest.raises(OutputError, match=rf"{re.escape(name)}: is a folder, and"):
+        blockexpand.expand(source, tmp_path / "out", new_layers=1)
+    assert snapshot(tmp_path) == before
 
 
 def test_an_output_that_is_a_file_or_holds_something_is_refused(

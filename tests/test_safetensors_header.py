@@ -125,7 +125,7 @@ def test_parse_hand_written_bytes() -> None:
         (b"\x03\0\0\0\0\0\0\0", 10, "ends beyond the file; expected at least 11 bytes, found 10"),
         (b"\x01\xe1\xf5\x05\0\0\0\0", 2**40, "at most 100000000 bytes, found 100000001"),
         (b"\xff" * 8, 2**63, f"at most 100000000 bytes, found {2**64 - 1}"),
-        (b"version ", 133, "no safetensors file"),
+        (b"version ", 133, "git lfs pull"),
     ],
 )
 def test_refuse_announced_lengths(prefix: bytes, file_nbytes: int, message: str) -> None:
