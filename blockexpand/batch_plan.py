@@ -23,6 +23,7 @@ from .plan import Plan, make_plan
 from .sources import HubOptions, Source, open_headers
 from .space import count_missing, shares_blocks, would_share
 from .staging import check_target, clear_debris, find_staging, is_untidy
+from .user_paths import expand_home
 from .wishes import make_recipe, render_command
 from .writing import WriteOptions, check_write, resolve_target
 
@@ -118,7 +119,7 @@ def _plan_job(job: Job, source: Source, hub: HubOptions) -> PlannedJob:
         out=fill_template(job.out, values),
         push_to_hub=None if job.push_to_hub is None else fill_template(job.push_to_hub, values),
     )
-    out = resolve_target(Path(job.out).expanduser())
+    out = resolve_target(expand_home(job.out))
     plan = make_job_plan(job, source.checkpoint, out)
     planned = PlannedJob(
         job=job,
@@ -162,7 +163,7 @@ def name_plan(plan: Plan, job: Job, source: Source) -> Plan:
 def _base_name(src: str, source: Source) -> str:
     if source.snapshot is not None:
         return source.snapshot.repo_id.rpartition("/")[2]
-    return Path(os.path.realpath(Path(src).expanduser())).name
+    return Path(os.path.realpath(expand_home(src))).name
 
 
 def _is_finished(plan: Plan, out: Path) -> bool:

@@ -18,6 +18,7 @@ from .reading import Reader, make_buffer
 from .safetensors_header import TensorSpec
 from .sources import HubOptions, open_source
 from .tensor_matching import TensorKey, match_tensors
+from .user_paths import expand_home
 from .workers import work_through
 
 _SLICE_NBYTES = 4 << 20
@@ -89,7 +90,7 @@ def diff(
     hub = HubOptions(
         revision=revision, token=token, cache_dir=Path(cache_dir) if cache_dir else None
     )
-    theirs = open_checkpoint(Path(other).expanduser())
+    theirs = open_checkpoint(expand_home(other))
     mine, _ = open_source(str(base), hub, progress=progress)
     progress.total("comparing", sum(spec.nbytes for spec in mine.specs.values()))
     return compare_checkpoints(

@@ -28,6 +28,7 @@ from .sources import (
 )
 from .staging import check_target, clear_debris
 from .streaming import Stream
+from .user_paths import expand_home
 from .verification import Verification, read_manifest, stated_models, verify_output
 from .wishes import make_recipe, render_command
 from .writing import WriteOptions, check_write, resolve_target, write
@@ -82,7 +83,7 @@ def expand(
     Raises: BlockExpandError; then `out` is what it was before. ProofError where `out` was written
     and does not hold what it should; HubError where it is complete and only the upload is not.
     """
-    target = resolve_target(Path(out).expanduser())
+    target = resolve_target(expand_home(out))
     recipe = make_recipe(target, new_layers, position, dtype, max_shard_size)
     options = WriteOptions(reflink=reflink, hardlink=hardlink, overwrite=overwrite)
     hub = HubOptions(
@@ -242,7 +243,7 @@ def plan_only(
 
     What `check` proves is in the plan's notes.
     """
-    target = resolve_target(Path(out).expanduser())
+    target = resolve_target(expand_home(out))
     recipe = make_recipe(target, new_layers, position, dtype, max_shard_size)
     hub = HubOptions(
         revision=revision, token=token, cache_dir=Path(cache_dir) if cache_dir else None
@@ -275,7 +276,7 @@ def verify(
     hub = HubOptions(
         revision=revision, token=token, cache_dir=Path(cache_dir) if cache_dir else None
     )
-    folder = Path(out).expanduser()
+    folder = expand_home(out)
     stated = stated_models(read_manifest(folder))
     checkpoint, _ = open_source(str(src), hub, progress=progress)
     others = open_others(stated, hub, progress)

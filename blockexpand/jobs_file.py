@@ -18,6 +18,7 @@ import yaml
 
 from .errors import BlockExpandError, RecipeError
 from .layer_map import POSITIONS
+from .user_paths import expand_home
 from .wishes import parse_position, parse_size
 from .yaml_nodes import NodeReader, compose, line_of, show
 
@@ -64,7 +65,7 @@ class Job:
 def open_jobs(path: Path) -> tuple[Job, ...]:
     """Read a jobs file. Raises: RecipeError with every fault, on one line."""
     try:
-        with path.expanduser().open("rb") as stream:
+        with expand_home(path).open("rb") as stream:
             data = stream.read(_MOST_NBYTES + 1)
     except OSError as error:
         raise RecipeError(f"{path}: cannot read: {error.strerror}; give a jobs file") from error
@@ -202,7 +203,10 @@ def _text(node: yaml.Node) -> str:
     """Return a scalar as it was typed. Raises: ValueError for anything else."""
     if not isinstance(node, yaml.ScalarNode) or node.tag not in _PLAIN_TAGS or not node.value:
         raise ValueError
-    return str(node.value)
+    text = str(node.value)
+    if "\0" in text:  # which no path can have
+        raise ValueError
+    return text
 
 
 def _flag(node: yaml.Node) -> bool:

@@ -14,6 +14,7 @@ from .errors import CheckpointError
 from .file_selection import MANIFEST_FILE
 from .json_document import parse_json_object
 from .layer_map import LayerEntry, LayerMap
+from .user_paths import expand_home
 
 _MOST_LAYERS = 100_000
 
@@ -45,7 +46,7 @@ def open_manifest(path_or_manifest: str | Path | Mapping[str, Any]) -> Manifest:
     """
     if isinstance(path_or_manifest, Mapping):
         return parse_manifest(path_or_manifest, MANIFEST_FILE)
-    path = Path(path_or_manifest).expanduser()
+    path = expand_home(path_or_manifest)
     file = path / MANIFEST_FILE if path.is_dir() else path
     if not file.is_file():
         what = f"no {MANIFEST_FILE} in it" if path.is_dir() else "no such file or folder"

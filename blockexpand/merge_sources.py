@@ -13,6 +13,7 @@ from .mergekit_config import parse_recipe
 from .model_card import SourceName
 from .progress import SILENT, Progress
 from .sources import HubOptions, open_source
+from .user_paths import expand_home
 
 Checkpoints = Mapping[str, Checkpoint]
 
@@ -22,7 +23,7 @@ def read_recipe(file: str | Path, src: str | None) -> MergeRecipe:
 
     Raises: RecipeError.
     """
-    path = Path(file).expanduser()
+    path = expand_home(file)
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "no such file"
         raise RecipeError(f"{file}: {what}; expected a mergekit recipe, a YAML file")
@@ -92,7 +93,7 @@ def open_others(
     """
     opened = {}
     for name, other in others.items():
-        folder = Path(name).expanduser()
+        folder = expand_home(name)
         is_repo = other.repo is not None and not folder.exists()
         place = f"{other.repo}@{other.commit}" if is_repo and other.commit else name
         opened[name], _ = open_source(place, replace(options, revision=None), progress=progress)

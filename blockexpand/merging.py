@@ -23,6 +23,7 @@ from .plan import Plan
 from .progress import SILENT, Progress
 from .sources import HubOptions
 from .staging import check_target, clear_debris
+from .user_paths import expand_home
 from .vocabulary import read_vocabularies
 from .wishes import parse_size
 from .writing import WriteOptions, check_write, resolve_target
@@ -54,7 +55,7 @@ def merge(
     are relative to the current folder.
     Raises: as `expand`; RecipeError with every fault of the recipe, each with its line.
     """
-    target = resolve_target(Path(out).expanduser())
+    target = resolve_target(expand_home(out))
     options = WriteOptions(reflink=reflink, hardlink=hardlink, overwrite=overwrite)
     wish = _read_wish(recipe, target, src, max_shard_size, revision, token, cache_dir)
     clear_debris(target)
@@ -94,7 +95,7 @@ def plan_merge(
     check: bool = False,
 ) -> tuple[Plan, SourceName]:
     """Return the plan of a recipe; of Hub repositories only headers are fetched."""
-    target = resolve_target(Path(out).expanduser())
+    target = resolve_target(expand_home(out))
     wish = _read_wish(recipe, target, src, max_shard_size, revision, token, cache_dir)
     shown = _render_command(recipe, src, out, max_shard_size)
     opened = _open(wish, shown, headers_only=True)

@@ -12,6 +12,7 @@ from .logits import LogitsProof
 from .model_card import SourceName, describe_neutral, layer_runs
 from .plan import Plan
 from .segments import Tally, tally_file
+from .user_paths import expand_home
 from .verification import Verification
 
 
@@ -242,7 +243,7 @@ def _shown(out: Path) -> Path:
 
 
 def _existing(out: Path) -> Path:
-    absolute = out.expanduser().absolute()
+    absolute = expand_home(out).absolute()
     return next(folder for folder in (absolute, *absolute.parents) if folder.is_dir())
 
 

@@ -13,6 +13,7 @@ from .errors import CheckpointError, HubError
 from .model_card import SourceName
 from .progress import SILENT, Progress
 from .streaming import Stream
+from .user_paths import expand_home
 
 if TYPE_CHECKING:
     from .hub.files import RepoSnapshot
@@ -64,7 +65,7 @@ def open_source(
 
 def open_headers(src: str, options: HubOptions) -> Source:
     """Open a folder, or a repository's headers and JSON. Raises: CheckpointError, HubError."""
-    folder = Path(src).expanduser()
+    folder = expand_home(src)
     if folder.exists() or _looks_like_path(src):
         return Source(checkpoint=open_checkpoint(folder), name=_name_folder(src, folder))
     from . import hub

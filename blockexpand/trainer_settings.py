@@ -20,6 +20,7 @@ from .families import MULTIMODAL
 from .layer_map import has_equal_groups
 from .manifest import Manifest, open_manifest
 from .training import runtime_prefixes
+from .user_paths import expand_home
 
 LEARNING_RATE = 2e-4
 WARMUP_RATIO = 0.06
@@ -171,7 +172,7 @@ def _ms_swift(manifest: Manifest, out: str) -> TrainerSettings:
 def _peft(manifest: Manifest, out: str) -> TrainerSettings:
     from .adapter_targets import find_targets
 
-    targets = find_targets(Path(out).expanduser(), manifest)
+    targets = find_targets(expand_home(out), manifest)
     settings: dict[str, Any] = {
         "task_type": "CAUSAL_LM",
         "r": 16,
@@ -303,7 +304,7 @@ def _pulled_norms(manifest: Manifest) -> tuple[str, ...]:
 def _inner_numbers(out: str, manifest: Manifest) -> set[int]:
     """Return the numbers that stand in tensor names behind the layer's own."""
     numbers: set[int] = set()
-    for name in open_checkpoint(Path(out).expanduser()).specs:
+    for name in open_checkpoint(expand_home(out)).specs:
         if name.startswith(manifest.layer_prefix):
             inner = name.removeprefix(manifest.layer_prefix).split(".")[1:]
             numbers.update(int(part) for part in inner if part.isdecimal())

@@ -243,6 +243,30 @@ def test_bad_input_is_one_line_and_leaves_nothing(
 
 
 @pytest.mark.parametrize(
+    "words",
+    [
+        ("--src", "~no-such-user/x", "--out", "out", "--new-layers", 1),
+        ("--recipe", "~no-such-user", "--out", "out"),
+        ("batch", "~no-such-user"),
+        ("verify", "~no-such-user", "~no-such-user"),
+        ("diff", "source", "~no-such-user"),
+        ("train-config", "~no-such-user", "--framework", "peft"),
+    ],
+    ids=lambda words: words[0],
+)
+def test_the_home_of_a_user_that_is_none_is_a_name_like_others(
+    words: tuple[object, ...],
+    source: Path,
+    run: Callable[..., Result],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(source.parent)
+    assert_refused(run(*words), "~no-such-user")
+    assert run("--src", "source", "--out", "~no-such-user", "--new-layers", 1, "-q").status == 0
+    assert (source.parent / "~no-such-user" / "config.json").is_file()
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--new-layers", "0"], "--new-layers 0: expected at least 1"),

@@ -221,6 +221,7 @@ JOB = "src: a, out: b, new-layers: 1"
         ("jobs: [{src: [a], out: b, new-layers: 1}]", "src: expected a folder"),
         ("jobs: [{src: '', out: b, new-layers: 1}]", "src: expected a folder"),
         ("jobs: [{src: a, out: {}, new-layers: 1}]", "out: expected a text"),
+        ('jobs: [{src: a, out: "b\\0", new-layers: 1}]', "out: expected a text"),
         ("jobs: [{src: a, out: 'b{', new-layers: 1}]", "out: expected a text"),
         ("jobs: [{src: a, out: 'b{}', new-layers: 1}]", "unknown {}"),
         ("jobs: [{src: a, out: b, new-layers: 1.5}]", "new-layers: expected a number"),

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .._version import __version__
+from ..user_paths import expand_home
 
 
 def client_utils() -> Any:
@@ -52,7 +53,7 @@ def cache_folder(cache_dir: Path | None) -> Path:
 
 def expand(cache_dir: Path | None) -> Path | None:
     """Expand `~`, which not every function of the client does."""
-    return None if cache_dir is None else cache_dir.expanduser()
+    return None if cache_dir is None else expand_home(cache_dir)
 
 
 def make_silent_bar(progress: Callable[[int], object] | None) -> type[Any]:
