@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .copying import explain, make_folders, sync_folder, write_document
-from .errors import BlockExpandError, OutputError
+from .errors import BlockExpandError, OutputError, RecipeError
 from .executors import run_tasks
 from .file_tasks import FileTask, do_task, do_task_apart, make_tasks
 from .file_writing import Moved
@@ -170,7 +170,13 @@ def _write_alone(
         moved = _fill(plan, staging, options, report, executor, stream)
         published = publish(staging, out, overwrite=options.overwrite)
     except BaseException as error:
-        remark = _settle(staging, out, complete=complete or is_published(staging, out))
+        # A value that a dtype cannot hold will be there in every run of the same plan.
+        remark = _settle(
+            staging,
+            out,
+            complete=complete or is_published(staging, out),
+            hopeless=isinstance(error, RecipeError),
+        )
         failure = error
         if isinstance(error, OSError):
             failure = explain("use", Path(error.filename or out), error)
@@ -189,14 +195,14 @@ _FINISHED = "an earlier run had finished this output; nothing was left to do but
 _RESTORED = "an earlier run was killed while it replaced the output, which was put back as it was"
 
 
-def _settle(staging: Staging, out: Path, *, complete: bool) -> str | None:
+def _settle(staging: Staging, out: Path, *, complete: bool, hopeless: bool) -> str | None:
     """Remove what a failed run leaves, but for what a rerun can use; return what stays, in words.
 
-    `complete` says that the output had been published. A failure here must not hide the one that
-    led here.
+    `complete` says that the output had been published, `hopeless` that no rerun can succeed. A
+    failure here must not hide the one that led here.
     """
     with suppress(BlockExpandError, OSError):
-        if not complete and holds_work(staging):
+        if not (complete or hopeless) and holds_work(staging):
             return f"finished parts stay in {staging.folder} for a rerun of the same command"
         with suppress(BlockExpandError):
             discard(staging)

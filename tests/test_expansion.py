@@ -411,7 +411,10 @@ def test_converted_and_repacked_tensors_lie_at_multiples_of_their_elements(tmp_p
             assert tensor.offset % width == 0
 
 
-def test_a_value_too_large_for_float16_is_named_and_nothing_is_left(tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", [None, 1])
+def test_a_value_too_large_for_float16_is_named_and_nothing_is_left(
+    size: int | None, tmp_path: Path
+) -> None:
     import struct
 
     tensors = mistral_tensors(dtype="F32")
@@ -419,10 +422,13 @@ def test_a_value_too_large_for_float16_is_named_and_nothing_is_left(tmp_path: Pa
     tensors[name] = ("F32", (4,), struct.pack("<4f", 1.0, -65520.0, 2.0, 3.0))
     source = write_checkpoint(tmp_path / "source", [tensors])
     before = snapshot(source)
-    with pytest.raises(RecipeError, match=rf"tensor '{name}': 65520 is too large for F16"):
-        blockexpand.expand(source, tmp_path / "out", new_layers=1, dtype="float16")
+    wanted = rf"tensor '{name}': 65520 is too large for F16; expand with [^()]*$"
+    with pytest.raises(RecipeError, match=wanted):
+        blockexpand.expand(
+            source, tmp_path / "out", new_layers=1, dtype="float16", max_shard_size=size
+        )
     assert snapshot(source) == before
-    assert not (tmp_path / "out").exists()
+    assert list(tmp_path.iterdir()) == [source]
     # The greatest number that still rounds down, and an infinity of the source's own, pass.
     tensors[name] = ("F32", (4,), struct.pack("<4f", float("inf"), -65519.0, 2.0, 3.0))
     source = write_checkpoint(tmp_path / "other", [tensors])
