@@ -7,6 +7,7 @@ Source: mergekit 0.1.5; the format of tokenizer.json of the tokenizers library.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +20,7 @@ from .safetensors_header import TensorSpec
 _TOKENIZER_FILE = "tokenizer.json"
 _CONFIG_FILE = "tokenizer_config.json"
 _MOST_NBYTES = 1 << 28
+_NUMBER = re.compile(r"[0-9]{1,9}")
 _EMBEDDINGS = frozenset(
     {
         *("embed_tokens", "wte", "embed_in", "word_embeddings", "tok_embeddings", "embeddings"),
@@ -34,8 +36,8 @@ def read_vocabularies(
 ) -> dict[str, Vocabulary]:
     """Return the tokens of the recipe's models with their numbers, where it names a tokenizer.
 
-    A model without a tokenizer.json on this machine is left out. Raises: CheckpointError for one
-    that is no JSON.
+    A model without a tokenizer.json on this machine, or with one that has no vocabulary in a known
+    form, is left out. Raises: CheckpointError for one that is no JSON.
     """
     if merge.tokenizer_source is None:
         return {}
@@ -130,13 +132,16 @@ def _read_vocabulary(checkpoint: Checkpoint) -> Vocabulary | None:
             for number, pair in enumerate(words)
             if isinstance(pair, list) and pair
         }
-    for added in document.get("added_tokens") or ():
+    if not vocabulary:
+        return None  # of a form that is not known here: it says nothing of the embeddings' rows
+    listed = document.get("added_tokens")
+    for added in listed if isinstance(listed, list) else ():
         if isinstance(added, dict) and type(added.get("id")) is int:
             vocabulary[str(added.get("content"))] = added["id"]
     if 0 < sizes.get(_CONFIG_FILE, 0) <= _MOST_NBYTES:
         path = checkpoint.root / _CONFIG_FILE
         more = parse_json_object(path.read_bytes(), str(path)).get("added_tokens_decoder")
         for number, added in (more if isinstance(more, dict) else {}).items():
-            if number.isdecimal() and isinstance(added, dict):
+            if _NUMBER.fullmatch(number) and isinstance(added, dict):
                 vocabulary.setdefault(str(added.get("content")), int(number))
     return vocabulary

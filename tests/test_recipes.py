@@ -795,6 +795,29 @@ def test_numbers_with_gaps_are_refused(models: dict[str, Path], tmp_path: Path) 
     assert "not numbered without gaps" in faulty(text, {"a": folder}, tmp_path)
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"model": None},
+        {"model": {"vocab": {}}},
+        {"model": {"vocab": 5}, "added_tokens": [{"id": 0, "content": "x"}]},
+        {"added_tokens": 5},
+    ],
+)
+def test_no_row_is_cut_for_a_tokenizer_of_an_unknown_form(
+    fields: dict[str, Any], models: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = with_tokens(tmp_path / "a", models["a"], WORDS)
+    edit_json(folder / "tokenizer.json", **fields)
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"added_tokens_decoder": {"9" * 5000: {"content": "x"}}})
+    )
+    text = recipe(take("a", 0, 4), dtype=None, more="tokenizer_source: {a}\n")
+    out = tmp_path / "out"
+    blockexpand.merge(write_recipe(tmp_path, text, {"a": folder}), out)
+    assert differences(load(out), load(folder)) == []
+
+
 def test_an_output_inside_of_any_model_is_refused(models: dict[str, Path], tmp_path: Path) -> None:
     path = write_recipe(tmp_path, WANTED["two-models"].text, models)
     for model in "ab":
