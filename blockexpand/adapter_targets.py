@@ -103,15 +103,16 @@ def _build(out: Path) -> Any:
     import torch
     import transformers
 
-    config = transformers.AutoConfig.from_pretrained(out, trust_remote_code=False)
-    model_class = language_model_classes(config)[0]
-    build = getattr(model_class, "from_config", model_class)
     try:
+        config = transformers.AutoConfig.from_pretrained(out, trust_remote_code=False)
+        model_class = language_model_classes(config)[0]
+        build = getattr(model_class, "from_config", model_class)
         with torch.device("meta"):
             return build(config)
-    except (ValueError, TypeError, AttributeError, KeyError) as error:
+    except Exception as error:  # a config that is wrong fails anywhere in there
+        reason = " ".join(str(error).split())[:500]
         raise TrainingError(
-            f"{out}: transformers cannot build the model from its config: {error}"
+            f"{out}: transformers cannot build the model from its config: {reason}"
         ) from error
 
 

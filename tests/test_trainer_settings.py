@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from checkpoints import copy_tree, edit_json
 from family_zoo import make_checkpoint as make_family
 from transformers import AutoModelForCausalLM, TrainingArguments
 from zoo_dense import DENSE
@@ -289,6 +290,16 @@ def test_peft_does_not_know_mambas_output(tmp_path: Path) -> None:
 
 
 # transformers
+
+
+@pytest.mark.parametrize("fields", [{"hidden_size": ["a"]}, {"model_type": None}])
+def test_a_config_that_transformers_refuses_is_one_line(
+    fields: dict[str, Any], expansions: dict[str, Path], tmp_path: Path
+) -> None:
+    out = copy_tree(expansions["interleaved"], tmp_path / "out")
+    edit_json(out / "config.json", **fields)
+    with pytest.raises(TrainingError, match=r"cannot build the model from its config: [^\n]+$"):
+        make_settings(out, "peft")
 
 
 def test_transformers(expansions: dict[str, Path]) -> None:
