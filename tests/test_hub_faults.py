@@ -25,14 +25,13 @@ DOWNLOADED = {name: FILES[name] for name in WANTED}
 
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Let retries wait for nothing, and small pieces count; return what they would have waited."""
+    """Let retries wait for nothing; return what they would have waited."""
     from huggingface_hub import constants
 
     waits: list[float] = []
     monkeypatch.setattr("time.sleep", waits.append)
     monkeypatch.setattr("blockexpand.hub.ranges._LONGEST_WAIT_S", 0.0)
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1 << 14)
-    monkeypatch.setattr("blockexpand.hub.ranges._PIECE_NBYTES", 1 << 4)
     return waits
 
 
@@ -112,7 +111,7 @@ def test_busy_storage_is_asked_again(hub: HubServer, hub_cache: Path) -> None:
         ("GET /api/models", 500, "the Hub is in trouble (status 500"),
         ("HEAD /.*00001", 503, "the Hub is in trouble (status 503"),
         ("GET /blobs/", 500, "the Hub is in trouble (status 500"),
-        ("GET /blobs/", 403, "may not do that"),
+        ("GET /blobs/", 403, "the Hub refuses access"),
     ],
 )
 def test_hub_that_stays_busy(
@@ -196,6 +195,17 @@ def test_headers_in_spite_of_faults(
         assert shard.header_bytes == FILES[shard.name][: 8 + length]
 
 
+def test_storage_that_refuses_ranges(hub: HubServer, hub_cache: Path) -> None:
+    hub.add_repo(REPO, {"config.json": b"{}", "model.safetensors": FILES[SHARDS[0]]})
+    snapshot = open_snapshot(REF)
+    hub.fail("GET /blobs/", status=416, body=b"no ranges here, and this is no part of the file")
+    (shard,) = fetch_headers(snapshot).shards
+    length = int.from_bytes(FILES[SHARDS[0]][:8], "little")
+    assert shard.header_bytes == FILES[SHARDS[0]][: 8 + length]
+    hub.fail("GET /blobs/", times=999, status=416)
+    assert "status 416" in failure(lambda: fetch_headers(snapshot))
+
+
 def test_storage_that_does_not_answer_in_time(
     hub: HubServer, hub_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -216,8 +226,8 @@ def test_storage_that_does_not_answer_in_time(
     [
         ({"status": 500}, "status 500"),
         ({"status": 429}, "too many requests"),
-        ({"status": 403}, "may not do that"),
-        ({"cut_after": 2}, "cannot reach"),
+        ({"status": 403}, "refuses access"),
+        ({"cut_after": 0}, "cannot reach"),
         ({"short_by": 8}, "sends nothing after byte 0"),
     ],
 )

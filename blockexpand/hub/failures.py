@@ -104,6 +104,8 @@ def _explain_answer(error: Any, repo_id: str, *, revision: str | None, token: st
         if "authorization" not in request_headers(token):
             return f"{endpoint} has no such public repository; if it is private, give --token"
         return f"{endpoint} has no such repository that this token may see; check the spelling"
+    if status == 403 and "authorization" not in request_headers(token):
+        return f"the Hub refuses access ({message}); where it needs a token, give --token"
     if status == 403:
         return f"this token may not do that ({message}); give it the permission or take another"
     if status == 429:

@@ -15,7 +15,6 @@ from ..errors import HubError
 from .client import client_utils, http_library, request_headers
 from .failures import RETRIED_STATUSES
 
-_PIECE_NBYTES = 1 << 20
 # As `huggingface_hub` waits: 1, 2, 4, 8, 8 seconds, counted anew when bytes came.
 _MOST_FAILURES = 5
 _LONGEST_WAIT_S = 8.0
@@ -73,13 +72,25 @@ def _wait_s(failures: int, asked: str | None) -> float:
 
 
 def _open_range(
-    repo_id: str, commit: str, name: str, nbytes: int, start: int, stop: int, token: str | None
+    repo_id: str,
+    commit: str,
+    name: str,
+    nbytes: int,
+    start: int,
+    stop: int,
+    token: str | None,
+    *,
+    whole: bool = False,
 ) -> Generator[bytes, None, None]:
-    """Ask once and yield the pieces that come; fewer than were asked for may come."""
+    """Ask once and yield the pieces that come; fewer than were asked for may come.
+
+    A server that refuses every range is asked a second time, for the `whole` file.
+    """
     from huggingface_hub import constants, hf_hub_url
 
     headers = request_headers(token)
-    headers |= {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
+    headers |= {} if whole else {"Range": f"bytes={start}-{stop - 1}"}
+    headers |= {"Accept-Encoding": "identity"}
     url = hf_hub_url(repo_id, name, revision=commit)
     # The session follows the redirect to the storage and takes the token out of the headers then.
     with (
@@ -87,7 +98,8 @@ def _open_range(
         .get_session()
         .stream("GET", url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT) as response
     ):
-        if response.status_code != 416:
+        refused = response.status_code == 416 and not whole
+        if not refused:
             client_utils().hf_raise_for_status(response)
         found = _file_nbytes(response)
         if found is not None and found != nbytes:
@@ -95,10 +107,16 @@ def _open_range(
                 f"{repo_id}: {name} has {found} bytes; expected {nbytes} as the Hub lists: the "
                 "storage does not hold what was uploaded; tell its owner, or try again later"
             )
+        if refused:
+            rest = _open_range(repo_id, commit, name, nbytes, start, stop, token, whole=True)
+            with closing(rest):
+                yield from rest
+            return
         left = stop - start
         # A server without ranges sends the file from its beginning.
         skip = start if response.status_code == 200 else 0
-        for piece in response.iter_bytes(_PIECE_NBYTES):
+        # Pieces as they come: gathered ones would be lost where the connection breaks.
+        for piece in response.iter_bytes():
             wanted = piece[skip : skip + left]
             skip = max(0, skip - len(piece))
             left -= len(wanted)
