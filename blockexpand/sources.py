@@ -158,7 +158,11 @@ def open_stream(source: Source, options: HubOptions) -> Stream:
 
 def _looks_like_path(src: str) -> bool:
     """Tell what can be no repository, so that a folder's name that is mistyped is called that."""
-    return src.startswith((".", "/", "~")) or "\\" in src or src.count("/") > 1 or src == ""
+    if "://" in src:
+        return False
+    # A revision may have slashes: refs/pr/1.
+    name = src.partition("@")[0]
+    return src.startswith((".", "/", "~")) or "\\" in src or name.count("/") > 1 or src == ""
 
 
 def _name_folder(src: str, folder: Path) -> SourceName:

@@ -25,7 +25,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 LFS_SUFFIXES = (".safetensors", ".bin", ".pth", ".gguf", ".onnx", ".h5", ".msgpack")
 CHUNK_NBYTES = 1 << 16
@@ -88,6 +88,9 @@ class HubServer:
         self.uploads: dict[str, bytes] = {}
         self.requests: list[Request] = []
         self.faults: list[Fault] = []
+        # Mirrors that know the sizes of files in their tree only, and listings in pages.
+        self.lists_sizes = True
+        self.files_per_page = 1000
         self.lock = threading.RLock()
         self._servers = [self._make_server("hub"), self._make_server("cdn")]
         self._threads = [
@@ -385,7 +388,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._with_repo(repo_id, found)
 
     def _describe(self, repo_id: str, repo: Repo, commit: str, files: dict[str, bytes]) -> None:
-        blobs = "blobs=" in self.path
+        blobs = "blobs=" in self.path and self.hub.lists_sizes
         siblings = [
             {"rfilename": name, **(_blob_info(name, data) if blobs else {})}
             for name, data in sorted(files.items())
@@ -413,7 +416,12 @@ class _Handler(BaseHTTPRequestHandler):
             if "lfs" in info:
                 entry["lfs"] = {"oid": info["lfs"]["sha256"], "size": len(data), "pointerSize": 134}
             entries.append(entry)
-        self._send_json(entries)
+        address = urlsplit(self.path)
+        start = int(dict(parse_qsl(address.query)).get("cursor", 0))
+        stop = start + self.hub.files_per_page
+        following = f"{self.hub.url}{address.path}?recursive=true&cursor={stop}"
+        more = {"Link": f'<{following}>; rel="next"'} if stop < len(entries) else {}
+        self._send_json(entries[start:stop], **more)
 
     def _resolve(
         self, repo_id: str, repo: Repo, commit: str, files: dict[str, bytes], *, name: str

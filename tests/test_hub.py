@@ -21,7 +21,7 @@ from hub_server import (
 )
 
 from blockexpand.checkpoint import open_checkpoint
-from blockexpand.errors import HubError
+from blockexpand.errors import CheckpointError, HubError
 from blockexpand.hub import (
     RepoRef,
     download_checkpoint,
@@ -31,6 +31,7 @@ from blockexpand.hub import (
     parse_repo_ref,
     wanted_files,
 )
+from blockexpand.sources import HubOptions, open_headers
 
 TOKEN = "hf_abcdefghijklmnopqrstuvwxyz012345"
 REPO = "org/name"
@@ -155,6 +156,15 @@ def test_revisions(hub: HubServer, hub_cache: Path) -> None:
         assert snapshot.commit == commit
         config = json.loads((download_checkpoint(snapshot) / "config.json").read_bytes())
         assert config["fill"] == fill
+
+
+def test_revision_with_slashes_is_no_path(hub: HubServer, hub_cache: Path) -> None:
+    commit = hub.add_repo(REPO, checkpoint_files(), revision="refs/pr/1")
+    assert open_headers(f"{REPO}@refs/pr/1", HubOptions()).name.commit == commit
+    with pytest.raises(CheckpointError, match="give only org/name of the address"):
+        open_headers(f"https://huggingface.co/{REPO}", HubOptions())
+    with pytest.raises(CheckpointError, match="no such folder; give a folder"):
+        open_headers("models/of/mine@home", HubOptions())
 
 
 def test_legacy_name_and_cache_dir(hub: HubServer, hub_cache: Path, tmp_path: Path) -> None:
@@ -283,6 +293,18 @@ def test_server_without_ranges_is_not_read_to_the_end(hub: HubServer, hub_cache:
     (shard,) = fetch_headers(open_snapshot(REF)).shards
     assert shard.header_bytes == header
     assert hub.sent("/blobs/") < len(data)
+
+
+def test_mirror_that_lists_sizes_in_the_tree_only(hub: HubServer, hub_cache: Path) -> None:
+    files = checkpoint_files()
+    hub.add_repo(REPO, files)
+    expected = open_snapshot(REF)
+    hub.lists_sizes = False
+    hub.files_per_page = 4
+    assert open_snapshot(REF) == expected
+    assert {file.name: file.nbytes for file in expected.files} == {n: len(files[n]) for n in files}
+    # A listing costs one request where the Hub says all of it at once.
+    assert len(hub.seen("/tree/")) == -(-len(files) // 4)
 
 
 def test_document_that_is_no_small_text(
@@ -445,9 +467,10 @@ def test_index_that_leaves_the_folder(hub: HubServer, hub_cache: Path, shard: st
     assert "weight_map names the shard" in refusal()
 
 
-def test_endpoint_that_is_no_hub(hub: HubServer, hub_cache: Path) -> None:
+@pytest.mark.parametrize("body", [b'{"hello": "world"}', b"<html>Log in</html>", b"", b"[]"])
+def test_endpoint_that_is_no_hub(hub: HubServer, hub_cache: Path, body: bytes) -> None:
     hub.add_repo(REPO, checkpoint_files())
-    hub.fail("GET /api/models", status=200, body=b'{"hello": "world"}')
+    hub.fail("GET /api/models", status=200, body=body)
     assert "does HF_ENDPOINT name a Hub?" in refusal()
 
 
@@ -455,7 +478,7 @@ def test_endpoint_that_is_no_hub(hub: HubServer, hub_cache: Path) -> None:
 
 SCRIPT = """
 import json, sys
-from blockexpand.errors import HubError
+from blockexpand.errors import CheckpointError, HubError
 from blockexpand.hub import download_checkpoint, fetch_headers, open_snapshot, parse_repo_ref
 before = [name for name in ("torch", "transformers", "huggingface_hub") if name in sys.modules]
 try:

@@ -5,11 +5,13 @@ Here the commit is pinned: what comes later asks for it by its id. It writes not
 
 from __future__ import annotations
 
+import contextlib
 import re
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from .._version import __version__
 from ..errors import HubError
 from ..file_selection import CONFIG_FILE
 from .client import client_utils, find_cached, http_library, request_headers
@@ -44,11 +46,17 @@ def open_snapshot(
             if not _is_passing(error):
                 raise
             found = _look_up(ref.repo_id, revision, token, retrying=True)
-    return _parse_listing(found, ref.repo_id, revision)
+        commit, files = _parse_answer(found, ref.repo_id)
+        if files is None:
+            files = _list_tree(ref.repo_id, commit, token)
+    return RepoSnapshot(repo_id=ref.repo_id, revision=revision, commit=commit, files=files)
 
 
 def _look_up(repo_id: str, revision: str, token: str | None, *, retrying: bool) -> Any:
-    """Ask the Hub for a revision. `HfApi.model_info` asks the same, but never a second time."""
+    """Ask the Hub for a revision. `HfApi.model_info` asks the same, but never a second time.
+
+    Returns None for an answer that is no JSON, such as a page to log in.
+    """
     from huggingface_hub import constants
 
     utils = client_utils()
@@ -61,7 +69,9 @@ def _look_up(repo_id: str, revision: str, token: str | None, *, retrying: bool) 
         timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
     )
     utils.hf_raise_for_status(response)
-    return response.json()
+    with contextlib.suppress(ValueError):
+        return response.json()
+    return None
 
 
 def _is_passing(error: Exception) -> bool:
@@ -80,25 +90,44 @@ def _is_passing(error: Exception) -> bool:
     return isinstance(error, library.TransportError) and not isinstance(error, final)
 
 
-def _parse_listing(found: Any, repo_id: str, revision: str) -> RepoSnapshot:
+def _parse_answer(found: Any, repo_id: str) -> tuple[str, tuple[RepoFile, ...] | None]:
+    """Return the commit and its files, or None for files without the sizes that were asked for."""
     try:
-        files = tuple(
-            RepoFile(
-                name=str(item["rfilename"]),
-                nbytes=int(item["size"]),
-                sha256=(item.get("lfs") or {}).get("sha256"),
-            )
-            for item in found["siblings"]
-        )
         commit = found["sha"]
         if not _COMMIT.fullmatch(commit):
             raise ValueError
+        files = [
+            RepoFile(
+                name=str(item["rfilename"]),
+                nbytes=-1 if item.get("size") is None else int(item["size"]),
+                sha256=(item.get("lfs") or {}).get("sha256"),
+            )
+            for item in found.get("siblings") or ()
+        ]
     except (AttributeError, KeyError, TypeError, ValueError):
         raise HubError(
-            f"{repo_id}: the answer of the Hub has no commit or no list of files with their sizes; "
-            "does HF_ENDPOINT name a Hub?"
+            f"{repo_id}: the answer of the Hub has no commit or no list of files; does HF_ENDPOINT "
+            "name a Hub?"
         ) from None
-    return RepoSnapshot(repo_id=repo_id, revision=revision, commit=commit, files=files)
+    known = bool(files) and all(file.nbytes >= 0 for file in files)
+    return commit, tuple(files) if known else None
+
+
+def _list_tree(repo_id: str, commit: str, token: str | None) -> tuple[RepoFile, ...]:
+    """List the files as `snapshot_download` does: mirrors of the Hub know no other way to sizes."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.hf_api import RepoFile as ListedFile
+
+    api = HfApi(token=token, library_name="blockexpand", library_version=__version__)
+    return tuple(
+        RepoFile(
+            name=item.path,
+            nbytes=item.size,
+            sha256=None if item.lfs is None else item.lfs.sha256,
+        )
+        for item in api.list_repo_tree(repo_id, recursive=True, revision=commit)
+        if isinstance(item, ListedFile)
+    )
 
 
 def _open_cached(repo_id: str, revision: str, cache_dir: Path | None) -> RepoSnapshot | None:
