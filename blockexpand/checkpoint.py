@@ -129,6 +129,8 @@ def assemble_checkpoint(
     parsed: list[Shard] = []
     for file, header_bytes in shards:
         try:
+            # A header that cannot be all there may be left out but for its length.
+            parse_header_nbytes(header_bytes, file.nbytes)
             header = parse_header(header_bytes[8:], file.nbytes)
         except HeaderError as error:
             faults.append(f"{file.name}: {error}")

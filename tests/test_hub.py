@@ -206,8 +206,13 @@ def test_file_of_the_cache_with_a_wrong_length_is_named(hub: HubServer, hub_cach
     folder = download_checkpoint(open_snapshot(REF))
     blob = (folder / SHARDS[0]).resolve()
     blob.write_bytes(b"short")
+    # The header is not read from it, or a plan would call the repository broken.
+    snapshot = open_snapshot(REF)
+    shard = fetch_headers(snapshot).shards[0]
+    assert shard.nbytes == snapshot.file(shard.name).nbytes > 5
+    assert shard.header_bytes == checkpoint_files()[SHARDS[0]][: len(shard.header_bytes)]
     with pytest.raises(HubError, match=f"{SHARDS[0]} has 5 bytes") as caught:
-        download_checkpoint(open_snapshot(REF))
+        download_checkpoint(snapshot)
     assert str(blob) in str(caught.value)
     # Doing what the message says helps.
     blob.unlink()
@@ -284,6 +289,13 @@ def test_nonsense_for_a_header_is_handed_on_for_the_parser_to_judge(
     hub.add_repo(REPO, {"config.json": b"{}", "model.safetensors": data})
     (shard,) = fetch_headers(open_snapshot(REF)).shards
     assert (shard.nbytes, shard.header_bytes) == (len(data), expected)
+
+
+def test_header_that_ends_beyond_its_file_is_called_that(hub: HubServer, hub_cache: Path) -> None:
+    header = (5000).to_bytes(8, "little") + b'{"a": '
+    hub.add_repo(REPO, {"config.json": b"{}", "model.safetensors": header})
+    with pytest.raises(CheckpointError, match="header ends beyond the file; expected at least"):
+        open_headers(REPO, HubOptions())
 
 
 def test_server_without_ranges_is_not_read_to_the_end(hub: HubServer, hub_cache: Path) -> None:

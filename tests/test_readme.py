@@ -39,6 +39,15 @@ def test_every_command_line_is_one_that_is_understood(document: Path) -> None:
         make_parser().parse_args(words[1:] if words[0] in PARSERS else words)
 
 
+def test_downloads_by_hand_take_whole_repositories() -> None:
+    """An option of `hf` takes one value; a second one would be the name of the only file to get."""
+    lines = [line for document in DOCUMENTS for line in commands(document)]
+    downloads = [line for line in lines if line.startswith("hf download ")]
+    assert downloads
+    for line in downloads:
+        assert re.fullmatch(r"hf download [\w.-]+/[\w.-]+( --\w+ \S+)*", line), line
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_every_file_that_is_named_is_there(document: Path) -> None:
     text = document.read_text()

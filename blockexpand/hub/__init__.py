@@ -165,7 +165,7 @@ def _fetch_document(
             f"{snapshot.repo_id}: {name} has {file.nbytes} bytes; expected a text of at most "
             f"{_LARGEST_DOCUMENT_NBYTES}"
         )
-    cached = find_cached(snapshot.repo_id, name, snapshot.commit, cache_dir)
+    cached = _find_whole(snapshot, file, cache_dir)
     if cached is not None:
         return cached.read_bytes()
     return _fetch(snapshot, file, b"", file.nbytes, token)
@@ -176,16 +176,25 @@ def _fetch_header(
 ) -> ShardHeader:
     """Return the start of a shard; where the announced length is none only its 8 bytes, which the
     parser of headers will judge."""
-    cached = find_cached(snapshot.repo_id, file.name, snapshot.commit, cache_dir)
+    cached = _find_whole(snapshot, file, cache_dir)
     if cached is not None:
         with cached.open("rb") as stream:
             prefix = stream.read(8)
-            header = prefix + stream.read(_header_nbytes(prefix, cached.stat().st_size))
-        return ShardHeader(name=file.name, nbytes=cached.stat().st_size, header_bytes=header)
+            header = prefix + stream.read(_header_nbytes(prefix, file.nbytes))
+        return ShardHeader(name=file.name, nbytes=file.nbytes, header_bytes=header)
     prefix = _fetch(snapshot, file, b"", min(8, file.nbytes), token)
     stop = len(prefix) + _header_nbytes(prefix, file.nbytes)
     header = _fetch(snapshot, file, prefix, stop, token)
     return ShardHeader(name=file.name, nbytes=file.nbytes, header_bytes=header)
+
+
+def _find_whole(snapshot: RepoSnapshot, file: RepoFile, cache_dir: Path | None) -> Path | None:
+    """Return a file's path in the cache, unless what is there has another length than listed.
+
+    A download will name such a file; judged by its header, the repository would seem broken.
+    """
+    cached = find_cached(snapshot.repo_id, file.name, snapshot.commit, cache_dir)
+    return cached if cached is not None and cached.stat().st_size == file.nbytes else None
 
 
 def _fetch(
