@@ -387,7 +387,7 @@ def test_half_a_cached_snapshot_offline_is_refused(
     go_offline(monkeypatch)
     with pytest.raises(HubError, match=f"names {SHARDS[1]}.*") as caught:
         download_checkpoint(open_snapshot(REF))
-    assert "in the cache" in str(caught.value)
+    assert "in the cache" in str(caught.value) and "was not finished" in str(caught.value)
 
 
 # ---------------------------------------------------------------- no entrance

@@ -95,7 +95,7 @@ def choose_files(
             shards = frozenset(parse_weight_map(index).values())
         except CheckpointError as error:
             raise HubError(f"{where}: {error}") from None
-    return wanted_files(names, shards, where)
+    return wanted_files(names, shards, where, cached=snapshot.cached is not None)
 
 
 def download_checkpoint(

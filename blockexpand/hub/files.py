@@ -86,10 +86,13 @@ def parse_repo_ref(src: str, revision: str | None = None) -> RepoRef:
     return RepoRef(repo_id=repo_id, revision=chosen)
 
 
-def wanted_files(names: Collection[str], shards: Collection[str], where: str) -> WantedFiles:
+def wanted_files(
+    names: Collection[str], shards: Collection[str], where: str, *, cached: bool = False
+) -> WantedFiles:
     """Sort the files of a repository into those that are needed and the weights left behind.
 
-    `shards` are the index's, empty where the repository has no index or does not need it.
+    `shards` are the index's, empty where the repository has no index or does not need it; `cached`
+    tells that the names are those of the cache, which may hold less than the repository.
     Raises: HubError where the weights or the config are missing; `where` is said in it.
     """
     single = WEIGHTS_FILE in names
@@ -104,9 +107,13 @@ def wanted_files(names: Collection[str], shards: Collection[str], where: str) ->
     missing = [name for name in chosen if name not in names]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        cause = (
+            "the download was not finished: run the same command where the Hub can be asked"
+            if cached
+            else "the upload is incomplete, or --revision is the wrong one"
+        )
         raise HubError(
-            f"{where}: {INDEX_FILE} names {missing[0]}{more}, which is not there; the upload is "
-            "incomplete, or --revision is the wrong one"
+            f"{where}: {INDEX_FILE} names {missing[0]}{more}, which is not there; {cause}"
         )
     documents = (CONFIG_FILE, *(() if single else (INDEX_FILE,)), CARD_FILE)
     side_files, left_behind = split_side_files(names, chosen)
