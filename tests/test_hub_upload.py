@@ -64,6 +64,11 @@ def test_token_of_the_environment(
     assert hub.files(REPO) == FILES
 
 
+def test_name_without_an_owner_is_the_users(hub: HubServer, out: Path) -> None:
+    assert "/user/mine/commit/" in push_folder(out, "mine", token=TOKEN)
+    assert hub.files("user/mine") == FILES
+
+
 def test_second_upload_sends_only_what_changed(hub: HubServer, out: Path) -> None:
     push_folder(out, REPO, token=TOKEN)
     sent = len(hub.seen("/upload/", method="PUT"))

@@ -54,9 +54,10 @@ def push_folder(
         with explaining(repo_id, revision=None, token=token), _bars(show_progress):
             check_push(repo_id, token=token)
             api = HfApi(token=token, library_name="blockexpand", library_version=__version__)
-            api.create_repo(repo_id, private=private or None, exist_ok=True)
+            made = api.create_repo(repo_id, private=private or None, exist_ok=True)
             done = api.upload_folder(
-                repo_id=repo_id,
+                # The Hub puts the user's name before a name without one.
+                repo_id=made.repo_id,
                 folder_path=folder,
                 commit_message=f"Upload a model expanded with blockexpand {__version__}",
             )
