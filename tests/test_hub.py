@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -138,6 +139,27 @@ def test_download_takes_what_is_needed_and_nothing_else(hub: HubServer, hub_cach
     assert not [path for path in asked if any(path.endswith(f"/{name}") for name in UNWANTED)]
     # Every file was asked for at the pinned commit, none at the branch.
     assert all(f"/resolve/{commit}/" in path for path in asked)
+
+
+def test_no_room_for_a_download_is_told_before_it(
+    hub: HubServer, hub_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = checkpoint_files()
+    hub.add_repo(REPO, files)
+    needed = sum(len(files[name]) for name in WANTED)
+    usage = shutil.disk_usage(hub_cache.parent.parent)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=needed - 1))
+    with pytest.raises(
+        HubError, match=f"{needed:,} bytes to download, {needed - 1:,} free"
+    ) as caught:
+        download_checkpoint(open_snapshot(REF))
+    assert str(hub_cache) in str(caught.value)
+    assert not hub_cache.exists()
+    # What an earlier download has begun needs no room a second time.
+    begun = hub_cache / "models--org--name" / "blobs" / "some.incomplete"
+    begun.parent.mkdir(parents=True)
+    begun.write_bytes(b"x")
+    assert download_checkpoint(open_snapshot(REF)).is_dir()
 
 
 def test_second_download_moves_no_file(hub: HubServer, hub_cache: Path) -> None:

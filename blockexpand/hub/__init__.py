@@ -8,6 +8,7 @@ to the Hub's cache only, and raises HubError with one line, never a token in it.
 from __future__ import annotations
 
 import glob
+import shutil
 import tempfile
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -112,6 +113,7 @@ def download_checkpoint(
     """
     wanted = choose_files(snapshot, token=token, cache_dir=cache_dir)
     names = (*wanted.documents, *wanted.shards, *wanted.side_files)
+    _check_room(snapshot, names, cache_dir)
     return _download(snapshot, names, token, cache_dir, progress)
 
 
@@ -153,6 +155,22 @@ def count_uncached(
         for name in names
         if find_cached(snapshot.repo_id, name, snapshot.commit, cache_dir) is None
     )
+
+
+def _check_room(snapshot: RepoSnapshot, names: Collection[str], cache_dir: Path | None) -> None:
+    """Refuse a download that would fill the cache's disk. Raises: HubError."""
+    cache = cache_folder(cache_dir)
+    existing = next(folder for folder in (cache, *cache.absolute().parents) if folder.is_dir())
+    begun = cache / f"models--{snapshot.repo_id.replace('/', '--')}" / "blobs"
+    # What an earlier download has of files that are not whole is there already.
+    present = sum(path.stat().st_blocks * 512 for path in begun.glob("*.incomplete"))
+    needed = count_uncached(snapshot, names, cache_dir) - present
+    free = shutil.disk_usage(existing).free
+    if needed > free:
+        raise HubError(
+            f"{cache}: not enough disk: {needed:,} bytes to download, {free:,} free; free some "
+            "space or choose another folder with --cache-dir"
+        )
 
 
 def _fetch_document(
