@@ -14,6 +14,7 @@ from .checkpoint import Checkpoint
 from .errors import ProofError, RecipeError
 from .file_writing import Moved
 from .logits import LogitsProof, compare_logits
+from .manifest import stated_commit
 from .merge_sources import open_others
 from .model_card import SourceName, add_card
 from .plan import Plan, make_plan
@@ -277,8 +278,11 @@ def verify(
         revision=revision, token=token, cache_dir=Path(cache_dir) if cache_dir else None
     )
     folder = expand_home(out)
-    stated = stated_models(read_manifest(folder))
-    checkpoint, _ = open_source(str(src), hub, progress=progress)
+    manifest = read_manifest(folder)
+    stated = stated_models(manifest)
+    commit = stated_commit(manifest, str(src)) if revision is None else None
+    own = replace(hub, revision=commit) if commit else hub
+    checkpoint, _ = open_source(str(src), own, progress=progress)
     others = open_others(stated, hub, progress)
     return _prove(checkpoint, folder, logits, progress, others)
 

@@ -5,6 +5,7 @@ It opens no weights, and knows neither trainers nor models.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,6 +104,20 @@ def parse_manifest(content: Mapping[str, Any], file: str) -> Manifest:
         layer_prefix=prefix,
         neutral={suffix: 0.0 for suffix in zeroed} | {k: float(v) for k, v in constants.items()},
     )
+
+
+def stated_commit(content: Mapping[str, Any], repo: str) -> str | None:
+    """Return the commit of `repo` that an expansion was made of, where main was asked for.
+
+    The branch may have moved since, if only by a word in its card.
+    """
+    source = content.get("source")
+    if not isinstance(source, Mapping) or source.get("repo") != repo:
+        return None
+    commit = source.get("commit")
+    if source.get("revision") != "main" or not isinstance(commit, str):
+        return None
+    return commit if re.fullmatch(r"[0-9a-f]{40}", commit) else None
 
 
 def _is_list_below(value: Any, end: int) -> TypeGuard[list[int]]:

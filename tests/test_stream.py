@@ -109,6 +109,18 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
+def test_branch_that_moved_since_is_verified_as_it_was(
+    hub: HubServer, remote: str, hub_cache: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    blockexpand.expand(remote, out, **OPTIONS)
+    assert blockexpand.verify(remote, out)[0].findings == ()
+    hub.add_repo(remote, {**hub.files(remote), "README.md": b"---\nlicense: mit\n---\n"})
+    assert blockexpand.verify(remote, out)[0].findings == ()
+    newest = blockexpand.verify(remote, out, revision="main")[0].findings
+    assert [finding.file for finding in newest] == ["README.md"]
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_same_bytes_as_without(
     case: str, hub: HubServer, remote: str, hub_cache: Path, source: Path, tmp_path: Path
