@@ -162,6 +162,16 @@ def test_no_room_for_a_download_is_told_before_it(
     assert download_checkpoint(open_snapshot(REF)).is_dir()
 
 
+def test_commit_that_the_hub_forgot_is_taken_from_the_cache(
+    hub: HubServer, hub_cache: Path
+) -> None:
+    first = RepoRef(repo_id=REPO, revision=hub.add_repo(REPO, checkpoint_files(fill=1)))
+    folder = download_checkpoint(open_snapshot(first))
+    hub.add_repo(REPO, checkpoint_files(fill=2))
+    del hub.repos[REPO].commits[str(first.revision)]
+    assert download_checkpoint(open_snapshot(first)) == folder
+
+
 def test_second_download_moves_no_file(hub: HubServer, hub_cache: Path) -> None:
     hub.add_repo(REPO, checkpoint_files())
     download_checkpoint(open_snapshot(REF))

@@ -38,7 +38,12 @@ def open_snapshot(
         try:
             found = _look_up(ref.repo_id, revision, token, retrying=False)
         except RevisionNotFoundError:
-            raise
+            # Of a commit the cache holds what the Hub held, also where its history was squashed.
+            is_commit = _COMMIT.fullmatch(revision) is not None
+            cached = _open_cached(ref.repo_id, revision, cache_dir) if is_commit else None
+            if cached is None:
+                raise
+            return cached
         except (HfHubHTTPError, OfflineModeIsEnabled, transport_errors) as error:
             cached = _open_cached(ref.repo_id, revision, cache_dir)
             if cached is not None:
