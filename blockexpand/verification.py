@@ -198,8 +198,10 @@ def _compare_names(plan: Plan, out: Path) -> Iterator[Finding]:
         is_folder = path.is_dir() and not path.is_symlink()
         if not is_folder and relative.parts[0] not in (".git", ".cache", ".gitattributes"):
             found.add(relative.as_posix())
-    for name in sorted(expected - found):
-        yield Finding(file=name, message="is missing")
+    # By name alone a link to nothing, or a pipe, would pass, and nothing of it would be compared.
+    for name in sorted(name for name in expected if not (out / name).is_file()):
+        message = "is not a file, or a link to none" if name in found else "is missing"
+        yield Finding(file=name, message=message)
     for name in sorted(found - expected):
         yield Finding(file=name, message="is not part of the expansion")
 

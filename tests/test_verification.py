@@ -369,6 +369,22 @@ def test_a_missing_file(name: str, source: Path, out: Path) -> None:
     assert f"{name}: is missing" in messages(source, out)
 
 
+@pytest.mark.parametrize(
+    "name", [LAST, INDEX, "config.json", "README.md", "tokenizer.json", "sub/large"]
+)
+@pytest.mark.parametrize("kind", ["link to nothing", "pipe", "folder"])
+def test_a_name_that_leads_to_no_file(kind: str, name: str, source: Path, out: Path) -> None:
+    (out / name).unlink()
+    if kind == "link to nothing":
+        (out / name).symlink_to("../blobs/0123")
+    elif kind == "pipe":
+        os.mkfifo(out / name)
+    else:
+        (out / name).mkdir()
+    message = "is missing" if kind == "folder" else "is not a file, or a link to none"
+    assert f"{name}: {message}" in messages(source, out)
+
+
 def test_swapped_files(source: Path, out: Path) -> None:
     one, other = (out / f"model-0000{n}-of-00003.safetensors" for n in (1, 2))
     one.rename(out / "x")
