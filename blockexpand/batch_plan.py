@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from .checkpoint import Checkpoint
 from .errors import BlockExpandError, OutputError, RecipeError
@@ -23,6 +23,7 @@ from .plan import Plan, make_plan
 from .sources import HubOptions, Source, open_headers
 from .space import count_missing, shares_blocks, would_share
 from .staging import check_target, clear_debris, find_staging, is_untidy
+from .strict_json import show
 from .user_paths import expand_home
 from .wishes import make_recipe, render_command
 from .writing import WriteOptions, check_write, resolve_target
@@ -130,7 +131,14 @@ def _plan_job(job: Job, source: Source, hub: HubOptions) -> PlannedJob:
         is_finished=False,
     )
     clear_debris(out)
-    if _is_finished(plan, out):
+    is_finished = _is_finished(plan, out)
+    if is_finished and (reason := _find_staleness(source, out)):
+        if not job.overwrite:
+            raise OutputError(
+                f"{out}: {reason}; give overwrite: true to make it again, or choose another folder"
+            )
+        is_finished = False
+    if is_finished:
         planned = replace(planned, is_finished=True)
     elif source.snapshot is None:
         check_write(plan, out, planned.options)
@@ -182,6 +190,29 @@ def _is_finished(plan: Plan, out: Path) -> bool:
             )
         )
     return False
+
+
+def _find_staleness(source: Source, out: Path) -> str | None:
+    """Say why a finished output may not have the weights that its source has by now.
+
+    The headers of two states of a model, or of two models of one shape, are the same, and so are
+    their plans.
+    """
+    path = out / MANIFEST_FILE
+    manifest = parse_json_object(path.read_bytes(), MANIFEST_FILE)
+    found = manifest.get("source")
+    stated = found if isinstance(found, dict) else {}
+    name, commit = source.name, stated.get("commit")
+    if commit is not None and name.commit is not None:
+        if commit != name.commit:
+            return f"was made from commit {show(commit)} of {name.model}, which is at {name.commit}"
+    elif PurePath(str(stated.get("model"))).name != PurePath(name.model).name:
+        return f"was made from {show(stated.get('model'))}, not from {name.model}"
+    made = path.stat().st_mtime_ns
+    for shard in source.checkpoint.shards:
+        if shard.file.mtime_ns > made:
+            return f"was made before {shard.file.name} of {name.model} was last changed"
+    return None
 
 
 def _find_collisions(jobs: Sequence[PlannedJob]) -> list[str]:

@@ -156,6 +156,32 @@ def test_output_of_another_plan_of_the_same_sizes(
     assert states(expand_batch(write_jobs(job % "[1]"))) == ["skipped"]
 
 
+@pytest.mark.parametrize("change", ["weights", "model"])
+def test_output_of_other_weights_of_the_same_shape_is_not_taken_for_finished(
+    write_jobs: Callable[[str], Path], tiny_mistral: Path, tmp_path: Path, change: str
+) -> None:
+    text = "defaults: {src: %s, out: made, new-layers: 1, overwrite: %s}\njobs: [{}]"
+    model = shutil.copytree(tiny_mistral, tmp_path / "model")
+    assert states(expand_batch(write_jobs(text % ("model", "false")))) == ["done"]
+    if change == "model":
+        model = shutil.copytree(model, tmp_path / "other")
+        reason = "made: was made from 'model', not from other; give overwrite: true"
+    else:
+        reason = "of model was last changed; give overwrite: true"
+    shard = sorted(model.glob("*.safetensors"))[0]
+    before = shard.stat()
+    data = shard.read_bytes()
+    shard.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    if change == "model":
+        # No newer than the output: only its name tells.
+        os.utime(shard, ns=(before.st_mtime_ns, before.st_mtime_ns))
+    assert reason in refuse(write_jobs(text % (model.name, "false")))
+    assert states(expand_batch(write_jobs(text % (model.name, "true")))) == ["done"]
+    verification, _ = blockexpand.verify(model, tmp_path / "made")
+    assert verification.findings == ()
+    assert states(expand_batch(write_jobs(text % (model.name, "false")))) == ["skipped"]
+
+
 def test_all_faults_are_found_before_the_first_byte(
     write_jobs: Callable[[str], Path], tiny_mistral: Path, tmp_path: Path
 ) -> None:
@@ -403,6 +429,27 @@ def test_source_of_the_hub_is_fetched_once(
     hub.requests.clear()
     assert states(expand_batch(path)) == ["skipped"] * 3
     assert not [r for r in hub.requests if r.nbytes > 100_000]
+
+
+def test_output_of_another_commit_is_not_taken_for_finished(
+    write_jobs: Callable[[str], Path],
+    hub: HubServer,
+    hub_cache: Path,
+    tiny_mistral: Path,
+    tmp_path: Path,
+) -> None:
+    first = hub.add_repo("org/base", tiny_mistral)
+    path = write_jobs(HUB_JOBS)
+    assert states(expand_batch(path)) == ["done"] * 3
+    files = read_folder(tiny_mistral)
+    shard = sorted(name for name in files if name.endswith(".safetensors"))[0]
+    files[shard] = files[shard][:-1] + bytes([files[shard][-1] ^ 1])
+    second = hub.add_repo("org/base", files)
+    reason = f"was made from commit {first!r} of org/base, which is at {second}; give overwrite"
+    assert refuse(path).count(reason) == 3
+    pinned = path.read_text().replace("{", f"{{revision: {first}, ", 1)
+    path.write_text(pinned)
+    assert states(expand_batch(path)) == ["skipped"] * 3
 
 
 def test_dry_run_fetches_headers_only(
