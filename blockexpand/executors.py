@@ -7,6 +7,7 @@ writes nothing itself, and imports dask only where its scheduler is asked for.
 from __future__ import annotations
 
 import importlib
+import os
 import re
 import signal
 from collections.abc import Callable, Iterator, Sequence
@@ -131,7 +132,7 @@ def open_executor(spec: str | None) -> Iterator[Executor | None]:
 
         # Not a fork: other threads of this process may hold locks.
         with ProcessPoolExecutor(
-            int(value), multiprocessing.get_context("spawn"), initializer=_die_quietly
+            int(value), multiprocessing.get_context("spawn"), initializer=_begin_worker
         ) as pool:
             yield pool
         return
@@ -171,6 +172,19 @@ def parse_executor(spec: str) -> tuple[str, str]:
     raise ValueError(f"{spec}: expected process:N or dask://HOST:PORT")
 
 
-def _die_quietly() -> None:
+def _begin_worker() -> None:
+    """Let a worker process end as its caller does, however that ends."""
+    import multiprocessing
+    import threading
+
     # Ctrl-C reaches the workers too: the caller says what has to be said.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    caller = multiprocessing.parent_process()
+    assert caller is not None
+
+    def follow() -> None:
+        # A caller that was killed cannot tell anybody, and a worker without one waits for ever.
+        caller.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()

@@ -275,6 +275,31 @@ def test_real_worker_process_that_is_killed() -> None:
 # ------------------------------------------------------------------- command line
 
 
+_IDLE = """
+import os, time
+from blockexpand.executors import open_executor
+if __name__ == "__main__":
+    with open_executor("process:2") as executor:
+        executor.submit(os.getpid).result()
+        print("ready", flush=True)
+        time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_worker_processes_end_with_a_caller_that_is_killed(how: signal.Signals) -> None:
+    caller = subprocess.Popen(
+        [sys.executable, "-c", _IDLE],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    assert caller.stdout is not None and caller.stdout.readline() == b"ready\n"
+    caller.send_signal(how)
+    # What the workers have inherited is only at its end once all of them have ended.
+    assert caller.communicate(timeout=30)[0] == b""
+
+
 def test_processes_from_the_command_line(
     source: Path, wanted: dict[str, bytes], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
