@@ -25,8 +25,13 @@ def work_through(
     iterator = iter(items)
     lock = threading.Lock()
     failures: list[BaseException] = []
+    # Nobody works before all threads are known, so that all can be waited for, whatever happens.
+    are_known = threading.Event()
 
     def work() -> None:
+        are_known.wait()
+        if failures:
+            return
         try:
             handle = begin()
             while not failures:
@@ -48,12 +53,14 @@ def work_through(
                     thread = threading.Thread(target=work, daemon=True)
                     thread.start()
                     running.append(thread)
+        are_known.set()
         if not running:
             work()
         for thread in running:
             thread.join()
     except BaseException as error:
         failures.append(error)
+        are_known.set()
         # Files are closed after this: an impatient second Ctrl-C must not end the wait.
         for thread in running:
             while thread.is_alive():

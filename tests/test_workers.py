@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -61,6 +62,41 @@ def test_where_no_more_threads_can_be_had_the_work_is_done_all_the_same(
     handled: list[int] = []
     work_through(range(100), lambda: handled.append)
     assert sorted(handled) == list(range(100))
+
+
+def test_nothing_is_worked_on_once_ctrl_c_has_ended_the_work(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    start = threading.Thread.start
+    threads: list[threading.Thread] = []
+
+    def interrupt(thread: threading.Thread) -> None:
+        start(thread)
+        threads.append(thread)
+        if len(threads) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", interrupt)
+    begun: list[int] = []
+    handled: list[int] = []
+
+    def begin() -> Callable[[int], None]:
+        begun.append(0)
+        pause = 0.3 if len(begun) == 2 else 0
+
+        def handle(item: int) -> None:
+            time.sleep(pause)
+            handled.append(item)
+
+        return handle
+
+    with pytest.raises(KeyboardInterrupt):
+        work_through(range(10_000_000), begin)
+    # Files are closed by now, and their numbers given to others.
+    count = len(handled)
+    for thread in threads:
+        thread.join()
+    assert len(handled) == count
 
 
 def _refuse_memory(nbytes: int) -> memoryview:
