@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +30,14 @@ _STATE = "state.json"
 class Staging:
     """`files` becomes OUT; a shard is in `partial` until it is whole and on the disk.
 
-    `inode` is that of `files`, so that the folder is known again where it is published.
+    `identity` is all that has to be equal for its files to be used again; `fingerprint` in it
+    names the folder. `inode` is that of `files`, so that the folder is known again where it is
+    published; None until the folder is opened.
     """
 
     folder: Path
     identity: dict[str, Any]
-    inode: int
+    inode: int | None = None
 
     @property
     def files(self) -> Path:
@@ -93,29 +95,27 @@ def check_target(out: Path, *, overwrite: bool, locked: bool = False) -> None:
         )
 
 
-def open_staging(out: Path, identity: dict[str, Any]) -> tuple[Staging, bool]:
+def name_staging(out: Path, identity: dict[str, Any]) -> Staging:
+    """Return where a plan's files will grow. It touches nothing, so it can be known beforehand."""
+    return Staging(folder=_staging_folder(out, identity["fingerprint"]), identity=identity)
+
+
+def open_staging(staging: Staging) -> tuple[Staging, bool]:
     """Make the staging folder of a plan, or find the one that an earlier run left.
 
-    `identity` is all that has to be equal for its files to be used again; `fingerprint` in it
-    names the folder. Returns the staging and whether it was found.
+    Returns the staging and whether it was found. Whatever a failure leaves, `discard` removes.
     """
-    folder = _staging_folder(out, identity["fingerprint"])
-    found = _read_state(folder).get("identity") == identity
+    folder = staging.folder
+    found = _read_state(folder).get("identity") == staging.identity
     if folder.exists() and not found:
         # The same plan of a source that has changed since: nothing in it can be trusted.
         _remove(folder)
-    try:
-        for path in (folder, folder / _FILES, folder / _PARTIAL, folder / _JOURNAL):
-            attempt("create", path, lambda path=path: path.mkdir(exist_ok=True))
-        files = folder / _FILES
-        inode = attempt("read", files, os.stat, files).st_ino
-        staging = Staging(folder=folder, identity=identity, inode=inode)
-        if not found:
-            _write_state(staging, published_inode=None)
-    except BaseException:
-        if not found:
-            shutil.rmtree(folder, ignore_errors=True)
-        raise
+    for path in (folder, staging.files, staging.partial, staging.journals):
+        attempt("create", path, lambda path=path: path.mkdir(exist_ok=True))
+    inode = attempt("read", staging.files, os.stat, staging.files).st_ino
+    staging = replace(staging, inode=inode)
+    if not found:
+        _write_state(staging, published_inode=None)
     return staging, found
 
 
@@ -148,7 +148,7 @@ def find_leftovers(out: Path, current: Path | None) -> tuple[Path, ...]:
 
 def is_published(staging: Staging, out: Path) -> bool:
     """Tell whether this run has published its files."""
-    return _is_at(out, staging.inode)
+    return staging.inode is not None and _is_at(out, staging.inode)
 
 
 def was_published(staging: Staging, out: Path) -> bool:
@@ -234,8 +234,14 @@ def discard(staging: Staging) -> None:
 
 def holds_work(staging: Staging) -> bool:
     """Tell whether there is anything in it that a rerun would use again."""
-    folders = (staging.files, staging.journals, staging.replaced, staging.source)
-    return any(folder.is_dir() and any(folder.iterdir()) for folder in folders)
+    if _holds_any(staging.replaced):
+        return True
+    is_ours = _read_state(staging.folder).get("identity") == staging.identity
+    return is_ours and any(map(_holds_any, (staging.files, staging.journals, staging.source)))
+
+
+def _holds_any(folder: Path) -> bool:
+    return folder.is_dir() and any(folder.iterdir())
 
 
 def _was_published(folder: Path, out: Path) -> bool:

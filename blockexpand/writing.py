@@ -31,6 +31,7 @@ from .staging import (
     find_leftovers,
     holds_work,
     is_published,
+    name_staging,
     open_staging,
     publish,
     restore_replaced,
@@ -149,9 +150,10 @@ def _write_alone(
 ) -> Written:
     """Make an output that no other run is at work on. `identity` tells what can be used again."""
     restored = restore_replaced(out)
-    staging, found = open_staging(out, identity)
+    staging = name_staging(out, identity)
     complete = False
     try:
+        staging, found = open_staging(staging)
         notes = tuple(
             f"left by a run of another plan: {path}; remove it if you do not want to go on with it"
             for path in find_leftovers(out, staging.folder)

@@ -24,6 +24,7 @@ from blockexpand.staging import (
     find_leftovers,
     holds_work,
     is_published,
+    name_staging,
     open_staging,
     publish,
     restore_replaced,
@@ -127,7 +128,7 @@ def test_the_lock_is_let_go_after_a_failure(out: Path) -> None:
 def test_a_name_as_long_as_names_may_be(name: str, tmp_path: Path) -> None:
     out = tmp_path / name
     with lock_target(out):
-        staged, _ = open_staging(out, IDENTITY)
+        staged, _ = open_staging(name_staging(out, IDENTITY))
         finish(staged)
         assert find_leftovers(out, None) == (staged.folder,)
         publish(staged, out, overwrite=False)
@@ -139,11 +140,11 @@ def test_a_name_as_long_as_names_may_be(name: str, tmp_path: Path) -> None:
 
 
 def test_the_staging_folder_of_the_same_plan_is_found_with_what_is_in_it(out: Path) -> None:
-    first, found = open_staging(out, IDENTITY)
+    first, found = open_staging(name_staging(out, IDENTITY))
     assert not found
     assert not holds_work(first)
     finish(first)
-    second, found = open_staging(out, IDENTITY)
+    second, found = open_staging(name_staging(out, IDENTITY))
     assert found
     assert holds_work(second)
     assert second.folder == first.folder
@@ -151,43 +152,43 @@ def test_the_staging_folder_of_the_same_plan_is_found_with_what_is_in_it(out: Pa
 
 
 def test_what_was_made_from_a_source_that_has_changed_is_not_used(out: Path) -> None:
-    first, _ = open_staging(out, IDENTITY)
+    first, _ = open_staging(name_staging(out, IDENTITY))
     finish(first)
-    second, found = open_staging(out, IDENTITY | {"sources": [["a", 1, 3]]})
+    second, found = open_staging(name_staging(out, IDENTITY | {"sources": [["a", 1, 3]]}))
     assert not found
     assert list(second.files.iterdir()) == []
 
 
 @pytest.mark.parametrize("state", [b"", b"{", b"[]", b"null", b"\xff\xfe"])
 def test_a_staging_folder_without_a_sound_state_is_not_used(state: bytes, out: Path) -> None:
-    first, _ = open_staging(out, IDENTITY)
+    first, _ = open_staging(name_staging(out, IDENTITY))
     finish(first)
     first.state.write_bytes(state)
-    second, found = open_staging(out, IDENTITY)
+    second, found = open_staging(name_staging(out, IDENTITY))
     assert not found
     assert list(second.files.iterdir()) == []
 
 
 def test_a_state_that_cannot_be_read_costs_nothing_of_what_is_there(out: Path) -> None:
-    first, _ = open_staging(out, IDENTITY)
+    first, _ = open_staging(name_staging(out, IDENTITY))
     finish(first)
     first.state.unlink()
     first.state.mkdir()
     with pytest.raises(TransferError, match="cannot read"):
-        open_staging(out, IDENTITY)
+        open_staging(name_staging(out, IDENTITY))
     assert (first.files / "new.txt").read_text() == "new"
 
 
 def test_leftovers_are_those_of_other_plans_for_this_output(out: Path) -> None:
-    mine, _ = open_staging(out, IDENTITY)
-    others, _ = open_staging(out, OTHER_PLAN)
-    open_staging(out.with_name("out2"), IDENTITY)
+    mine, _ = open_staging(name_staging(out, IDENTITY))
+    others, _ = open_staging(name_staging(out, OTHER_PLAN))
+    open_staging(name_staging(out.with_name("out2"), IDENTITY))
     assert find_leftovers(out, mine.folder) == (others.folder,)
 
 
 def test_only_what_holds_nothing_is_cleared_away(out: Path) -> None:
-    kept, _ = open_staging(out, IDENTITY)
-    empty, _ = open_staging(out, OTHER_PLAN)
+    kept, _ = open_staging(name_staging(out, IDENTITY))
+    empty, _ = open_staging(name_staging(out, OTHER_PLAN))
     discard(empty)
     empty.folder.mkdir()
     with lock_target(out):
@@ -202,7 +203,7 @@ def test_only_what_holds_nothing_is_cleared_away(out: Path) -> None:
 
 
 def test_publishing_makes_the_files_the_output_and_leaves_nothing(out: Path) -> None:
-    staged, _ = open_staging(out, IDENTITY)
+    staged, _ = open_staging(name_staging(out, IDENTITY))
     finish(staged)
     assert not is_published(staged, out)
     assert publish(staged, out, overwrite=False) == ()
@@ -212,7 +213,7 @@ def test_publishing_makes_the_files_the_output_and_leaves_nothing(out: Path) -> 
 
 
 def test_an_output_that_came_to_be_meanwhile_is_left_as_it_is(out: Path) -> None:
-    staged, _ = open_staging(out, IDENTITY)
+    staged, _ = open_staging(name_staging(out, IDENTITY))
     finish(staged)
     make_old(out)
     with pytest.raises(OutputError, match="came to be while the run was at work"):
@@ -225,7 +226,7 @@ def test_an_old_output_is_swapped_for_the_new_one_in_one_step(
     out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_old(out)
-    staged, _ = open_staging(out, IDENTITY)
+    staged, _ = open_staging(name_staging(out, IDENTITY))
     finish(staged)
     renames = []
     monkeypatch.setattr(os, "rename", lambda *names: renames.append(names))
@@ -240,7 +241,7 @@ def test_a_system_that_cannot_swap_folders_is_told_of(
     out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_old(out)
-    staged, _ = open_staging(out, IDENTITY)
+    staged, _ = open_staging(name_staging(out, IDENTITY))
     finish(staged)
     monkeypatch.setattr(staging, "exchange", lambda one, other: False)
     [note] = publish(staged, out, overwrite=True)
@@ -253,7 +254,7 @@ def test_the_old_output_is_back_if_the_new_one_cannot_take_its_place(
     out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_old(out)
-    staged, _ = open_staging(out, IDENTITY)
+    staged, _ = open_staging(name_staging(out, IDENTITY))
     finish(staged)
     rename = os.rename
 
@@ -271,7 +272,7 @@ def test_the_old_output_is_back_if_the_new_one_cannot_take_its_place(
 
 def test_an_output_that_a_killed_run_had_taken_away_is_put_back(out: Path) -> None:
     make_old(out)
-    staged, _ = open_staging(out, IDENTITY)
+    staged, _ = open_staging(name_staging(out, IDENTITY))
     out.rename(staged.replaced)
     assert restore_replaced(out)
     assert (out / "old.txt").read_text() == "old"
@@ -283,6 +284,21 @@ def test_an_output_that_a_killed_run_had_taken_away_is_put_back(out: Path) -> No
 
 def expand(source: Path, out: Path, **options: object) -> blockexpand.Expansion:
     return blockexpand.expand(source, out, new_layers=2, **options)  # type: ignore[arg-type]
+
+
+def test_ctrl_c_right_after_the_staging_folder_was_made_leaves_nothing(
+    out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(staged: staging.Staging) -> None:
+        open_staging(staged)
+        raise KeyboardInterrupt
+
+    source = make_source(tmp_path / "source")
+    monkeypatch.setattr(writing, "open_staging", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        expand(source, out)
+    assert not out.exists()
+    assert names_beside(out) == [source.name]
 
 
 def leave_untidy(source: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -355,7 +371,7 @@ def test_a_rerun_without_hardlink_does_not_keep_links(out: Path, tmp_path: Path)
         "out": out.name,
         "sources": [[file.name, file.nbytes, file.mtime_ns] for file in plan.source_files],
     }
-    staged, _ = open_staging(out, identity)
+    staged, _ = open_staging(name_staging(out, identity))
     staged.files.rmdir()
     linked.rename(staged.files)
     assert json.loads(staged.state.read_text())["published_inode"] is None
@@ -377,7 +393,7 @@ def test_what_no_journal_vouches_for_does_not_show_through(
         "out": out.name,
         "sources": [[file.name, file.nbytes, file.mtime_ns] for file in plan.source_files],
     }
-    staged, _ = open_staging(out, identity)
+    staged, _ = open_staging(name_staging(out, identity))
     for file in plan.files:
         # With a journal the file is of another size than the journal was written for.
         (staged.partial / file.name).write_bytes(b"\xff" * (file.nbytes + journal))
