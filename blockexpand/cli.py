@@ -56,6 +56,13 @@ def main(words: Sequence[str] | None = None) -> int:
             "not enough memory: copying takes about 100 MB, converting dtypes 500 MB; raise the "
             "limit and run the same command again"
         )
+    except ImportError as error:
+        # torch and transformers are only loaded where they are needed.
+        said = " ".join(str(error).split())[:200]
+        return _fail(
+            f"cannot load what this needs: {said}; install it, or, if it is installed, see that it "
+            "suits this machine and that there is memory enough"
+        )
 
 
 def _run(words: list[str]) -> int:

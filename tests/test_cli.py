@@ -666,3 +666,16 @@ def test_main_prints_the_same_wherever_it_is_called_from(
     assert "caf\\udce9 \n;'\"$x (mistral): 2 layers" in done.stdout
     done = run_process("verify", strange, tmp_path / "out")
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_library_that_cannot_be_loaded_is_told_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_checkpoint(tmp_path / "source", [mistral_tensors(2, "F32")])
+    monkeypatch.setitem(sys.modules, "torch", None)
+    out = tmp_path / "out"
+    assert main(["--src", str(source), "--out", str(out), "--new-layers", "1"]) == 1
+    message = capsys.readouterr().err
+    assert message.startswith("blockexpand: cannot load what this needs: ")
+    assert message.count("\n") == 1 and "torch" in message
+    assert not out.exists()
