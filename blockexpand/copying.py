@@ -25,6 +25,7 @@ except ImportError:  # Windows has neither fcntl nor anything to share blocks wi
     fcntl = None  # type: ignore[assignment]
 
 from .errors import TransferError
+from .open_files import allow_more_files
 
 _Result = TypeVar("_Result")
 
@@ -52,7 +53,7 @@ _NOT_HERE = frozenset(
 
 
 def attempt(what: str, path: Path, call: Callable[..., _Result], *arguments: object) -> _Result:
-    """Make one system call, again if a signal broke it.
+    """Make one system call, again if a signal broke it or a limit that can be raised ended it.
 
     Raises: TransferError that says what failed, where, and what to do.
     """
@@ -62,6 +63,8 @@ def attempt(what: str, path: Path, call: Callable[..., _Result], *arguments: obj
         except InterruptedError:
             continue
         except OSError as error:
+            if error.errno == errno.EMFILE and allow_more_files():
+                continue
             raise explain(what, path, error) from error
 
 
@@ -73,6 +76,7 @@ def explain(what: str, path: Path, error: OSError) -> TransferError:
         errno.EACCES: "check the permissions",
         errno.EPERM: "check the permissions",
         errno.EROFS: "the file system is mounted read-only; choose another output folder",
+        errno.EMFILE: "allow more open files (ulimit -n) and run the same command again",
         errno.EIO: "the disk reports a fault; check it before you trust the file",
     }.get(error.errno or 0, "run the same command again when the cause is mended")
     return TransferError(f"{path}: cannot {what}: {error.strerror or error}; {advice}")
@@ -297,7 +301,8 @@ def prefers_kernel_copy(path: Path) -> bool:
     """Tell whether a file lies on a network file system, where a server can copy by itself."""
     kinds = {"nfs4", "cifs", "smb3", "ceph"}
     try:
-        lines = Path("/proc/self/mountinfo").read_text().splitlines()
+        # The names of mounts are bytes, in whatever encoding.
+        lines = os.fsdecode(Path("/proc/self/mountinfo").read_bytes()).split("\n")[:-1]
     except OSError:
         return False
     device = path.stat().st_dev

@@ -23,6 +23,7 @@ from blockexpand.copying import (
     open_direct,
     open_source,
     open_target,
+    prefers_kernel_copy,
     read_available,
     read_direct,
     read_into,
@@ -408,3 +409,10 @@ def test_an_output_that_fits_only_if_blocks_are_shared(nursery: Nursery, tmp_pat
         assert "not enough disk" in refused.err
         done = nursery.run(command, settings={})
         assert (done.code, done.err) == (0, "")
+
+
+@pytest.mark.mount
+def test_a_mount_whose_name_is_no_text_is_no_trouble(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    with mounted("tmpfs", folder, 1 << 20) as point:
+        assert not prefers_kernel_copy(point)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from checkpoints import mistral_tensors, write_checkpoint
 from safetensors.torch import load_file, save_file
 
 from blockexpand import diff, expand
@@ -319,3 +322,28 @@ def test_numbers_are_folded_only_where_all_combinations_are_there(
         "m.0.e.0.w",
         "m.1.e.1.w",
     ]
+
+
+def run_with_few_files(limits: tuple[int, int], *words: object) -> subprocess.CompletedProcess[str]:
+    resource = pytest.importorskip("resource")
+    return subprocess.run(
+        [sys.executable, "-m", "blockexpand", *map(str, words)],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, limits),
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_more_shards_than_files_may_be_open_at_first(tmp_path: Path) -> None:
+    tensors = mistral_tensors(6)
+    one, out = tmp_path / "one", tmp_path / "out"
+    write_checkpoint(one, [{name: tensors[name]} for name in tensors])
+    assert len(tensors) > 50
+    words = ("--src", one, "--out", out, "--new-layers", 1, "--max-shard-size", "1GB", "--quiet")
+    for command in (words, ("verify", one, out), ("diff", one, out)):
+        done = run_with_few_files((40, 400), *command)
+        assert (done.returncode, done.stderr) == (0, "")
+    refused = run_with_few_files((40, 40), "diff", one, out)
+    assert refused.returncode == 1
+    assert "allow more open files (ulimit -n) and run the same command again" in refused.stderr
+    assert refused.stderr.count("\n") == 1
