@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .copying import explain, make_folders, sync_folder, write_document
+from .copying import attempt, explain, make_folders, sync_folder, write_document
 from .errors import BlockExpandError, OutputError, RecipeError
 from .executors import run_tasks
 from .file_tasks import FileTask, do_task, do_task_apart, make_tasks
@@ -120,14 +120,7 @@ def write(
     out = resolve_target(out)
     check_write(plan, out, options)
     make_folders(out.parent)
-    identity = {
-        "fingerprint": plan.fingerprint,
-        "out": out.name,
-        "sources": [[file.name, file.nbytes, file.mtime_ns] for file in plan.source_files],
-    }
-    if stream is not None:
-        # Of shards that are still to be fetched there is no time of change to know them by.
-        identity["commit"] = stream.commit
+    identity = identify(plan, out, stream)
     written: Written | None = None
     try:
         with lock_target(out):
@@ -137,6 +130,22 @@ def write(
             raise
         raise KeyboardInterrupt(_COMPLETE) from interrupt
     return written
+
+
+def identify(plan: Plan, out: Path, stream: Stream | None = None) -> dict[str, Any]:
+    """Return what has to be equal for the files of an earlier run to be used again."""
+    sources: list[list[object]] = []
+    for file in plan.source_files if stream is None else ():
+        path = resolve_target(plan.path(file.name))
+        # Not the time of change alone: some archives and file systems give every file the same.
+        inode = attempt("read", path, os.stat, path).st_ino
+        sources.append([os.fspath(path), inode, file.nbytes, file.mtime_ns])
+    return {
+        "fingerprint": plan.fingerprint,
+        "out": out.name,
+        # Of shards that are still to be fetched there is nothing else to know them by.
+        "sources": sources if stream is None else stream.commit,
+    }
 
 
 def _write_alone(

@@ -159,6 +159,25 @@ def test_what_was_made_from_a_source_that_has_changed_is_not_used(out: Path) -> 
     assert list(second.files.iterdir()) == []
 
 
+def test_what_was_made_from_another_model_of_the_same_time_is_not_used(
+    out: Path, tmp_path: Path
+) -> None:
+    one, other = make_source(tmp_path / "one"), tmp_path / "other"
+    shutil.copytree(one, other)
+    shard = other / "model-00001-of-00003.safetensors"
+    data = shard.read_bytes()
+    shard.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    for path in (*one.iterdir(), *other.iterdir()):
+        os.utime(path, (1, 1))
+    # What a run leaves that is killed before it publishes.
+    made = expand(one, tmp_path / "made")
+    staged, _ = open_staging(name_staging(out, writing.identify(made.plan, out)))
+    staged.files.rmdir()
+    made.out.rename(staged.files)
+    assert expand(other, out).moved.reused == 0
+    assert (out / made.plan.files[0].name).read_bytes() == shard.read_bytes()
+
+
 @pytest.mark.parametrize("state", [b"", b"{", b"[]", b"null", b"\xff\xfe"])
 def test_a_staging_folder_without_a_sound_state_is_not_used(state: bytes, out: Path) -> None:
     first, _ = open_staging(name_staging(out, IDENTITY))
@@ -366,12 +385,7 @@ def test_a_rerun_without_hardlink_does_not_keep_links(out: Path, tmp_path: Path)
     assert shard.stat().st_nlink == 2
     # What a run leaves that is killed before it publishes.
     plan = result.plan
-    identity = {
-        "fingerprint": plan.fingerprint,
-        "out": out.name,
-        "sources": [[file.name, file.nbytes, file.mtime_ns] for file in plan.source_files],
-    }
-    staged, _ = open_staging(name_staging(out, identity))
+    staged, _ = open_staging(name_staging(out, writing.identify(plan, out)))
     staged.files.rmdir()
     linked.rename(staged.files)
     assert json.loads(staged.state.read_text())["published_inode"] is None
@@ -388,12 +402,7 @@ def test_what_no_journal_vouches_for_does_not_show_through(
     source = make_source(tmp_path / "source")
     result = expand(source, tmp_path / "first")
     plan = result.plan
-    identity = {
-        "fingerprint": plan.fingerprint,
-        "out": out.name,
-        "sources": [[file.name, file.nbytes, file.mtime_ns] for file in plan.source_files],
-    }
-    staged, _ = open_staging(name_staging(out, identity))
+    staged, _ = open_staging(name_staging(out, writing.identify(plan, out)))
     for file in plan.files:
         # With a journal the file is of another size than the journal was written for.
         (staged.partial / file.name).write_bytes(b"\xff" * (file.nbytes + journal))
