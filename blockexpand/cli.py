@@ -32,6 +32,7 @@ def main(words: Sequence[str] | None = None) -> int:
     # A plan of 100,000 tensors is a million objects without a cycle: collecting among them again
     # and again takes longer than making them.
     gc.set_threshold(1_000_000, 10, 10)
+    _open_closed()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
@@ -63,6 +64,20 @@ def main(words: Sequence[str] | None = None) -> int:
             f"cannot load what this needs: {said}; install it, or, if it is installed, see that it "
             "suits this machine and that there is memory enough"
         )
+
+
+def _open_closed() -> None:
+    """Lead standard files that the caller has closed to nowhere.
+
+    Else the files of the output get their numbers, and with them what a library prints.
+    """
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    if sys.stderr is None:
+        sys.stderr = os.fdopen(2, "w", closefd=False)
 
 
 def _run(words: list[str]) -> int:

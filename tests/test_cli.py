@@ -679,3 +679,17 @@ def test_a_library_that_cannot_be_loaded_is_told_in_one_line(
     assert message.startswith("blockexpand: cannot load what this needs: ")
     assert message.count("\n") == 1 and "torch" in message
     assert not out.exists()
+
+
+@pytest.mark.parametrize("closed", ["2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_closed_standard_files(closed: str, tmp_path: Path) -> None:
+    source = write_checkpoint(tmp_path / "source", [mistral_tensors(2, size=1 << 20)])
+    command = f"{shlex.quote(sys.executable)} -m blockexpand"
+    done = subprocess.run(
+        f"{command} --src source --out out --new-layers 1 {closed} && "
+        f"! {command} --src nowhere --out other --new-layers 1 {closed}",
+        shell=True,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0
+    assert main(["verify", str(source), str(tmp_path / "out"), "--quiet"]) == 0
