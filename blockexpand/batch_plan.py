@@ -19,6 +19,7 @@ from .file_selection import CONFIG_FILE, INDEX_FILE, MANIFEST_FILE
 from .jobs_file import Job, fill_template
 from .json_document import parse_json_object
 from .model_card import add_card
+from .overlap import overlaps
 from .plan import Plan, make_plan
 from .sources import HubOptions, Source, open_headers
 from .space import count_missing, shares_blocks, would_share
@@ -223,7 +224,7 @@ def _find_collisions(jobs: Sequence[PlannedJob]) -> list[str]:
             where = f"{one.job.where}: {one.out}"
             if one.out == other.out:
                 faults.append(f"{where}: is also the output of {other.job.where}")
-            elif one.out.is_relative_to(other.out) or other.out.is_relative_to(one.out):
+            elif overlaps(one.out, other.out):
                 faults.append(f"{where}: lies inside, or around, {other.out} of {other.job.where}")
             if one.job.push_to_hub is not None and one.job.push_to_hub == other.job.push_to_hub:
                 faults.append(
@@ -234,7 +235,7 @@ def _find_collisions(jobs: Sequence[PlannedJob]) -> list[str]:
     }
     for job in jobs:
         for root, where in roots.items():
-            if job.out == root or job.out.is_relative_to(root) or root.is_relative_to(job.out):
+            if overlaps(job.out, root):
                 faults.append(
                     f"{job.job.where}: {job.out}: lies inside, or around, {root}, the source of "
                     f"{where}"

@@ -20,6 +20,7 @@ from .executors import run_tasks
 from .file_tasks import FileTask, do_task, do_task_apart, make_tasks
 from .file_writing import Moved
 from .locking import lock_target
+from .overlap import overlaps
 from .plan import Plan
 from .progress import Report
 from .space import count_missing, shares_blocks
@@ -79,7 +80,7 @@ def check_write(plan: Plan, out: Path, options: WriteOptions) -> None:
     for place in places:
         if out == place:
             raise OutputError(f"{out}: is the source itself; choose another output folder")
-        if out.is_relative_to(place) or place.is_relative_to(out):
+        if overlaps(out, place):
             raise OutputError(
                 f"{out}: the output and the source ({place}) may not lie inside each other; "
                 "choose another output folder"

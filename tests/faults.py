@@ -387,18 +387,21 @@ def spread(calls: int, count: int) -> list[int]:
 def mounted(kind: str, folder: Path, nbytes: int, *options: str) -> Iterator[Path]:
     """Make a file system of this kind and size and mount it; `options` go to its mkfs, or mount.
 
+    Of the kind `bind` the option is a folder, which is mounted a second time.
     Skips the test where that is not permitted or not installed.
     """
     import pytest
 
     if sys.platform != "linux" or os.geteuid() != 0:
         pytest.skip("mounting needs Linux and root")
-    if kind != "tmpfs" and shutil.which(f"mkfs.{kind}") is None:
+    if kind not in ("bind", "tmpfs") and shutil.which(f"mkfs.{kind}") is None:
         pytest.skip(f"mkfs.{kind} is not installed")
     point = folder / f"mount-{kind}"
     point.mkdir(parents=True)
     image = folder / f"image-{kind}"
-    if kind == "tmpfs":
+    if kind == "bind":
+        command = ["mount", "--bind", *options]
+    elif kind == "tmpfs":
         command = ["mount", "-t", "tmpfs", "-o", ",".join([f"size={nbytes}", *options]), "none"]
     else:
         with image.open("xb") as stream:

@@ -627,3 +627,23 @@ def test_a_mount_point_is_refused_as_output_also_an_empty_one(
             outcome = nursery.run((*command, *options))
             assert outcome.code == 1
             assert re.search("is a mount point.*; choose a folder in it", outcome.err)
+
+
+@pytest.mark.mount
+@pytest.mark.parametrize("out", ["models/one", "models/one/sub", "models", "models/two"])
+def test_a_source_is_known_by_another_path_too(out: str, nursery: Nursery, tmp_path: Path) -> None:
+    source = make_source(tmp_path / "models" / "one")
+    (source / "sub").mkdir()
+    (tmp_path / "models" / "two").mkdir()
+    before = snapshot(source)
+    with mounted("bind", tmp_path, 0, str(tmp_path / "models")) as point:
+        command = ("--src", point / "one", "--out", tmp_path / out, "--new-layers", "1")
+        outcome = nursery.run((*command, "--overwrite"))
+    assert snapshot(source) == before
+    if out == "models/two":
+        assert outcome.code == 0
+    else:
+        assert outcome.code == 1
+        assert re.fullmatch(
+            r"blockexpand: [^\n]*may not lie inside each other; [^\n]*\n", outcome.err
+        )
