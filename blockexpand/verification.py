@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import Checkpoint, SourceFile
+from .checkpoint import Checkpoint, SourceFile, check_same
 from .errors import CheckpointError, HeaderError
 from .file_selection import CONFIG_FILE, INDEX_FILE, MANIFEST_FILE
 from .json_document import JsonObject, parse_json_object
@@ -333,7 +333,9 @@ def _compare_side_files(plan: Plan, out: Path, report: Report) -> Iterator[Findi
             yield Finding(file=file.name, message=message)
             continue
         offset = 0
-        with plan.path(file.name).open("rb") as one, path.open("rb") as other:
+        source = plan.path(file.name)
+        with source.open("rb") as one, path.open("rb") as other:
+            check_same(source, file, os.fstat(one.fileno()))
             while expected := one.read(1 << 20):
                 found = other.read(1 << 20)
                 if expected != found:
@@ -341,4 +343,5 @@ def _compare_side_files(plan: Plan, out: Path, report: Report) -> Iterator[Findi
                     yield Finding(file=file.name, message=f"differs from byte {at} on")
                     break
                 offset += len(expected)
+            check_same(source, file, os.fstat(one.fileno()))
         report(file.nbytes)
