@@ -40,8 +40,9 @@ class Finding:
 
 
 def differing_byte(one: bytes, other: bytes) -> int:
-    """Return where two texts of one length, or of which neither begins the other, part."""
-    return next(i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
+    """Return where two texts part, or where the shorter ends."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 class Comparer:

@@ -22,6 +22,7 @@ from checkpoints import (
 )
 
 import blockexpand
+from blockexpand import verification
 from blockexpand.checkpoint import open_checkpoint
 from blockexpand.errors import BlockExpandError, CheckpointError, SourceChangedError
 from blockexpand.progress import SILENT, Progress
@@ -196,6 +197,21 @@ def test_side_files_are_compared_to_their_last_byte(source: Path, out: Path) -> 
     with (out / "sub" / "large").open("ab") as file:
         file.write(b"x")
     assert messages(source, out) == f"sub/large: expected {3 << 20} bytes, found {(3 << 20) + 1}"
+
+
+def test_a_side_file_that_is_cut_short_meanwhile(
+    source: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check = verification.check_same
+
+    def cut(path: Path, *arguments: Any) -> None:
+        if path.name == "tokenizer.json":
+            os.truncate(out / path.name, 5)
+        check(path, *arguments)
+
+    monkeypatch.setattr(verification, "check_same", cut)
+    found = verify_output(open_checkpoint(source), out, SILENT).findings
+    assert [str(finding) for finding in found] == ["tokenizer.json: differs from byte 5 on"]
 
 
 def test_a_renamed_tensor(source: Path, out: Path) -> None:
