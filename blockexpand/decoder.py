@@ -55,6 +55,9 @@ __all__ = [
 COUNT_FIELDS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 # transformers refuses a `layer_types` of another length in every family.
 LAYER_TYPES = listed("layer_types")
+# Where a config does not say which layers of the vision tower feed the decoder's first ones, all
+# classes of transformers that do so take three.
+DEEPSTACK = (8, 16, 24)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -222,6 +225,12 @@ def _check_places(
             refused + f"the vision tower adds features after each of the first {fed} layers, by "
             f"number; no new layer can stand before layer {fed}"
         )
+    heard = get_field(config, wrapper.talker, 0) if wrapper and wrapper.talker else 0
+    if kept < heard:
+        raise UnsupportedModelError(
+            refused + f"the talker listens to what layer {heard - 1} puts out, by number; no new "
+            f"layer can stand before layer {heard}"
+        )
     reason = family.index_scaled(text) if family.index_scaled else None
     if reason and kept < decoder.layers:
         raise UnsupportedModelError(
@@ -233,8 +242,8 @@ def _check_places(
 
 def _count_fed(config: Mapping[str, Any], field: str) -> int:
     """Return how many first layers get features of the vision tower, one for each listed layer."""
-    value = get_field(config, field, [])
-    if not isinstance(value, list):
+    value = get_field(config, field, DEEPSTACK)
+    if not isinstance(value, list | tuple):
         raise CheckpointError(f"config.json: {field!r} must be a list, found {show(value)}")
     return len(value)
 

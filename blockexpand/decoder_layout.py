@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from .errors import CheckpointError, UnsupportedModelError
 from .families import FAMILIES, MULTIMODAL
 from .families.family import Family
+from .families.layer_fields import get_field
 from .families.refused import REFUSED
 from .layer_map import MAX_LAYERS
 from .safetensors_header import TensorSpec
@@ -43,11 +44,11 @@ def find_text_model(
     wrapper = MULTIMODAL.get(model_type)
     if wrapper is None:
         return (), model_type, ()
-    text = config.get("text_config")
+    text = get_field(config, ".".join(wrapper.path))
     if not isinstance(text, Mapping):
         return (), wrapper.text_type, wrapper.prefixes
     text_type = text.get("model_type") or wrapper.text_type
-    return ("text_config",), str(text_type), wrapper.prefixes
+    return wrapper.path, str(text_type), wrapper.prefixes
 
 
 def find_family(config: Mapping[str, Any], model_type: str) -> Family:

@@ -45,6 +45,8 @@ _FOREIGN_WEIGHTS = (
     "*.index.json",
     "consolidated*",
 )
+# The voices of Qwen2.5-Omni's talker, without which transformers does not load the model.
+_NO_WEIGHTS = frozenset({"spk_dict.pt"})
 _FOREIGN_FOLDERS = frozenset({"original", "onnx", "coreml", "gguf", "openvino", "metal"})
 
 
@@ -54,6 +56,8 @@ def is_foreign_weights(name: str) -> bool:
     path = PurePosixPath(name.lower())
     if any(part in _FOREIGN_FOLDERS or part.startswith("global_step") for part in path.parts[:-1]):
         return True
+    if path.name in _NO_WEIGHTS:
+        return False
     return any(fnmatchcase(path.name, pattern) for pattern in _FOREIGN_WEIGHTS)
 
 

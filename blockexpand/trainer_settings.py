@@ -217,8 +217,8 @@ def _transformers(manifest: Manifest, out: str) -> TrainerSettings:
         "warmup_steps below 1 is a part of all steps (before transformers 5: warmup_ratio)",
         *_notes(manifest),
     ]
-    is_text = manifest.model_type not in MULTIMODAL
-    model_class = "AutoModelForCausalLM" if is_text else "AutoModelForImageTextToText"
+    wrapper = MULTIMODAL.get(manifest.model_type or "")
+    model_class = wrapper.auto_class if wrapper else "AutoModelForCausalLM"
     text = (
         "".join(f"# {note}\n" for note in notes)
         + "import blockexpand\n"

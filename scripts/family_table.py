@@ -81,8 +81,9 @@ def zoo() -> tuple[object, ...]:
     from zoo_mixture import MIXTURE
     from zoo_multimodal import MULTIMODAL
     from zoo_recurrent import RECURRENT
+    from zoo_wrappers import WRAPPERS
 
-    return (*DENSE, *MIXTURE, *RECURRENT, *MULTIMODAL)
+    return (*DENSE, *MIXTURE, *RECURRENT, *MULTIMODAL, *WRAPPERS)
 
 
 def measure(name: str) -> Row:

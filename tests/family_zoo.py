@@ -78,7 +78,8 @@ def make_checkpoint(recipe: Zoo, folder: Path, *, seed: int = 0) -> None:
 
     config = AutoConfig.for_model(recipe.model_type, **config_fields(recipe))
     torch.manual_seed(seed)
-    model = auto_class(config).from_config(config)
+    model_class = auto_class(config)
+    model = getattr(model_class, "from_config", model_class)(config)
     randomize(model)
     model.to(torch.bfloat16).save_pretrained(folder)
     path = folder / "config.json"
@@ -113,10 +114,19 @@ def config_fields(recipe: Zoo) -> Config:
 
 
 def auto_class(config: Any) -> Any:
-    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers import (
+        AutoModelForCausalLM,
+        AutoModelForImageTextToText,
+        AutoModelForMultimodalLM,
+        ShieldGemma2ForImageClassification,
+    )
 
-    multimodal = type(config) in AutoModelForImageTextToText._model_mapping
-    return AutoModelForImageTextToText if multimodal else AutoModelForCausalLM
+    if config.model_type == "shieldgemma2":  # an auto class takes it for a Gemma 3
+        return ShieldGemma2ForImageClassification
+    for model_class in (AutoModelForImageTextToText, AutoModelForCausalLM):
+        if type(config) in model_class._model_mapping:
+            return model_class
+    return AutoModelForMultimodalLM
 
 
 def randomize(model: torch.nn.Module) -> None:

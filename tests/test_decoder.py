@@ -131,6 +131,39 @@ def test_only_the_text_decoder_of_a_multimodal_model_is_placed(prefix: str) -> N
     }
 
 
+def omni(**parts: Any) -> dict[str, Any]:
+    text = {"num_hidden_layers": 4, "mlp_only_layers": [0, 1, 2, 3]}
+    return {
+        "model_type": "qwen3_omni_moe",
+        "thinker_config": {"text_config": text, **parts},
+        "talker_config": {"accept_hidden_layer": 4, "text_config": {"num_hidden_layers": 4}},
+    }
+
+
+def test_of_a_model_that_talks_the_thinker_is_expanded() -> None:
+    talker = {f"talker.model.layers.{i}.mlp.down_proj.weight": spec((8, 8)) for i in range(4)}
+    settings = omni(vision_config={"deepstack_visual_indexes": [1]})
+    decoder = find_decoder(settings, catalogue(prefix="thinker.model.layers.") | talker)
+    assert not set(talker) & set(decoder.placed)
+    edited = {
+        ".".join(edit.path): edit.value
+        for edit in plan_surgery(decoder, settings, END).config_edits
+    }
+    assert edited == {
+        "thinker_config.text_config.num_hidden_layers": 6,
+        "thinker_config.text_config.mlp_only_layers": [0, 1, 2, 3, 4, 5],
+    }
+    with pytest.raises(UnsupportedModelError, match="the talker listens to what layer 3 puts out"):
+        plan_surgery(decoder, settings, INTERLEAVED)
+
+
+def test_layers_that_a_vision_tower_feeds_by_default_keep_their_numbers() -> None:
+    settings = omni() | {"talker_config": None}
+    decoder = find_decoder(settings, catalogue(prefix="thinker.model.layers."))
+    with pytest.raises(UnsupportedModelError, match="each of the first 3 layers"):
+        plan_surgery(decoder, settings, INTERLEAVED)
+
+
 @pytest.mark.parametrize(
     "name", ["self_attn.rotary_emb.inv_freq", "self_attn.q_norm.weight", "self_attn.k_proj.bias"]
 )

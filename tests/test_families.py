@@ -6,18 +6,30 @@ import os
 from pathlib import Path
 
 import pytest
-from family_check import POSITIONS, check_position, run
+import torch
+from family_check import (
+    POSITIONS,
+    check_position,
+    decoder_layers,
+    expand,
+    layer_map_at,
+    load,
+    run,
+    tokens,
+)
 from family_zoo import Zoo, make_checkpoint
 from zoo_dense import DENSE
 from zoo_mixture import MIXTURE
 from zoo_multimodal import MULTIMODAL
 from zoo_recurrent import RECURRENT
+from zoo_wrappers import NEED_MORE, WRAPPERS
 
+import blockexpand
 from blockexpand import families
 from blockexpand.families.layer_vocabulary import COPIED
 from blockexpand.families.refused import REFUSED
 
-ZOO = (*DENSE, *MIXTURE, *RECURRENT, *MULTIMODAL)
+ZOO = (*DENSE, *MIXTURE, *RECURRENT, *MULTIMODAL, *WRAPPERS)
 # Rows of which no checkpoint is made here, because another recipe builds the same classes.
 SAME_CLASSES = {
     "gpt-sw3": "gpt2",
@@ -26,6 +38,18 @@ SAME_CLASSES = {
     "qwen3_vl_text": "qwen3_vl",
     "qwen3_vl_moe_text": "qwen3_vl_moe",
     "mllama_text_model": "mllama",
+    **{
+        f"{name}_text": name
+        for name in (
+            *("glm4v", "glm4v_moe", "glm_ocr", "hunyuan_vl", "paddleocr_vl", "ernie4_5_vl_moe"),
+            *("granite_docling", "voxtral_realtime"),
+        )
+    },
+    "qwen2_5_omni_text": "qwen2_5_omni_thinker",
+    "qwen3_omni_moe_text": "qwen3_omni_moe_thinker",
+    "emu3_text_model": "emu3",
+    "kosmos_2_text_model": "kosmos-2",
+    "kosmos_2_5_text_model": "kosmos-2.5",
 }
 
 
@@ -42,8 +66,36 @@ def test_an_expansion_is_exact_and_can_learn_or_is_refused(
         check_position(recipe, source, folder, position, tmp_path / position)
 
 
+@pytest.mark.parametrize("recipe", NEED_MORE, ids=lambda recipe: recipe.name)
+@pytest.mark.parametrize("position", POSITIONS)
+def test_a_decoder_is_found_where_the_whole_model_needs_more_than_tokens(
+    recipe: Zoo, position: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "fsync", lambda file: None)
+    make_checkpoint(recipe, tmp_path / "source")
+    expand(recipe, tmp_path / "source", position, tmp_path / "out")
+    source, out = (load(tmp_path / name, torch.float32) for name in ("source", "out"))
+    blockexpand.freeze_original_layers(out, tmp_path / "out")
+    layers = decoder_layers(out, len(layer_map_at(recipe.depth, position)))
+    trained = [name for name, parameter in layers.named_parameters() if parameter.requires_grad]
+    assert {int(name.partition(".")[0]) for name in trained} == {
+        index for index, (_, is_new) in enumerate(layer_map_at(recipe.depth, position)) if is_new
+    }
+    with torch.no_grad():
+        assert torch.equal(decode(source), decode(out))
+
+
+def decode(model: torch.nn.Module) -> torch.Tensor:
+    """Run a multimodal model's decoder on tokens alone."""
+    parts = ("language_model", "text_model")
+    part = next(m for name, m in model.named_modules() if name.rpartition(".")[2] in parts)
+    more = {"t_cond": torch.ones(1, 1, 32)} if "Realtime" in type(model).__name__ else {}
+    result: torch.Tensor = part(input_ids=tokens(), **more)[0]
+    return result
+
+
 def test_every_row_has_a_recipe() -> None:
-    built = {recipe.model_type for recipe in ZOO}
+    built = {recipe.model_type for recipe in (*ZOO, *NEED_MORE)}
     rows = {SAME_CLASSES.get(model_type, model_type) for model_type in families.FAMILIES}
     assert rows - built == set()
 

@@ -57,6 +57,7 @@ def test_other_weights_stay_behind(name: str) -> None:
         "preprocessor_config.json",
         "processor_config.json",
         "modeling_own.py",
+        "spk_dict.pt",
         "configuration_own.py",
         "LICENSE",
         "LICENSE.txt",

@@ -17,6 +17,7 @@ from zoo_dense import DENSE
 from zoo_mixture import MIXTURE
 from zoo_multimodal import MULTIMODAL
 from zoo_recurrent import RECURRENT
+from zoo_wrappers import WRAPPERS
 
 from blockexpand.checkpoint import Checkpoint, SourceFile, assemble_checkpoint, open_checkpoint
 from blockexpand.cli import main
@@ -29,7 +30,7 @@ from blockexpand.preflight import check_plan
 from blockexpand.safetensors_header import TensorSpec, render_header
 
 PROVEN = "bit-identical, also with each new layer in the place of its source"
-ZOO = {recipe.name: recipe for recipe in (*DENSE, *MIXTURE, *RECURRENT, *MULTIMODAL)}
+ZOO = {recipe.name: recipe for recipe in (*DENSE, *MIXTURE, *RECURRENT, *MULTIMODAL, *WRAPPERS)}
 # Each has something that a toy could get wrong: names that are not the model's, stacked experts,
 # lists of widths, rotary embeddings bound to the size of a head, towers, layers past the end.
 DIFFICULT = (

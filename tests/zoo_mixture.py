@@ -25,6 +25,29 @@ MIXTURE = (
     Zoo(name="mixtral", model_type="mixtral", config={**LOCAL, "sliding_window": 6}),
     Zoo(name="minimax_m2", model_type="minimax_m2", config={**LOCAL, "head_dim": 8}),
     Zoo(name="phimoe", model_type="phimoe", config={**LOCAL, "attention_bias": True}),
+    Zoo(
+        name="mistral4",
+        model_type="mistral4",
+        config={**MLA, **ROUTED, "first_k_dense_replace": 2},
+    ),
+    Zoo(
+        name="zaya",
+        model_type="zaya",
+        config={
+            "num_experts": 4,
+            "num_experts_per_tok": 1,
+            "moe_intermediate_size": 24,
+            "router_hidden_size": 16,
+            "head_dim": 8,
+            "sliding_window": 6,
+            "layer_types": ["hybrid", "hybrid_sliding", "hybrid"] * 2,
+        },
+        refused={
+            "interleaved": "passes its state",
+            "list": "passes its state",
+            "start": "layer 0 has other tensors",
+        },
+    ),
     Zoo(name="olmoe", model_type="olmoe", config=EXPERTS),
     Zoo(
         name="hunyuan_v1_moe",

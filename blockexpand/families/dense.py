@@ -33,13 +33,14 @@ DENSE: tuple[Family, ...] = (
             *("llama", "mistral", "ministral", "ministral3", "phi3", "gemma", "olmo", "stablelm"),
             *("cohere", "granite", "glm", "nemotron", "ernie4_5", "hunyuan_v1_dense", "arcee"),
             *("helium", "seed_oss", "apertus", "bitnet", "jais2", "youtu", "internlm3"),
-            *("iquestcoder", "qwen3_vl_text"),
+            *("iquestcoder", "qwen3_vl_text", "emu3_text_model", "granite_docling_text"),
+            *("hunyuan_vl_text", "paddleocr_vl_text", "phi4_multimodal", "voxtral_realtime_text"),
         ),
         branches=(ATTENTION, MLP),
         fields=(leading("max_window_layers", advisory=True),),
     ),
     Family(
-        model_types=("qwen2", "qwen3"),
+        model_types=("qwen2", "qwen3", "qwen2_5_omni_text"),
         branches=(ATTENTION, MLP),
         fields=(
             leading("max_window_layers", default=28, advisory=True),
@@ -137,8 +138,13 @@ DENSE: tuple[Family, ...] = (
         fields=(listed("layer_types", derive=every("sliding_window_pattern", 4)),),
     ),
     Family(
-        model_types=("glm4",),
+        model_types=("glm4", "glm4v_text"),
         branches=closed_by("post_self_attn_layernorm", "post_mlp_layernorm"),
+    ),
+    Family(
+        model_types=("glm_ocr_text",),
+        branches=closed_by("post_self_attn_layernorm", "post_mlp_layernorm"),
+        tail=True,
     ),
     Family(
         model_types=("hyperclovax",),
@@ -196,6 +202,22 @@ DENSE: tuple[Family, ...] = (
                 derive=lambda config, layers: tuple(i % 5 == 3 for i in range(layers)),
             ),
         ),
+    ),
+    Family(
+        model_types=("chameleon",),
+        branches=(ATTENTION, MLP),
+        refuse=(
+            Refusal(
+                when=lambda config: bool(config.get("swin_norm")),
+                reason="its branches end in norms that are named like norms before a branch "
+                "('swin_norm'), which is not in the table",
+            ),
+        ),
+    ),
+    Family(
+        model_types=("kosmos_2_text_model", "kosmos_2_5_text_model"),
+        count=("layers",),
+        branches=((Form(outputs=("self_attn.out_proj",)),), (Form(outputs=("ffn.fc2",)),)),
     ),
     Family(
         model_types=("modernbert-decoder",),

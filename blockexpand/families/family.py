@@ -70,10 +70,11 @@ class Family:
 class Wrapper:
     """A multimodal model whose text decoder is a family of its own.
 
-    The text config is the object `text_config`, or the root where that is absent (the layout of
-    the first Qwen2-VL checkpoints); `text_type` is its model type where it names none.
-    `deepstack` is the dotted path of a list whose length is the number of first layers that the
-    vision tower adds features to.
+    The text config is the object at `path`, or the root where that is absent (the layout of the
+    first Qwen2-VL checkpoints); `text_type` is its model type where it names none. `deepstack` is
+    the dotted path of a list whose length is the number of first layers that the vision tower adds
+    features to, `talker` that of the number of first layers whose output a talker listens to.
+    `auto_class` is the class of transformers that loads the whole model.
     """
 
     model_types: tuple[str, ...]
@@ -82,4 +83,7 @@ class Wrapper:
         "model.language_model.layers.",
         "language_model.model.layers.",
     )
+    path: tuple[str, ...] = ("text_config",)
     deepstack: str | None = None
+    talker: str | None = None
+    auto_class: str = "AutoModelForImageTextToText"

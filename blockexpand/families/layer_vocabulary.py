@@ -32,11 +32,13 @@ _BY_MODULE: Mapping[str, str] = {
     """,
     "input_layernorm": "norm W_down W_up {e}",
     "post_attention_layernorm": "norm W_down W_up {e}",
+    "ada_rms_norm": "linear1 linear2",
     # Attention: what comes before its output projection.
     "self_attn": f"""
         q_proj k_proj v_proj qkv_proj query_key_value gate_proj g_proj
         q_norm k_norm q_layernorm k_layernorm query_layernorm key_layernorm
-        attn_sub_norm q_a_proj q_b_proj q_a_layernorm kv_a_proj_with_mqa kv_a_layernorm kv_b_proj
+        attn_sub_norm inner_attn_ln
+        q_a_proj q_b_proj q_a_layernorm kv_a_proj_with_mqa kv_a_layernorm kv_b_proj
         sinks attention_sink_bias softmax_offset gate_bias
         linear_gate learnable_sink_param
         lambda_q1 lambda_k1 lambda_q2 lambda_k2 A dt_proj {_LINEAR_MIXER}
@@ -90,7 +92,17 @@ _BY_MODULE: Mapping[str, str] = {
         gate router expert_bias e_score_correction_bias shared_expert_gate linear_gate
     """,
     "mlp.act_fn": "alpha_n alpha_p beta eps",
-    "mlp.gate": "wg e_score_correction_bias expert_bias",
+    "post_attention_residual_scale": "hidden_states_scale",
+    "post_mlp_residual_scale": "hidden_states_scale",
+    "self_attn.qk_norm": "temp",
+    "self_attn.qkv_proj": """
+        conv_qk_depthwise conv_qk_grouped k_proj q_proj v_proj_current v_proj_delayed
+    """,
+    "mlp.gate.router_mlp": "fc1 fc2 norm out_proj",
+    "mlp.gate": """
+        wg weight_1 balancing_biases down_proj router_states_scale e_score_correction_bias
+        expert_bias
+    """,
     "mlp.moe_statics": "e_score_correction_bias",
     "mlp.router": "gate layer",
     "mlp.experts": f"{_EXPERTS} e_score_correction_bias",
@@ -115,7 +127,7 @@ _BY_MODULE: Mapping[str, str] = {
     "feed_forward.experts.{e}": f"{_GATED} w1 w3",
     "feed_forward.shared_expert": _GATED,
     "mlp_block": _GATED,
-    "ffn": "0 up_proj proj_up proj_up_gate layernorm_before_ffn",
+    "ffn": "0 fc1 ffn_layernorm up_proj proj_up proj_up_gate layernorm_before_ffn",
     "ffn.experts.mlp": "w1 v1",
     "ffn.router": "layer",
     "ffn.ffn.w_in": "w_0 w_1",

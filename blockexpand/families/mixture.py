@@ -21,7 +21,7 @@ from .layer_patterns import (
     sparse_every,
     window_after,
 )
-from .layer_places import picks_are_shared
+from .layer_places import picks_are_shared, state_is_passed_on
 from .special_fields import sparse_range, sparse_step
 
 EXPERTS = (
@@ -75,7 +75,7 @@ MIXTURE: tuple[Family, ...] = (
         ),
     ),
     Family(
-        model_types=("qwen3_moe", "qwen3_vl_moe_text"),
+        model_types=("qwen3_moe", "qwen3_vl_moe_text", "qwen3_omni_moe_text"),
         branches=(ATTENTION, DENSE_OR_EXPERTS),
         fields=(leading("max_window_layers", advisory=True), sparse_step()),
     ),
@@ -95,7 +95,7 @@ MIXTURE: tuple[Family, ...] = (
         fields=(listed("layer_types", derive=every(4, first=0)), listed("layer_rope_theta")),
     ),
     Family(
-        model_types=("deepseek_v2",),
+        model_types=("deepseek_v2", "mistral4"),
         branches=(ATTENTION, DENSE_OR_EXPERTS),
         fields=(leading("first_k_dense_replace", default=0),),
     ),
@@ -106,7 +106,7 @@ MIXTURE: tuple[Family, ...] = (
         tail=True,
     ),
     Family(
-        model_types=("glm4_moe",),
+        model_types=("glm4_moe", "glm4v_moe_text"),
         branches=(ATTENTION, DENSE_OR_EXPERTS),
         fields=(leading("first_k_dense_replace", default=1),),
         tail=True,
@@ -251,6 +251,12 @@ MIXTURE: tuple[Family, ...] = (
         float32=("self_attn.indexer.weights_proj", "self_attn.indexers_proj"),
     ),
     Family(
+        model_types=("ernie4_5_vl_moe_text",),
+        branches=(ATTENTION, DENSE_OR_EXPERTS),
+        fields=(listed("mlp_layer_types", derive=sparse_after(1)),),
+        float32=("mlp.gate", "mlp.gate.weight_1"),
+    ),
+    Family(
         model_types=("ernie4_5_moe",),
         branches=(ATTENTION, DENSE_OR_EXPERTS),
         fields=(sparse_range(),),
@@ -306,7 +312,18 @@ MIXTURE: tuple[Family, ...] = (
     ),
     Family(
         model_types=("minimax_m3_vl_text",),
-        branches=(ATTENTION, DENSE_OR_EXPERTS),
+        branches=(
+            ATTENTION,
+            (
+                *DENSE_OR_EXPERTS,
+                Form(
+                    outputs=(
+                        "block_sparse_moe.experts.{e}.w2",
+                        "block_sparse_moe.shared_experts.down_proj",
+                    )
+                ),
+            ),
+        ),
         fields=(
             listed(
                 "layer_types",
@@ -329,6 +346,22 @@ MIXTURE: tuple[Family, ...] = (
             (Form(outputs=("norm_attn_norm.attn.out_proj",)),),
             (Form(outputs=("ffn.experts.mlp.w2",)),),
         ),
+    ),
+    Family(
+        model_types=("zaya",),
+        branches=(ATTENTION, DENSE_OR_EXPERTS),
+        constants=tuple(
+            (f"post_{branch}_residual_scale.{name}", value)
+            for branch in ("attention", "mlp")
+            for name, value in (
+                ("hidden_states_bias", 0.0),
+                ("residual_bias", 0.0),
+                ("residual_scale", 1.0),
+            )
+        ),
+        first_layer_differs=True,
+        places=(state_is_passed_on,),
+        float32=("mlp.gate.balancing_biases",),
     ),
     Family(
         model_types=("hy_v4",),

@@ -23,7 +23,10 @@ REFUSED: Mapping[str, str] = {
         (
             *("bart", "bigbird_pegasus", "blenderbot", "blenderbot-small", "marian", "mbart"),
             *("mvp", "pegasus", "plbart", "prophetnet", "trocr", "whisper", "t5", "mt5", "umt5"),
-            *("t5gemma", "t5gemma2"),
+            *("t5gemma", "t5gemma2", "encoder-decoder", "florence2", "fsmt", "led", "longt5"),
+            *("m2m_100", "moonshine", "nllb-moe", "pegasus_x", "pix2struct", "seamless_m4t"),
+            *("seamless_m4t_v2", "speech-encoder-decoder", "speech_to_text", "speecht5"),
+            *("switch_transformers", "udop", "vision-encoder-decoder"),
         ),
         ENCODER_DECODER,
     ),
