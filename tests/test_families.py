@@ -66,6 +66,24 @@ def test_an_expansion_is_exact_and_can_learn_or_is_refused(
         check_position(recipe, source, folder, position, tmp_path / position)
 
 
+def test_a_recipe_repeats_a_whole_period_where_the_config_knows_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jamba = next(recipe for recipe in ZOO if recipe.name == "jamba")
+    make_checkpoint(jamba, tmp_path / "source")
+    silent = "[{filter: o_proj, value: 0}, {filter: out_proj, value: 0}, "
+    silent += "{filter: down_proj, value: 0}, {value: 1}]"
+    whole = f"{{model: {tmp_path}/source, layer_range: [0, 6]"
+    (tmp_path / "recipe.yml").write_text(
+        "merge_method: passthrough\ndtype: bfloat16\nslices:\n"
+        f"- sources: [{whole}}}]\n- sources: [{whole}, parameters: {{scale: {silent}}}}}]\n"
+    )
+    blockexpand.merge(tmp_path / "recipe.yml", tmp_path / "out")
+    source, out = run(tmp_path / "source", 6), run(tmp_path / "out", 12)
+    assert all(torch.equal(out.logits[dtype], source.logits[dtype]) for dtype in out.logits)
+    assert torch.equal(out.tokens, source.tokens)
+
+
 @pytest.mark.parametrize("recipe", NEED_MORE, ids=lambda recipe: recipe.name)
 @pytest.mark.parametrize("position", POSITIONS)
 def test_a_decoder_is_found_where_the_whole_model_needs_more_than_tokens(

@@ -108,7 +108,7 @@ RECURRENT = (
             "attn_layer_period": 3,
             "attn_layer_offset": 1,
         },
-        refused=dict.fromkeys(("end", "interleaved", "start", "list"), "cannot express"),
+        refused=dict.fromkeys(("end", "interleaved", "start", "list"), "--recipe that repeats"),
     ),
     Zoo(
         name="lfm2",

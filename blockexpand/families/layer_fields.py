@@ -33,13 +33,15 @@ class FieldRule:
     `kinds[j]`, where `origins[j]` is its source layer (-1: none in this config is of that kind), or
     None where the fields cannot express it.
     An `advisory` rule keeps a field in step that another rule's field overrides when the model is
-    built; it is not proven and never a reason to refuse.
+    built; it is not proven and never a reason to refuse. `way_out` tells what to do where the
+    fields cannot express the layers.
     """
 
     fields: tuple[str, ...]
     read: Callable[[Config, int], Kinds | None]
     write: Callable[[Config, Kinds, Sequence[int]], FieldEdits | None]
     advisory: bool = False
+    way_out: str = ""
 
 
 def read_kinds(rule: FieldRule, config: Config, layers: int) -> Kinds | None:
@@ -247,7 +249,7 @@ def _prove(wanted: Sequence[tuple[FieldRule, Kinds]], edited: Config, layers: in
         if _apply(rule.read, edited, layers, rule=rule) != new:
             raise UnsupportedModelError(
                 f"config.json: {_spell(rule.fields)} cannot express these {layers} layers: "
-                "some layer would get another behaviour than it has in the source"
+                f"some layer would get another behaviour than it has in the source{rule.way_out}"
             )
 
 

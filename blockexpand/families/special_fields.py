@@ -73,7 +73,13 @@ def periodic(period: str, offset: str, *, default: tuple[int, int]) -> FieldRule
                     return {(period,): step, (offset,): start}
         return None
 
-    return FieldRule(fields=(period, offset), read=read, write=write)
+    return FieldRule(
+        fields=(period, offset),
+        read=read,
+        write=write,
+        way_out="; a --recipe that repeats a whole period of layers at the end, with the outputs "
+        "scaled by 0, keeps the pattern",
+    )
 
 
 def cycled(name: str, *, default: tuple[str, ...] = ()) -> FieldRule:
