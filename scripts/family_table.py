@@ -14,7 +14,7 @@ import os
 import platform
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -161,8 +161,22 @@ def render(rows: Sequence[Row]) -> str:
         lines.append(f"| `{row.model_type}` | {variant} | " + " | ".join(cells) + " |")
     lines += ["", "## Reasons", ""]
     lines += [f"{number}. {reason}" for reason, number in reasons.items()]
+    built = {row.model_type for row in rows}
+    lines += ["", "## Multimodal models without a row", "", *same_decoders(built)]
     lines += ["", "## Never possible", "", *never_possible(), ""]
     return "\n".join(lines)
+
+
+def same_decoders(built: Collection[str]) -> Iterable[str]:
+    """Yield a line for each decoder of multimodal models of which no checkpoint is in the table."""
+    from blockexpand.families import MULTIMODAL
+
+    by_decoder: dict[str, list[str]] = {}
+    for model_type, wrapper in MULTIMODAL.items():
+        if model_type not in built:
+            by_decoder.setdefault(wrapper.text_type, []).append(f"`{model_type}`")
+    for decoder, names in by_decoder.items():
+        yield f"- decoder `{decoder}`, if the config names no other: {', '.join(names)}"
 
 
 def never_possible() -> Iterable[str]:

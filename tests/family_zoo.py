@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,8 @@ def make_checkpoint(recipe: Zoo, folder: Path, *, seed: int = 0) -> None:
     """Write the recipe's checkpoint (bfloat16, one shard) into `folder`."""
     from transformers import AutoConfig
 
-    config = AutoConfig.for_model(recipe.model_type, **config_fields(recipe))
+    # transformers writes into the objects of a config, which recipes share.
+    config = AutoConfig.for_model(recipe.model_type, **deepcopy(config_fields(recipe)))
     torch.manual_seed(seed)
     model_class = auto_class(config)
     model = getattr(model_class, "from_config", model_class)(config)

@@ -43,8 +43,8 @@ MIXTURE = (
             "layer_types": ["hybrid", "hybrid_sliding", "hybrid"] * 2,
         },
         refused={
-            "interleaved": "passes its state",
-            "list": "passes its state",
+            "interleaved": "goes on from the state",
+            "list": "goes on from the state",
             "start": "layer 0 has other tensors",
         },
     ),

@@ -45,11 +45,3 @@ def rescaling(config: Config, layer_map: LayerMap) -> str | None:
     if moved or len(layer_map) // step > layers // step:
         return f"the stream is halved after every {step} layers by number ('rescale_every')"
     return None
-
-
-def state_is_passed_on(config: Config, layer_map: LayerMap) -> str | None:
-    """Refuse a new layer before an original one that uses its router's state."""
-    layers = 1 + max(entry.source for entry in layer_map)
-    if any(entry.is_new for entry in layer_map[:layers]):
-        return "each layer's router passes its state on to the next layer"
-    return None

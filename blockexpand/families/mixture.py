@@ -21,7 +21,7 @@ from .layer_patterns import (
     sparse_every,
     window_after,
 )
-from .layer_places import picks_are_shared, state_is_passed_on
+from .layer_places import picks_are_shared
 from .special_fields import sparse_range, sparse_step
 
 EXPERTS = (
@@ -360,7 +360,7 @@ MIXTURE: tuple[Family, ...] = (
             )
         ),
         first_layer_differs=True,
-        places=(state_is_passed_on,),
+        index_scaled=lambda config: "each router goes on from the state of the layer before it",
         float32=("mlp.gate.balancing_biases",),
     ),
     Family(

@@ -29,7 +29,7 @@ WRAPPERS: tuple[Wrapper, ...] = (
     ),
     Wrapper(model_types=("gemma4",), text_type="gemma4_text"),
     Wrapper(model_types=("gemma4_unified",), text_type="gemma4_unified_text"),
-    Wrapper(model_types=("mistral3", "lighton_ocr"), text_type="mistral"),
+    Wrapper(model_types=("mistral3",), text_type="mistral"),
     Wrapper(
         model_types=(
             *("llava", "llava_next", "llava_next_video", "vipllava", "video_llava"),
@@ -59,6 +59,7 @@ WRAPPERS: tuple[Wrapper, ...] = (
         text_type="qwen3",
         auto_class=MULTIMODAL_LM,
     ),
+    Wrapper(model_types=("lighton_ocr",), text_type="qwen3"),
     Wrapper(
         model_types=("qianfan_ocr",),
         text_type="qwen3",
