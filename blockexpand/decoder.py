@@ -57,7 +57,7 @@ COUNT_FIELDS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 LAYER_TYPES = listed("layer_types")
 # Where a config does not say which layers of the vision tower feed the decoder's first ones, all
 # classes of transformers that do so take three.
-DEEPSTACK = (8, 16, 24)
+_TAPPED_BY_DEFAULT = (8, 16, 24)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -242,7 +242,7 @@ def _check_places(
 
 def _count_fed(config: Mapping[str, Any], field: str) -> int:
     """Return how many first layers get features of the vision tower, one for each listed layer."""
-    value = get_field(config, field, DEEPSTACK)
+    value = get_field(config, field, _TAPPED_BY_DEFAULT)
     if not isinstance(value, list | tuple):
         raise CheckpointError(f"config.json: {field!r} must be a list, found {show(value)}")
     return len(value)
