@@ -205,9 +205,10 @@ def _find_staleness(source: Source, out: Path) -> str | None:
     stated = found if isinstance(found, dict) else {}
     name, commit = source.name, stated.get("commit")
     if commit is not None and name.commit is not None:
-        if commit != name.commit:
-            return f"was made from commit {show(commit)} of {name.model}, which is at {name.commit}"
-    elif PurePath(str(stated.get("model"))).name != PurePath(name.model).name:
+        if commit == name.commit:
+            return None  # the times are those of a download
+        return f"was made from commit {show(commit)} of {name.model}, which is at {name.commit}"
+    if PurePath(str(stated.get("model"))).name != PurePath(name.model).name:
         return f"was made from {show(stated.get('model'))}, not from {name.model}"
     made = path.stat().st_mtime_ns
     for shard in source.checkpoint.shards:
