@@ -185,7 +185,7 @@ def test_a_projection_that_is_not_zeroed_is_found(qwen: tuple[Checkpoint, Plan])
     assert isinstance(origin_of(plan, name), Zeros)
     source = origin_of(plan, "model.layers.6.mlp.down_proj.weight")
     with pytest.raises(ProofError, match="computes something else"):
-        check_plan(checkpoint, edit_tensor(plan, name, lambda t: replace(t, origin=source)))
+        check_plan(checkpoint, edit_tensor(plan, name, lambda t: t._replace(origin=source)))
 
 
 def test_a_norm_of_zero_where_the_code_adds_one_is_found(gemma: tuple[Checkpoint, Plan]) -> None:
@@ -195,7 +195,7 @@ def test_a_norm_of_zero_where_the_code_adds_one_is_found(gemma: tuple[Checkpoint
     assert isinstance(origin, Fill)
     zeros = Zeros(nbytes=origin.nbytes)
     with pytest.raises(ProofError, match="computes something else"):
-        check_plan(checkpoint, edit_tensor(plan, name, lambda t: replace(t, origin=zeros)))
+        check_plan(checkpoint, edit_tensor(plan, name, lambda t: t._replace(origin=zeros)))
 
 
 def test_layers_out_of_order_are_found(qwen: tuple[Checkpoint, Plan]) -> None:
@@ -203,8 +203,8 @@ def test_layers_out_of_order_are_found(qwen: tuple[Checkpoint, Plan]) -> None:
     one, other = (f"model.layers.{i}.self_attn.q_proj.weight" for i in (0, 1))
     first, second = origin_of(plan, one), origin_of(plan, other)
     assert isinstance(first, Copy) and isinstance(second, Copy)
-    wrong = edit_tensor(plan, one, lambda t: replace(t, origin=second))
-    wrong = edit_tensor(wrong, other, lambda t: replace(t, origin=first))
+    wrong = edit_tensor(plan, one, lambda t: t._replace(origin=second))
+    wrong = edit_tensor(wrong, other, lambda t: t._replace(origin=first))
     with pytest.raises(ProofError, match="computes something else"):
         check_plan(checkpoint, wrong)
 
@@ -219,12 +219,12 @@ def test_a_tensor_that_is_left_out_is_found(qwen: tuple[Checkpoint, Plan]) -> No
 def test_a_tensor_that_the_model_does_not_know_is_found(qwen: tuple[Checkpoint, Plan]) -> None:
     checkpoint, plan = qwen
     name = "model.layers.7.self_attn.q_norm.weight"
-    wrong = edit_tensor(plan, name, lambda t: replace(t, name="model.layers.7.q_norm.weight"))
+    wrong = edit_tensor(plan, name, lambda t: t._replace(name="model.layers.7.q_norm.weight"))
     with pytest.raises(ProofError, match="lacks 1 tensor"):
         check_plan(checkpoint, wrong)
     extra = edit_tensor(plan, name, lambda t: t)
     file = extra.files[0]
-    added = replace(file.tensors[0], name="model.layers.7.further.weight")
+    added = file.tensors[0]._replace(name="model.layers.7.further.weight")
     wrong = replace(extra, files=(replace(file, tensors=(*file.tensors, added)), *extra.files[1:]))
     with pytest.raises(ProofError, match="does not know"):
         check_plan(checkpoint, wrong)
@@ -233,8 +233,8 @@ def test_a_tensor_that_the_model_does_not_know_is_found(qwen: tuple[Checkpoint, 
 def test_a_tensor_from_nowhere_is_found(qwen: tuple[Checkpoint, Plan]) -> None:
     checkpoint, plan = qwen
     name = "model.layers.0.self_attn.q_proj.weight"
-    extent = replace(origin_of(plan, name).extent, offset=1)
-    wrong = edit_tensor(plan, name, lambda t: replace(t, origin=Copy(extent=extent)))
+    extent = origin_of(plan, name).extent._replace(offset=1)
+    wrong = edit_tensor(plan, name, lambda t: t._replace(origin=Copy(extent=extent)))
     with pytest.raises(ProofError, match=r"layers\.0\.self_attn\.q_proj.*from no source tensor"):
         check_plan(checkpoint, wrong)
 
@@ -265,9 +265,9 @@ def test_a_tensor_that_is_scaled_is_found(qwen: tuple[Checkpoint, Plan]) -> None
         to_dtype="BF16",
         factor=1.0,
     )
-    same = edit_tensor(plan, name, lambda t: replace(t, origin=scale))
+    same = edit_tensor(plan, name, lambda t: t._replace(origin=scale))
     assert PROVEN in check_plan(checkpoint, same)
-    wrong = edit_tensor(plan, name, lambda t: replace(t, origin=replace(scale, factor=0.5)))
+    wrong = edit_tensor(plan, name, lambda t: t._replace(origin=replace(scale, factor=0.5)))
     with pytest.raises(ProofError, match="computes something else"):
         check_plan(checkpoint, wrong)
 
