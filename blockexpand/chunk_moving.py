@@ -9,10 +9,8 @@ import os
 import threading
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator
-from itertools import chain
 from pathlib import Path
 
-from .checkpoint import Extent
 from .conversion import compute_slice
 from .copying import (
     copy_in_kernel,
@@ -23,7 +21,7 @@ from .copying import (
     write_direct,
     write_from,
 )
-from .journal import Range, append_journal, count_nbytes, subtract
+from .journal import Range, append_journal, count_nbytes
 from .layout import Convert, Copy, Fill, Scale, Zeros
 from .progress import Report
 from .reading import PAGE_NBYTES, WORTH_DIRECT_NBYTES, Reader, make_buffer
@@ -36,10 +34,6 @@ _PIECE_NBYTES = 4 << 20
 # At least this much is written between two lines of the journal.
 _JOURNAL_NBYTES = 16 << 20
 _JOURNAL_LINES = 32
-
-
-# A range that lies in one chunk, and how many bytes further on the same bytes are needed again.
-_Chunk = tuple[Range, tuple[int, ...]]
 
 
 class ChunkMover:
@@ -80,30 +74,21 @@ class ChunkMover:
             if self._direct_fd is not None:
                 for start, end in ranges:
                     reserve(self._fd, start, end - start, self._target)
-            chunks: Iterable[_Chunk] = ((range_, ()) for range_ in _cut(ranges))
-            if self._direct_fd is not None and not self._in_kernel:
-                # What passes by the page cache would be read from the disk for every clone.
-                ranges, repeated = _find_repeats(self._segments, ranges)
-                chunks = chain(
-                    ((range_, ()) for range_ in _cut(ranges)),
-                    ((part, shifts) for range_, shifts in repeated for part in _cut([range_])),
-                )
-            work_through(chunks, self._begin, THREADS if total > _CHUNK_NBYTES else 1)
+            threads = THREADS if total > _CHUNK_NBYTES else 1
+            work_through(_cut(ranges), self._begin, threads)
         finally:
             if self._direct_fd is not None:
                 os.close(self._direct_fd)
         return self._converted
 
-    def _begin(self) -> Callable[[_Chunk], None]:
+    def _begin(self) -> Callable[[Range], None]:
         # One buffer for the chunk, one for what has to be read and moved into it.
         chunk, scratch = make_buffer(_CHUNK_NBYTES), make_buffer(_CHUNK_NBYTES)
 
-        def move(item: _Chunk) -> None:
-            (start, end), shifts = item
-            self._move_chunk(start, end, shifts, chunk, scratch)
-            for shift in (0, *shifts):
-                self._record((start + shift, end + shift))
-                self._report(end - start)
+        def move(range_: Range) -> None:
+            self._move_chunk(*range_, chunk, scratch)
+            self._record(range_)
+            self._report(range_[1] - range_[0])
 
         return move
 
@@ -119,53 +104,34 @@ class ChunkMover:
         with self._lock:
             append_journal(self._journal, ranges)
 
-    def _move_chunk(
-        self,
-        start: int,
-        end: int,
-        shifts: Iterable[int],
-        chunk: memoryview,
-        scratch: memoryview,
-    ) -> None:
+    def _move_chunk(self, start: int, end: int, chunk: memoryview, scratch: memoryview) -> None:
         segments = self._segments_of(start, end)
-        if len(segments) == 1 and self._copy_in_kernel(segments[0], start, end):
+        if len(segments) == 1 and self._copy_whole(segments[0], start, end, chunk):
             return
-        data = self._load(segments, start, end, chunk, scratch)
-        for shift in (0, *shifts):
-            self._write(data, start + shift)
+        out = chunk[: end - start]
+        for segment in segments:
+            first, last = max(start, segment.offset), min(end, segment.end)
+            self._fill(segment, first, out[first - start : last - start], scratch)
+        self._write(out, start)
 
     def _segments_of(self, start: int, end: int) -> list[Segment]:
         first = bisect_right(self._starts, start) - 1
         return list(self._segments[first : bisect_left(self._starts, end, first)])
 
-    def _copy_in_kernel(self, segment: Segment, start: int, end: int) -> bool:
+    def _copy_whole(self, segment: Segment, start: int, end: int, chunk: memoryview) -> bool:
+        """Copy a chunk that is all of one source file by a means that needs no second buffer."""
         if not isinstance(segment.origin, Copy):
             return False
-        if not self._in_kernel and self._direct_fd is not None:
-            return False
         extent = segment.origin.extent
-        source_fd, offset = self._source.fd(extent.file), extent.offset + start - segment.offset
-        return copy_in_kernel(source_fd, offset, self._fd, start, end - start, self._target)
-
-    def _load(
-        self,
-        segments: list[Segment],
-        start: int,
-        end: int,
-        chunk: memoryview,
-        scratch: memoryview,
-    ) -> memoryview:
-        """Return the bytes of a chunk, in the memory of `chunk`."""
-        if len(segments) == 1 and isinstance(segments[0].origin, Copy):
-            extent = segments[0].origin.extent
-            offset = extent.offset + start - segments[0].offset
-            if offset % PAGE_NBYTES == 0:
-                return self._source.read(extent.file, offset, end - start, chunk)
-        out = chunk[: end - start]
-        for segment in segments:
-            first, last = max(start, segment.offset), min(end, segment.end)
-            self._fill(segment, first, out[first - start : last - start], scratch)
-        return out
+        offset = extent.offset + start - segment.offset
+        if self._in_kernel or self._direct_fd is None:
+            source_fd, path = self._source.fd(extent.file), self._target
+            if copy_in_kernel(source_fd, offset, self._fd, start, end - start, path):
+                return True
+        if offset % PAGE_NBYTES:
+            return False
+        self._write(self._source.read(extent.file, offset, end - start, chunk), start)
+        return True
 
     def _fill(self, segment: Segment, start: int, out: memoryview, scratch: memoryview) -> None:
         """Fill `out` with the segment's bytes from `start` (absolute in the output) on."""
@@ -233,31 +199,3 @@ def _cut(ranges: Iterable[Range]) -> Iterator[Range]:
             stop = min(end, (start // _CHUNK_NBYTES + 1) * _CHUNK_NBYTES)
             yield start, stop
             start = stop
-
-
-def _find_repeats(
-    segments: Iterable[Segment], ranges: list[Range]
-) -> tuple[list[Range], list[tuple[Range, tuple[int, ...]]]]:
-    """Find what the file has several times of one part of a source, as clones of a layer are.
-
-    Returns the ranges without it, and each such part's first place in whole pages, with how many
-    bytes further on it is needed again.
-    """
-    begins = [start for start, _ in ranges]
-    places: dict[Extent, list[Range]] = {}
-    for segment in segments:
-        if isinstance(segment.origin, Copy):
-            start = -(-segment.offset // PAGE_NBYTES) * PAGE_NBYTES
-            end = segment.end // PAGE_NBYTES * PAGE_NBYTES
-            at = bisect_right(begins, start) - 1
-            is_wanted = at >= 0 and end <= ranges[at][1]
-            if is_wanted and end - start >= WORTH_DIRECT_NBYTES:
-                # Places are alike only if the same bytes of the part are in whole pages.
-                skipped = start - segment.offset
-                extent = segment.origin.extent
-                part = Extent(extent.file, extent.offset + skipped, end - start)
-                places.setdefault(part, []).append((start, end))
-    groups = [group for group in places.values() if len(group) > 1]
-    return subtract(ranges, [range_ for group in groups for range_ in group]), [
-        (first, tuple(start - first[0] for start, _ in others)) for first, *others in groups
-    ]

@@ -15,7 +15,7 @@ import pytest
 from faults import Nursery, make_source, mounted, names_beside, snapshot
 
 import blockexpand
-from blockexpand import chunk_moving, copying, file_writing
+from blockexpand import copying, file_writing
 from blockexpand.copying import (
     can_share,
     copy_in_kernel,
@@ -232,39 +232,6 @@ def test_only_heads_and_tails_pass_through_the_process_where_blocks_are_shared(
     assert whole - shared - result.moved.holes < 80_000
     for path in plain.glob("*.safetensors"):
         assert (out / path.name).read_bytes() == path.read_bytes()
-
-
-@pytest.mark.parametrize("position", ["end", "start"])
-def test_past_the_page_cache_a_layer_is_read_once_for_all_its_clones(
-    position: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    source = make_source(
-        tmp_path / "source", hidden=2048, intermediate=1024, vocabulary=64, layers=2
-    )
-    out, plain = tmp_path / "out", tmp_path / "plain"
-    with monkeypatch.context() as patch:
-        patch.setattr(chunk_moving, "open_direct", lambda *_: None)
-        blockexpand.expand(source, plain, new_layers=5, position=position, reflink="never")
-    read: list[int] = []
-    real_read = copying._read_at
-
-    def count_read(fd: int, buffer: memoryview, offset: int) -> int:
-        read.append(len(buffer))
-        return real_read(fd, buffer, offset)
-
-    monkeypatch.setattr(copying, "_read_at", count_read)
-    moved = blockexpand.expand(source, out, new_layers=5, position=position, reflink="never").moved
-    for path in plain.glob("*.safetensors"):
-        assert (out / path.name).read_bytes() == path.read_bytes()
-    probe = open_direct(out / "config.json", os.O_RDONLY)
-    if probe is None:
-        pytest.skip("this file system has no direct I/O")
-    os.close(probe)
-    whole = sum(path.stat().st_size for path in source.glob("*.safetensors"))
-    clones = moved.copied - whole
-    assert clones > 40_000_000
-    # Beside the source itself one clone, and whole pages around what is shorter than one.
-    assert sum(read) < whole + clones / 5 + 1_000_000
 
 
 def test_where_blocks_cannot_be_shared_always_fails_and_leaves_nothing(

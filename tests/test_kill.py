@@ -89,11 +89,6 @@ def check_kills(nursery: Nursery, case: Case, points: Sequence[int], do: str = "
 CASES = {
     "mirrored shards": ((), {}),
     "a single file": ((), {"shards": 1}),
-    # The size of a layer is one of whole pages: all its clones are written from one read.
-    "clones in whole pages": (
-        (),
-        {"hidden": 1024, "intermediate": 64, "vocabulary": 64, "layers": 2, "shards": 1},
-    ),
     "repacked": (("--max-shard-size", "100KB"), {}),
     "linked": (("--hardlink",), {}),
     "replaced": ((), {"overwrite": True}),
