@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -23,7 +22,8 @@ from .arguments import (
     make_verify_parser,
 )
 from .bars import Bars
-from .errors import BlockExpandError, OutputError
+from .console import StdoutClosedError, fail, open_closed_streams, print_result, printable
+from .errors import BlockExpandError
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -32,18 +32,18 @@ def main(words: Sequence[str] | None = None) -> int:
     # A plan of 100,000 tensors is a million objects without a cycle: collecting among them again
     # and again takes longer than making them.
     gc.set_threshold(1_000_000, 10, 10)
-    _open_closed()
+    open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     try:
         status = _run(words)
-        _print_result("")
+        print_result("")
         return status
-    except _StdoutClosedError:
+    except StdoutClosedError:
         return 1
     except BlockExpandError as error:
-        return _fail(str(error))
+        return fail(str(error))
     except KeyboardInterrupt as interrupt:
         remark = str(interrupt) or "the output was not made or changed"
         print(f"blockexpand: interrupted; {remark}", file=sys.stderr)
@@ -51,33 +51,19 @@ def main(words: Sequence[str] | None = None) -> int:
     except OSError as error:
         from .copying import explain
 
-        return _fail(str(explain("use", Path(error.filename or "."), error)))
+        return fail(str(explain("use", Path(error.filename or "."), error)))
     except MemoryError:
-        return _fail(
+        return fail(
             "not enough memory: copying takes about 100 MB, converting dtypes 500 MB; raise the "
             "limit and run the same command again"
         )
     except ImportError as error:
         # torch and transformers are only loaded where they are needed.
         said = " ".join(str(error).split())[:200]
-        return _fail(
+        return fail(
             f"cannot load what this needs: {said}; install it, or, if it is installed, see that it "
             "suits this machine and that there is memory enough"
         )
-
-
-def _open_closed() -> None:
-    """Lead standard files that the caller has closed to nowhere.
-
-    Else the files of the output get their numbers, and with them what a library prints.
-    """
-    for fd in range(3):
-        try:
-            os.fstat(fd)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)
-    if sys.stderr is None:
-        sys.stderr = os.fdopen(2, "w", closefd=False)
 
 
 def _run(words: list[str]) -> int:
@@ -97,37 +83,6 @@ def _run(words: list[str]) -> int:
     except SystemExit as end:
         # How argparse ends after --help, --version and wrong usage.
         return int(end.code or 0)
-
-
-class _StdoutClosedError(Exception):
-    """The reader of a pipe has gone, which is nothing to report."""
-
-
-def _print_result(text: str) -> None:
-    """Write to stdout at once, while a failure can still be told."""
-    try:
-        print(text, end="\n" if text else "", flush=True)
-    except OSError as error:
-        # Python would try to write the rest when it ends, and complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if isinstance(error, BrokenPipeError):
-            raise _StdoutClosedError from error
-        raise OutputError(f"standard output: cannot write: {error.strerror}") from error
-
-
-def _fail(message: str) -> int:
-    print(f"blockexpand: {_printable(message)}", file=sys.stderr)
-    return 1
-
-
-def _printable(text: str, keep: str = "") -> str:
-    """Spell control characters out: names in a stranger's checkpoint reach the terminal."""
-    return "".join(
-        character
-        if character.isprintable() or character in keep
-        else character.encode("unicode_escape", "backslashreplace").decode()
-        for character in text
-    )
 
 
 def _expand(
@@ -259,7 +214,7 @@ def _batch(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     if not failed:
         return 0
     assert failed[0].error is not None
-    return _fail(
+    return fail(
         f"{options.jobs_file}: {len(failed)} of {len(results)} jobs failed, the first: "
         f"{failed[0].planned.out}: {report_batch.explain_error(failed[0].error)}"
     )
@@ -290,7 +245,7 @@ def _verify(options: argparse.Namespace) -> int:
     if not verification.findings:
         return 0
     count = len(verification.findings)
-    return _fail(
+    return fail(
         f"{options.out}: {count} difference{'s' if count > 1 else ''} from what its source and "
         f"recipe say, the first: {verification.findings[0]}; make it again"
     )
@@ -318,7 +273,7 @@ def _diff(options: argparse.Namespace) -> int:
     if not difference.lost:
         return 0
     first = difference.lost[0]
-    return _fail(
+    return fail(
         f"{options.other}: {len(difference.lost)} original tensors are changed or missing, the "
         f"first: {first.name!r} is {first.status}"
     )
@@ -341,9 +296,9 @@ def _print(
     if options.json:
         import json
 
-        _print_result(json.dumps(as_json(*values)))
+        print_result(json.dumps(as_json(*values)))
     elif not options.quiet:
-        _print_result(_printable(describe(*values, verbose=options.verbose), keep="\n"))
+        print_result(printable(describe(*values, verbose=options.verbose), keep="\n"))
 
 
 def _progress(options: argparse.Namespace) -> Bars:
