@@ -248,9 +248,10 @@ def test_a_kill_at_a_random_moment_of_a_real_run(shards: int, tmp_path: Path) ->
     command = [sys.executable, "-m", "blockexpand", "--src", root, "--out", out]
     command += ["--new-layers", "2", "--reflink", "never", "--overwrite", "--quiet"]
     here = Path(__file__).resolve().parent.parent
-    began = time.monotonic()
-    assert subprocess.run(command, cwd=here).returncode == 0
-    seconds = time.monotonic() - began
+    for _ in range(2):  # the first run is slower than those that follow
+        began = time.monotonic()
+        assert subprocess.run(command, cwd=here).returncode == 0
+        seconds = time.monotonic() - began
     wanted = snapshot(out)
     generator = random.Random(shards)
     killed = 0
