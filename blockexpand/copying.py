@@ -314,6 +314,11 @@ def prefers_kernel_copy(path: Path) -> bool:
     return False
 
 
+def count_held(status: os.stat_result) -> int:
+    """Return how many bytes of a file are on the disk, holes left out; 0 where nothing tells."""
+    return int(getattr(status, "st_blocks", 0)) * 512
+
+
 def file_system_block(folder: Path) -> int:
     """Return the block size to which data is aligned: at least 4096 bytes."""
     with suppress(OSError, AttributeError):

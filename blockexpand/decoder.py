@@ -58,6 +58,8 @@ LAYER_TYPES = listed("layer_types")
 # Where a config does not say which layers of the vision tower feed the decoder's first ones, all
 # classes of transformers that do so take three.
 _TAPPED_BY_DEFAULT = (8, 16, 24)
+# After how many layers Qwen3-Omni's talker listens where the config does not say it.
+_HEARD_BY_DEFAULT = 18
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -225,8 +227,8 @@ def _check_places(
             refused + f"the vision tower adds features after each of the first {fed} layers, by "
             f"number; no new layer can stand before layer {fed}"
         )
-    heard = get_field(config, wrapper.talker, 0) if wrapper and wrapper.talker else 0
-    if kept < heard:
+    heard = _count_heard(config, wrapper.talker) if wrapper and wrapper.talker else 0
+    if kept < min(heard, decoder.layers):
         raise UnsupportedModelError(
             refused + f"the talker listens to what layer {heard - 1} puts out, by number; no new "
             f"layer can stand before layer {heard}"
@@ -246,6 +248,18 @@ def _count_fed(config: Mapping[str, Any], field: str) -> int:
     if not isinstance(value, list | tuple):
         raise CheckpointError(f"config.json: {field!r} must be a list, found {show(value)}")
     return len(value)
+
+
+def _count_heard(config: Mapping[str, Any], field: str) -> int:
+    """Return after how many first layers the talker listens; 0 where there is none."""
+    if not isinstance(get_field(config, field.rpartition(".")[0]), Mapping):
+        return 0
+    value = get_field(config, field, _HEARD_BY_DEFAULT)
+    if type(value) is not int:
+        raise CheckpointError(
+            f"config.json: {field!r} must be the number of a layer, found {show(value)}"
+        )
+    return value
 
 
 def _unmoved(layer_map: LayerMap) -> int:

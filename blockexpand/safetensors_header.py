@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from json.encoder import encode_basestring
+from json.encoder import encode_basestring as quote
 from operator import sub
 from typing import Any, NamedTuple
 
@@ -182,7 +182,6 @@ def render_header(
         HeaderError: a name occurs twice, is reserved or is no Unicode text, or the header would be
             longer than 100 MB.
     """
-    quote = encode_basestring
     members = []
     if metadata is not None:
         pairs = ",".join([f"{quote(key)}:{quote(value)}" for key, value in metadata.items()])

@@ -8,7 +8,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from .copying import can_share, explain
+from .copying import can_share, count_held, explain
 from .file_writing import count_unshared
 from .plan import Plan
 
@@ -54,6 +54,6 @@ def count_missing(
             continue
         unshared = count_unshared(file, plan.recipe.block_nbytes, shares=shares)
         begun = partial / file.name
-        present = begun.stat().st_blocks * 512 if begun.exists() else 0
+        present = count_held(begun.stat()) if begun.exists() else 0
         needed += max(unshared - present, 0)
     return needed

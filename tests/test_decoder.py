@@ -157,6 +157,28 @@ def test_of_a_model_that_talks_the_thinker_is_expanded() -> None:
         plan_surgery(decoder, settings, INTERLEAVED)
 
 
+@pytest.mark.parametrize(("talker", "reason"), [({}, "layer 17 puts out"), (None, None)])
+def test_where_no_config_says_it_a_talker_listens_to_layer_17(
+    talker: dict[str, Any] | None, reason: str | None
+) -> None:
+    settings = omni(vision_config={"deepstack_visual_indexes": []}) | {"talker_config": talker}
+    decoder = find_decoder(settings, catalogue(prefix="thinker.model.layers."))
+    plan_surgery(decoder, settings, END)
+    if reason is None:
+        plan_surgery(decoder, settings, INTERLEAVED)
+    else:
+        with pytest.raises(UnsupportedModelError, match=reason):
+            plan_surgery(decoder, settings, INTERLEAVED)
+
+
+def test_a_layer_that_a_talker_listens_to_is_a_number() -> None:
+    settings = omni(vision_config={"deepstack_visual_indexes": []})
+    settings["talker_config"]["accept_hidden_layer"] = "4"
+    decoder = find_decoder(settings, catalogue(prefix="thinker.model.layers."))
+    with pytest.raises(CheckpointError, match=r"'talker_config\.accept_hidden_layer' must be"):
+        plan_surgery(decoder, settings, END)
+
+
 def test_layers_that_a_vision_tower_feeds_by_default_keep_their_numbers() -> None:
     settings = omni() | {"talker_config": None}
     decoder = find_decoder(settings, catalogue(prefix="thinker.model.layers."))

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from .._version import __version__
 from ..checkpoint import parse_weight_map
+from ..copying import count_held
 from ..errors import CheckpointError, HubError
 from ..file_selection import INDEX_FILE, WEIGHTS_FILE
 from ..safetensors_header import MAX_HEADER_NBYTES
@@ -163,7 +164,7 @@ def _check_room(snapshot: RepoSnapshot, names: Collection[str], cache_dir: Path 
     existing = next(folder for folder in (cache, *cache.absolute().parents) if folder.is_dir())
     begun = cache / f"models--{snapshot.repo_id.replace('/', '--')}" / "blobs"
     # What an earlier download has of files that are not whole is there already.
-    present = sum(path.stat().st_blocks * 512 for path in begun.glob("*.incomplete"))
+    present = sum(count_held(path.stat()) for path in begun.glob("*.incomplete"))
     needed = count_uncached(snapshot, names, cache_dir) - present
     free = shutil.disk_usage(existing).free
     if needed > free:
