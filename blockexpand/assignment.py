@@ -14,7 +14,7 @@ from .checkpoint import Checkpoint, Extent
 from .decoder import Decoder, output_name
 from .layer_map import LayerMap
 from .layout import Origin, Part
-from .safetensors_header import TensorSpec
+from .tensor_spec import TensorSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -18,8 +18,9 @@ from .errors import CheckpointError, HeaderError, SourceChangedError
 from .file_selection import CARD_FILE, CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE, split_side_files
 from .folder_listing import list_files
 from .json_document import JsonObject, parse_json_object
-from .safetensors_header import Header, TensorSpec, parse_header, parse_header_nbytes
+from .safetensors_header import Header, parse_header, parse_header_nbytes
 from .strict_json import show
+from .tensor_spec import TensorSpec
 
 _MOST_FAULTS_SHOWN = 5
 # An index of a million tensors has 100 MB. Of a card only the front matter is of use.

@@ -25,8 +25,8 @@ from .journal import Range, append_journal, count_nbytes
 from .layout import Convert, Copy, Fill, Scale, Zeros
 from .progress import Report
 from .reading import PAGE_NBYTES, WORTH_DIRECT_NBYTES, Reader, make_buffer
-from .safetensors_header import DTYPE_BITS
 from .segments import Literal, Segment
+from .tensor_spec import DTYPE_BITS
 from .workers import THREADS, work_through
 
 _CHUNK_NBYTES = 8 << 20

@@ -37,8 +37,8 @@ from .families.layer_fields import (
 from .families.tensor_roles import is_float32, neutral_values
 from .json_document import JsonEdit
 from .layer_map import LayerMap, map_position
-from .safetensors_header import TensorSpec
 from .strict_json import show
+from .tensor_spec import TensorSpec
 
 __all__ = [
     "COUNT_FIELDS",

@@ -14,7 +14,7 @@ from .errors import CheckpointError, UnsupportedModelError
 from .families.family import Family
 from .families.layer_fields import FieldRule
 from .families.tensor_roles import find_form, is_known
-from .safetensors_header import TensorSpec
+from .tensor_spec import TensorSpec
 
 Shapes = Mapping[str, tuple[int, ...]]
 

@@ -16,7 +16,7 @@ from .families.family import Family
 from .families.layer_fields import get_field
 from .families.refused import REFUSED
 from .layer_map import MAX_LAYERS
-from .safetensors_header import TensorSpec
+from .tensor_spec import TensorSpec
 
 
 class LayerTensor(NamedTuple):

@@ -15,9 +15,9 @@ from typing import Literal
 from .checkpoint import Checkpoint, Extent, open_checkpoint
 from .progress import SILENT, Progress, Report
 from .reading import Reader, make_buffer
-from .safetensors_header import TensorSpec
 from .sources import HubOptions, open_source
 from .tensor_matching import TensorKey, match_tensors
+from .tensor_spec import TensorSpec
 from .user_paths import expand_home
 from .workers import work_through
 

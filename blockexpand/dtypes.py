@@ -13,7 +13,7 @@ from .decoder import Decoder, keeps_float32
 from .errors import RecipeError
 from .json_document import JsonEdit, JsonObject
 from .layout import Convert, Copy, Origin, Scale, Zeros
-from .safetensors_header import DTYPE_BITS, FLOAT_DTYPES, TensorSpec
+from .tensor_spec import DTYPE_BITS, FLOAT_DTYPES, TensorSpec
 
 # The names of `--dtype` and of config.json, and the format's own.
 SAFETENSORS_DTYPES: Mapping[str, str] = {

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from .checkpoint import Extent
-from .safetensors_header import DTYPE_BITS, TensorSpec
+from .tensor_spec import DTYPE_BITS, TensorSpec
 
 # New blocks go into further shards of at most this size (the default of the Hub's own tools).
 NEW_SHARD_NBYTES = 5_000_000_000

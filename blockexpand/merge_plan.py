@@ -38,7 +38,7 @@ from .merge_rules import (
 )
 from .plan import Plan, Recipe
 from .planned_files import Document, PlannedFile, plan_files, render_index
-from .safetensors_header import TensorSpec
+from .tensor_spec import TensorSpec
 from .vocabulary import Vocabulary, count_rows, cut_rows
 
 

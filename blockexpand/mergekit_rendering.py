@@ -11,7 +11,7 @@ from typing import Any
 
 from .layout import Convert, Copy, Fill, Zeros
 from .plan import Plan
-from .safetensors_header import FLOAT_DTYPES
+from .tensor_spec import FLOAT_DTYPES
 
 
 def make_recipe(plan: Plan, model: str) -> dict[str, Any] | None:

@@ -22,7 +22,7 @@ from .layer_map import LayerMap, has_equal_groups, map_position
 from .layout import Fill, Origin, Zeros
 from .merge_recipe import MergeRecipe
 from .planned_files import Document, PlannedFile, plan_files, render_index
-from .safetensors_header import TensorSpec
+from .tensor_spec import TensorSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

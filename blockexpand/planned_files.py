@@ -15,7 +15,8 @@ from typing import NamedTuple
 from .checkpoint import Shard
 from .file_selection import WEIGHTS_FILE
 from .layout import Arrangement, Copy, Origin, Part, mirror_shards, pack_shards
-from .safetensors_header import TensorSpec, render_header
+from .safetensors_header import render_header
+from .tensor_spec import TensorSpec
 
 
 class PlannedTensor(NamedTuple):

@@ -17,8 +17,9 @@ from .plan import Plan
 from .planned_files import PlannedTensor
 from .progress import Report
 from .reading import Reader, make_buffer
-from .safetensors_header import DTYPE_BITS, Header
+from .safetensors_header import Header
 from .segments import Segment, merge_tensors
+from .tensor_spec import DTYPE_BITS
 from .workers import work_through
 
 _SLICE_NBYTES = 2 << 20

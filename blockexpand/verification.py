@@ -23,9 +23,10 @@ from .model_card import SourceName, add_card
 from .plan import Plan, Recipe, make_plan
 from .planned_files import PlannedTensor
 from .progress import Progress, Report
-from .safetensors_header import Header, TensorSpec, parse_header, parse_header_nbytes
+from .safetensors_header import Header, parse_header, parse_header_nbytes
 from .strict_json import show
 from .tensor_comparison import Comparer, Finding, differing_byte
+from .tensor_spec import TensorSpec
 from .vocabulary import read_vocabularies
 
 _MOST_FINDINGS_PER_FILE = 20

@@ -15,7 +15,7 @@ from .checkpoint import Checkpoint, Extent
 from .errors import RecipeError
 from .json_document import parse_json_object
 from .merge_recipe import MergeRecipe
-from .safetensors_header import TensorSpec
+from .tensor_spec import TensorSpec
 
 _TOKENIZER_FILE = "tokenizer.json"
 _CONFIG_FILE = "tokenizer_config.json"

@@ -13,7 +13,7 @@ from blockexpand.decoder import find_decoder, keeps_float32, output_name, plan_s
 from blockexpand.errors import CheckpointError, UnsupportedModelError
 from blockexpand.families.layer_places import rescaling
 from blockexpand.layer_map import LayerEntry, LayerMap, map_position
-from blockexpand.safetensors_header import TensorSpec
+from blockexpand.tensor_spec import TensorSpec
 
 LAYER = {
     **dict.fromkeys(("input_layernorm.weight", "post_attention_layernorm.weight"), (8,)),

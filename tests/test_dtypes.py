@@ -16,7 +16,7 @@ from blockexpand.dtypes import DtypePolicy, encode_element, make_dtype_policy
 from blockexpand.errors import RecipeError
 from blockexpand.json_document import edit_json_object
 from blockexpand.layout import Convert, Copy
-from blockexpand.safetensors_header import make_tensor_spec
+from blockexpand.tensor_spec import make_tensor_spec
 
 EXTENT = Extent(file="a", offset=8, nbytes=64)
 

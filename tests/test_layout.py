@@ -19,7 +19,7 @@ from blockexpand.layout import (
     mirror_shards,
     pack_shards,
 )
-from blockexpand.safetensors_header import TensorSpec
+from blockexpand.tensor_spec import TensorSpec
 
 WIDTH = {"U8": 1, "BF16": 2, "F32": 4, "I64": 8}
 BLOCK = 4096

@@ -27,7 +27,8 @@ from blockexpand.layout import Copy, Fill, Scale, Zeros
 from blockexpand.plan import Plan, Recipe, make_plan
 from blockexpand.planned_files import PlannedTensor
 from blockexpand.preflight import check_plan
-from blockexpand.safetensors_header import TensorSpec, render_header
+from blockexpand.safetensors_header import render_header
+from blockexpand.tensor_spec import TensorSpec
 
 PROVEN = "bit-identical, also with each new layer in the place of its source"
 ZOO = {recipe.name: recipe for recipe in (*DENSE, *MIXTURE, *RECURRENT, *MULTIMODAL, *WRAPPERS)}

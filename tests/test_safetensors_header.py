@@ -16,17 +16,19 @@ from hypothesis import strategies as st
 
 from blockexpand.errors import HeaderError
 from blockexpand.safetensors_header import (
-    DTYPE_BITS,
-    DTYPES_WITH_ZERO_BYTES_AS_ZERO,
-    FLOAT_DTYPES,
     MAX_HEADER_NBYTES,
     Header,
     HeaderEntry,
-    TensorSpec,
-    make_tensor_spec,
     parse_header,
     parse_header_nbytes,
     render_header,
+)
+from blockexpand.tensor_spec import (
+    DTYPE_BITS,
+    DTYPES_WITH_ZERO_BYTES_AS_ZERO,
+    FLOAT_DTYPES,
+    TensorSpec,
+    make_tensor_spec,
 )
 
 U8 = '"dtype":"U8","shape":[1],"data_offsets":[0,1]'

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from blockexpand.checkpoint import Extent
 from blockexpand.layout import Convert, Copy, Fill, Origin, Zeros
 from blockexpand.planned_files import PlannedFile, PlannedTensor
-from blockexpand.safetensors_header import TensorSpec
 from blockexpand.segments import Literal, Segment, Tally, make_segments, tally_file
+from blockexpand.tensor_spec import TensorSpec
 
 
 def copy(file: str, offset: int, nbytes: int) -> Copy:
