@@ -24,17 +24,17 @@ __all__ = [
 ]
 
 _PLACES = {
-    "diff": "difference",
-    "freeze_original_layers": "training",
-    "Expansion": "expansion",
-    "expand": "expansion",
-    "merge": "merging",
-    "expand_batch": "batch",
-    "verify": "expansion",
-    "Plan": "plan",
-    "Recipe": "plan",
-    "make_plan": "plan",
-    "open_checkpoint": "checkpoint",
+    "Expansion": "api.pipeline",
+    "Plan": "planning.plan",
+    "Recipe": "planning.recipe",
+    "diff": "api.comparing",
+    "expand": "api.expansion",
+    "expand_batch": "api.batch",
+    "freeze_original_layers": "training.freezing",
+    "make_plan": "planning.plan",
+    "merge": "api.merging",
+    "open_checkpoint": "checkpoints.checkpoint",
+    "verify": "api.comparing",
 }
 
 

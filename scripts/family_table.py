@@ -76,7 +76,7 @@ def main() -> int:
 
 def zoo() -> tuple[object, ...]:
     """Return the recipes of the tests' checkpoints, one or more for every family."""
-    sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+    sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support")]
     from zoo_dense import DENSE
     from zoo_mixture import MIXTURE
     from zoo_multimodal import MULTIMODAL
@@ -169,7 +169,7 @@ def render(rows: Sequence[Row]) -> str:
 
 def same_decoders(built: Collection[str]) -> Iterable[str]:
     """Yield a line for each decoder of multimodal models of which no checkpoint is in the table."""
-    from blockexpand.families import MULTIMODAL
+    from blockexpand.models.families import MULTIMODAL
 
     by_decoder: dict[str, list[str]] = {}
     for model_type, wrapper in MULTIMODAL.items():
@@ -181,7 +181,7 @@ def same_decoders(built: Collection[str]) -> Iterable[str]:
 
 def never_possible() -> Iterable[str]:
     """Yield a line for each reason why families are refused whatever the position."""
-    from blockexpand.families.refused import REFUSED
+    from blockexpand.models.families.refused import REFUSED
 
     by_reason: dict[str, list[str]] = {}
     for model_type, reason in REFUSED.items():

@@ -29,8 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # also where it
 import safetensors
 
 from blockexpand.errors import HeaderError
-from blockexpand.safetensors_header import parse_header, parse_header_nbytes
-from blockexpand.tensor_spec import DTYPE_BITS
+from blockexpand.formats.safetensors import DTYPE_BITS, parse_header, parse_header_nbytes
 
 MAX_SECONDS = 1.0
 MAX_MEMORY_NBYTES = 200_000_000

@@ -10,4 +10,5 @@ cd "$root"
 ruff check
 ruff format --check
 mypy
+lint-imports
 python -m pytest "$@"

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
 
 import blockexpand
-from blockexpand.report_difference import describe_difference
+from blockexpand.cli.text_difference import describe_difference
 
 MANIFEST = "block_expansion.json"
 EVALUATED = 64  # examples at most, spread over the text
@@ -58,7 +58,7 @@ def train(options: argparse.Namespace) -> tuple[float, float]:
         set_seed,
     )
 
-    from blockexpand.logits import load_model
+    from blockexpand.models.loading import load_model
 
     set_seed(options.seed)
     tokenizer = AutoTokenizer.from_pretrained(options.model)

@@ -1,0 +1,286 @@
+"""The jobs of a batch, planned and checked together, also against each other.
+
+Only headers are read: whatever can be known to fail is told before the first byte is written. It
+prints nothing and writes nothing but nameless probes.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePath
+
+from ..checkpoints.checkpoint import Checkpoint
+from ..checkpoints.files import CONFIG_FILE, INDEX_FILE, MANIFEST_FILE
+from ..checkpoints.sources import HubOptions, Source, open_headers
+from ..errors import BlockExpandError, OutputError, RecipeError
+from ..formats.json_object import parse_json_object
+from ..fs.paths import expand_home, overlaps
+from ..messages import show
+from ..planning.card import add_card
+from ..planning.plan import Plan, make_plan
+from ..planning.recipe import render_command
+from ..writing.space import count_missing, shares_blocks, would_share
+from ..writing.staging import check_target, clear_debris, find_staging, is_untidy
+from ..writing.writer import WriteOptions, check_write, resolve_target
+from .jobs_file import Job, fill_template
+from .options import make_recipe
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedJob:
+    """A job with its names filled in, its plan, and whether an earlier run has finished it."""
+
+    job: Job
+    out: Path
+    source: Source
+    plan: Plan
+    hub: HubOptions
+    is_finished: bool
+
+    @property
+    def options(self) -> WriteOptions:
+        job = self.job
+        return WriteOptions(reflink=job.reflink, hardlink=job.hardlink, overwrite=job.overwrite)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiskNeed:
+    """What all jobs together need of a file system, named by a folder on it, and what is free."""
+
+    folder: Path
+    nbytes: int
+    free: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Jobs that can all be carried out, as far as can be known before."""
+
+    jobs: tuple[PlannedJob, ...]
+    disk: tuple[DiskNeed, ...]
+
+
+def plan_batch(
+    jobs: Sequence[Job], *, token: str | None = None, cache_dir: str | Path | None = None
+) -> Batch:
+    """Plan all jobs and check them, also against each other; of the Hub only headers are fetched.
+
+    Each source is opened once. Raises: RecipeError with all faults on one line; OutputError where
+    the disk has no room for all jobs together.
+    """
+    folder = Path(cache_dir) if cache_dir else None
+    sources: dict[tuple[str, HubOptions], Source | BlockExpandError] = {}
+    faults: dict[str, None] = {}
+    planned: list[PlannedJob] = []
+    for job in jobs:
+        hub = HubOptions(revision=job.revision, token=token, cache_dir=folder)
+        key = job.src, hub
+        if key not in sources:
+            try:
+                sources[key] = open_headers(job.src, hub)
+            except BlockExpandError as error:
+                sources[key] = error
+        source = sources[key]
+        try:
+            if isinstance(source, BlockExpandError):
+                raise source
+            planned.append(_plan_job(job, source, hub))
+        except BlockExpandError as error:
+            faults[f"{job.where}: {error}"] = None
+    faults |= dict.fromkeys(_find_collisions(planned))
+    if faults:
+        raise RecipeError("; ".join(faults))
+    disk = _count_disk(planned)
+    for need in disk:
+        if need.nbytes > need.free:
+            raise OutputError(
+                f"{need.folder}: not enough disk for all jobs together: {need.nbytes:,} bytes to "
+                f"write, {need.free:,} free; free some space or write some of them elsewhere"
+            )
+    return Batch(jobs=tuple(planned), disk=disk)
+
+
+def _plan_job(job: Job, source: Source, hub: HubOptions) -> PlannedJob:
+    # The names need the plan, and the plan needs the file system that the names lie on.
+    draft = make_job_plan(job, source.checkpoint, Path.cwd())
+    values = {
+        "model": _base_name(job.src, source),
+        "layers": str(len(draft.layer_map)),
+        "new-layers": str(len(draft.new_layers)),
+        "position": job.position
+        if isinstance(job.position, str)
+        else "-".join(map(str, job.position)),
+        "dtype": job.dtype,
+    }
+    job = replace(
+        job,
+        out=fill_template(job.out, values),
+        push_to_hub=None if job.push_to_hub is None else fill_template(job.push_to_hub, values),
+    )
+    out = resolve_target(expand_home(job.out))
+    plan = make_job_plan(job, source.checkpoint, out)
+    planned = PlannedJob(
+        job=job,
+        out=out,
+        source=source,
+        plan=name_plan(plan, job, source),
+        hub=hub,
+        is_finished=False,
+    )
+    clear_debris(out)
+    is_finished = _is_finished(plan, out)
+    if is_finished and (reason := _find_staleness(source, out)):
+        if not job.overwrite:
+            raise OutputError(
+                f"{out}: {reason}; give overwrite: true to make it again, or choose another folder"
+            )
+        is_finished = False
+    if is_finished:
+        planned = replace(planned, is_finished=True)
+    elif source.snapshot is None:
+        check_write(plan, out, planned.options)
+    else:
+        check_target(out, overwrite=job.overwrite)
+    if job.push_to_hub is not None:
+        from ..checkpoints.hub.upload import check_push
+
+        check_push(job.push_to_hub, token=hub.token)
+    if job.check and not planned.is_finished:
+        from ..verification.preflight import check_plan
+
+        note = check_plan(source.checkpoint, plan)
+        planned = replace(planned, plan=replace(planned.plan, notes=(*plan.notes, note)))
+    return planned
+
+
+def make_job_plan(job: Job, checkpoint: Checkpoint, out: Path) -> Plan:
+    """Plan a job's output, but for its card."""
+    recipe = make_recipe(out, job.new_layers, job.position, job.dtype, job.max_shard_size)
+    return make_plan(checkpoint, recipe)
+
+
+def name_plan(plan: Plan, job: Job, source: Source) -> Plan:
+    """Add the card, which shows the command that makes the same."""
+    command = render_command(job.src, job.out, plan.recipe, job.max_shard_size)
+    return add_card(plan, source.name, command)
+
+
+def _base_name(src: str, source: Source) -> str:
+    if source.snapshot is not None:
+        return source.snapshot.repo_id.rpartition("/")[2]
+    return Path(os.path.realpath(expand_home(src))).name
+
+
+def _is_finished(plan: Plan, out: Path) -> bool:
+    """Tell whether a folder is the output of this very plan, by its manifest, names and sizes."""
+    with suppress(OSError, BlockExpandError):
+        manifest = parse_json_object((out / MANIFEST_FILE).read_bytes(), MANIFEST_FILE)
+        return (
+            manifest.get("fingerprint") == plan.fingerprint
+            and not is_untidy(out)
+            and all((out / file.name).stat().st_size == file.nbytes for file in plan.files)
+            and all((out / file.name).stat().st_size == file.nbytes for file in plan.side_files)
+            and all(
+                (out / document.name).read_bytes() == document.data
+                for document in plan.documents
+                if document.name in (CONFIG_FILE, INDEX_FILE)
+            )
+        )
+    return False
+
+
+def _find_staleness(source: Source, out: Path) -> str | None:
+    """Say why a finished output may not have the weights that its source has by now.
+
+    The headers of two states of a model, or of two models of one shape, are the same, and so are
+    their plans.
+    """
+    path = out / MANIFEST_FILE
+    manifest = parse_json_object(path.read_bytes(), MANIFEST_FILE)
+    found = manifest.get("source")
+    stated = found if isinstance(found, dict) else {}
+    name, commit = source.name, stated.get("commit")
+    if commit is not None and name.commit is not None:
+        if commit == name.commit:
+            return None  # the times are those of a download
+        return f"was made from commit {show(commit)} of {name.model}, which is at {name.commit}"
+    if PurePath(str(stated.get("model"))).name != PurePath(name.model).name:
+        return f"was made from {show(stated.get('model'))}, not from {name.model}"
+    made = path.stat().st_mtime_ns
+    for shard in source.checkpoint.shards:
+        if shard.file.mtime_ns > made:
+            return f"was made before {shard.file.name} of {name.model} was last changed"
+    return None
+
+
+def _find_collisions(jobs: Sequence[PlannedJob]) -> list[str]:
+    """Return what of the jobs gets into the way of others."""
+    faults: list[str] = []
+    for index, one in enumerate(jobs):
+        for other in jobs[:index]:
+            where = f"{one.job.where}: {one.out}"
+            if one.out == other.out:
+                faults.append(f"{where}: is also the output of {other.job.where}")
+            elif overlaps(one.out, other.out):
+                faults.append(f"{where}: lies inside, or around, {other.out} of {other.job.where}")
+            if one.job.push_to_hub is not None and one.job.push_to_hub == other.job.push_to_hub:
+                faults.append(
+                    f"{one.job.where}: uploads to {one.job.push_to_hub}, as {other.job.where} does"
+                )
+    roots = {
+        resolve_target(job.plan.root): job.job.where for job in jobs if job.source.snapshot is None
+    }
+    for job in jobs:
+        for root, where in roots.items():
+            if overlaps(job.out, root):
+                faults.append(
+                    f"{job.job.where}: {job.out}: lies inside, or around, {root}, the source of "
+                    f"{where}"
+                )
+    return faults
+
+
+def _count_disk(jobs: Sequence[PlannedJob]) -> tuple[DiskNeed, ...]:
+    """Sum up, for every file system, what all jobs together write and fetch."""
+    needs: dict[int, tuple[Path, int]] = {}
+
+    def add(folder: Path, nbytes: int) -> None:
+        device = folder.stat().st_dev
+        first, sum_ = needs.get(device, (folder, 0))
+        needs[device] = first, sum_ + nbytes
+
+    fetched: set[int] = set()
+    for job in jobs:
+        if job.is_finished:
+            continue
+        folder = _existing(job.out.parent)
+        options = job.options
+        if job.source.snapshot is None:
+            shares = shares_blocks(job.plan, folder, reflink=options.reflink)
+        else:
+            from ..checkpoints.hub.client import cache_folder
+            from ..checkpoints.hub.download import count_uncached
+
+            cache = _existing(cache_folder(job.hub.cache_dir))
+            shares = would_share(cache, folder, reflink=options.reflink)
+            if id(job.source) not in fetched:
+                fetched.add(id(job.source))
+                names = [file.name for file in job.plan.source_files + job.plan.side_files]
+                add(cache, count_uncached(job.source.snapshot, names, job.hub.cache_dir))
+        finished, partial = find_staging(job.out, job.plan.fingerprint)
+        add(
+            folder,
+            count_missing(job.plan, finished, partial, hardlink=options.hardlink, shares=shares),
+        )
+    return tuple(
+        DiskNeed(folder=folder, nbytes=nbytes, free=shutil.disk_usage(folder).free)
+        for folder, nbytes in needs.values()
+    )
+
+
+def _existing(path: Path) -> Path:
+    return next(folder for folder in (path, *path.parents) if folder.is_dir())

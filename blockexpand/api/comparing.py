@@ -1,0 +1,72 @@
+"""`verify` and `diff`: open both sides, compare, and say what was found. Nothing is printed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from ..checkpoints.checkpoint import open_checkpoint
+from ..checkpoints.sources import (
+    HubOptions,
+    open_source,
+)
+from ..fs.paths import expand_home
+from ..planning.manifest import read_manifest, stated_commit, stated_models
+from ..progress import SILENT, Progress
+from ..verification.difference import Difference, compare_checkpoints
+from ..verification.logits import LogitsProof
+from ..verification.output import Verification
+from .opening import open_others
+from .pipeline import prove_logits
+
+
+def verify(
+    src: str | Path,
+    out: str | Path,
+    *,
+    logits: bool = False,
+    revision: str | None = None,
+    token: str | None = None,
+    cache_dir: str | Path | None = None,
+    progress: Progress = SILENT,
+) -> tuple[Verification, LogitsProof | None]:
+    """Prove an output against its source: every byte, and on wish the logits.
+
+    `src` is, of a recipe's output, the model whose config it has; it names the others itself.
+    Raises: ProofError where logits differ; what differs in the bytes is in the findings.
+    """
+    hub = HubOptions(
+        revision=revision, token=token, cache_dir=Path(cache_dir) if cache_dir else None
+    )
+    folder = expand_home(out)
+    manifest = read_manifest(folder)
+    stated = stated_models(manifest)
+    commit = stated_commit(manifest, str(src)) if revision is None else None
+    own = replace(hub, revision=commit) if commit else hub
+    checkpoint, _ = open_source(str(src), own, progress=progress)
+    others = open_others(stated, hub, progress)
+    return prove_logits(checkpoint, folder, logits, progress, others)
+
+
+def diff(
+    base: str | Path,
+    other: str | Path,
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    cache_dir: str | Path | None = None,
+    progress: Progress = SILENT,
+) -> Difference:
+    """Compare two checkpoints tensor by tensor; `base` may be a repository of the Hub.
+
+    Raises: CheckpointError, HubError; SourceChangedError where a file is written to meanwhile.
+    """
+    hub = HubOptions(
+        revision=revision, token=token, cache_dir=Path(cache_dir) if cache_dir else None
+    )
+    theirs = open_checkpoint(expand_home(other))
+    mine, _ = open_source(str(base), hub, progress=progress)
+    progress.total("comparing", sum(spec.nbytes for spec in mine.specs.values()))
+    return compare_checkpoints(
+        mine, theirs, progress.done, base_name=str(base), other_name=str(other)
+    )

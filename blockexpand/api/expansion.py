@@ -1,0 +1,163 @@
+"""The whole job, as the command line and the Python API both do it: open, plan, prove, write.
+
+It prints nothing: progress goes to callbacks, everything else is in what it returns or raises.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from dataclasses import replace
+from pathlib import Path
+
+from ..checkpoints.checkpoint import Checkpoint
+from ..checkpoints.sources import (
+    HubOptions,
+    Source,
+    SourceName,
+    fetch_side_files,
+    open_headers,
+    open_source,
+    open_stream,
+)
+from ..errors import RecipeError
+from ..fs.paths import expand_home
+from ..planning.card import add_card
+from ..planning.plan import Plan, make_plan
+from ..planning.recipe import render_command
+from ..progress import SILENT, Progress
+from ..writing.staging import check_target, clear_debris
+from ..writing.writer import WriteOptions, check_write, resolve_target
+from .options import make_recipe
+from .pipeline import After, Expansion, carry_out
+
+
+def expand(
+    src: str | Path,
+    out: str | Path,
+    *,
+    new_layers: int | None = None,
+    position: str | Sequence[int] = "end",
+    dtype: str = "bfloat16",
+    max_shard_size: str | int | None = None,
+    reflink: str = "auto",
+    hardlink: bool = False,
+    revision: str | None = None,
+    token: str | None = None,
+    cache_dir: str | Path | None = None,
+    stream: bool = False,
+    overwrite: bool = False,
+    check: bool = False,
+    verify_after: str | None = None,
+    push_to_hub: str | None = None,
+    private: bool = False,
+    executor: Executor | None = None,
+    progress: Progress = SILENT,
+    command: str | None = None,
+) -> Expansion:
+    """Add blocks to a checkpoint without changing what it computes; arguments as in a command.
+
+    `stream` fetches one shard of a Hub source at a time; `verify_after` is `tensors` or `logits`;
+    `push_to_hub` names the repository that a complete (and verified) output is uploaded to. The
+    workers of an `executor` write a file each at a time; they have to see source and output under
+    the same paths. `command` is what the model card shows, by default the equivalent command line.
+    Raises: BlockExpandError; then `out` is what it was before. ProofError where `out` was written
+    and does not hold what it should; HubError where it is complete and only the upload is not.
+    """
+    target = resolve_target(expand_home(out))
+    recipe = make_recipe(target, new_layers, position, dtype, max_shard_size)
+    options = WriteOptions(reflink=reflink, hardlink=hardlink, overwrite=overwrite)
+    hub = HubOptions(
+        revision=revision, token=token, cache_dir=Path(cache_dir) if cache_dir else None
+    )
+    clear_debris(target)
+    check_target(target, overwrite=overwrite)
+    if push_to_hub is not None:
+        from ..checkpoints.hub.upload import check_push
+
+        check_push(push_to_hub, token=token)
+
+    def vet(checkpoint: Checkpoint) -> None:
+        make_plan(checkpoint, recipe)
+
+    source: Source | None = None
+    if stream:
+        _check_stream(verify_after, reflink, hardlink, executor)
+        source = open_headers(str(src), hub)
+        if source.snapshot is None:
+            raise RecipeError(f"{src}: --stream is for a repository of the Hub, not for a folder")
+        vet(source.checkpoint)
+        checkpoint, name = fetch_side_files(source, hub), source.name
+        options = replace(options, reflink="never")
+    else:
+        checkpoint, name = open_source(str(src), hub, progress=progress, vet=vet)
+    plan = make_plan(checkpoint, recipe)
+    shown = command or render_command(str(src), str(out), recipe, max_shard_size)
+    plan = add_card(plan, name, shown)
+    check_write(plan, target, options)
+    notes: tuple[str, ...] = ()
+    if check:
+        from ..verification.preflight import check_plan
+
+        notes += (check_plan(checkpoint, plan),)
+    return carry_out(
+        checkpoint,
+        name,
+        replace(plan, notes=plan.notes + notes),
+        target,
+        options,
+        After(verify=verify_after, push_to_hub=push_to_hub, private=private, token=token),
+        progress,
+        executor,
+        None if source is None else open_stream(source, hub),
+    )
+
+
+def _check_stream(
+    verify_after: str | None, reflink: str, hardlink: bool, executor: Executor | None
+) -> None:
+    """Refuse what needs the whole source at once. Raises: RecipeError."""
+    refused = {
+        "--verify": verify_after is not None,
+        "--reflink=always": reflink == "always",
+        "--hardlink": hardlink,
+        "--executor": executor is not None,
+    }
+    for option, is_given in refused.items():
+        if is_given:
+            raise RecipeError(
+                f"{option} needs the whole source, of which --stream keeps one shard at a time; "
+                "leave one of them out"
+            )
+
+
+def plan_only(
+    src: str | Path,
+    out: str | Path,
+    *,
+    new_layers: int | None = None,
+    position: str | Sequence[int] = "end",
+    dtype: str = "bfloat16",
+    max_shard_size: str | int | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+    cache_dir: str | Path | None = None,
+    check: bool = False,
+) -> tuple[Plan, SourceName]:
+    """Return the plan of an expansion; of a Hub repository only headers are fetched.
+
+    What `check` proves is in the plan's notes.
+    """
+    target = resolve_target(expand_home(out))
+    recipe = make_recipe(target, new_layers, position, dtype, max_shard_size)
+    hub = HubOptions(
+        revision=revision, token=token, cache_dir=Path(cache_dir) if cache_dir else None
+    )
+    checkpoint, name = open_source(str(src), hub, headers_only=True)
+    plan = make_plan(checkpoint, recipe)
+    plan = add_card(plan, name, render_command(str(src), str(out), recipe, max_shard_size))
+    if check:
+        from ..verification.preflight import check_plan
+
+        plan = replace(plan, notes=(*plan.notes, check_plan(checkpoint, plan)))
+    return plan, name

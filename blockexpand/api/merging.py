@@ -1,0 +1,201 @@
+"""A mergekit recipe from its file to the finished output: what `expand` is for positions.
+
+It prints nothing: progress goes to callbacks, everything else is in what it returns or raises.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ..checkpoints.checkpoint import Checkpoint
+from ..checkpoints.sources import HubOptions, SourceName
+from ..errors import RecipeError
+from ..fs.paths import expand_home
+from ..fs.sharing import file_system_block
+from ..planning.card import add_card
+from ..planning.mergekit.plan import make_merge_plan
+from ..planning.mergekit.recipe import MergeRecipe
+from ..planning.mergekit.vocabulary import read_vocabularies
+from ..planning.plan import Plan
+from ..planning.recipe import parse_size
+from ..progress import SILENT, Progress
+from ..writing.staging import check_target, clear_debris
+from ..writing.writer import WriteOptions, check_write, resolve_target
+from .opening import find_others, open_models, read_recipe
+from .pipeline import After, Expansion, carry_out
+
+
+def merge(
+    recipe: str | Path,
+    out: str | Path,
+    *,
+    src: str | Path | None = None,
+    max_shard_size: str | int | None = None,
+    reflink: str = "auto",
+    hardlink: bool = False,
+    revision: str | None = None,
+    token: str | None = None,
+    cache_dir: str | Path | None = None,
+    overwrite: bool = False,
+    check: bool = False,
+    verify_after: str | None = None,
+    push_to_hub: str | None = None,
+    private: bool = False,
+    executor: Executor | None = None,
+    progress: Progress = SILENT,
+    command: str | None = None,
+) -> Expansion:
+    """Make the model of a mergekit passthrough recipe; the arguments are those of `expand`.
+
+    `src` says where the only model of a recipe is, if not where the recipe says. Paths in a recipe
+    are relative to the current folder.
+    Raises: as `expand`; RecipeError with every fault of the recipe, each with its line.
+    """
+    target = resolve_target(expand_home(out))
+    options = WriteOptions(reflink=reflink, hardlink=hardlink, overwrite=overwrite)
+    wish = _read_wish(recipe, target, src, max_shard_size, revision, token, cache_dir)
+    clear_debris(target)
+    check_target(target, overwrite=overwrite)
+    if push_to_hub is not None:
+        from ..checkpoints.hub.upload import check_push
+
+        check_push(push_to_hub, token=token)
+    shown = command or _render_command(recipe, src, out, max_shard_size)
+    opened = _open(wish, shown, progress=progress)
+    if verify_after == "logits":
+        _check_keeps_function(opened.plan, recipe, "--verify logits")
+    check_write(opened.plan, target, options)
+    plan = _check(opened, recipe) if check else opened.plan
+    return carry_out(
+        opened.checkpoint,
+        opened.name,
+        plan,
+        target,
+        options,
+        After(verify=verify_after, push_to_hub=push_to_hub, private=private, token=token),
+        progress,
+        executor,
+        others=opened.others,
+    )
+
+
+def plan_merge(
+    recipe: str | Path,
+    out: str | Path,
+    *,
+    src: str | Path | None = None,
+    max_shard_size: str | int | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+    cache_dir: str | Path | None = None,
+    check: bool = False,
+) -> tuple[Plan, SourceName]:
+    """Return the plan of a recipe; of Hub repositories only headers are fetched."""
+    target = resolve_target(expand_home(out))
+    wish = _read_wish(recipe, target, src, max_shard_size, revision, token, cache_dir)
+    shown = _render_command(recipe, src, out, max_shard_size)
+    opened = _open(wish, shown, headers_only=True)
+    return (_check(opened, recipe) if check else opened.plan), opened.name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Wish:
+    """A recipe with all that its plan depends on besides the models."""
+
+    merge: MergeRecipe
+    src: str | None
+    hub: HubOptions
+    max_shard_nbytes: int | None
+    block_nbytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Opened:
+    """A plan with its card, and the models that it is made from; `checkpoint` has its config."""
+
+    checkpoint: Checkpoint
+    name: SourceName
+    plan: Plan
+    others: Mapping[str, Checkpoint]
+
+
+def _read_wish(
+    recipe: str | Path,
+    target: Path,
+    src: str | Path | None,
+    max_shard_size: str | int | None,
+    revision: str | None,
+    token: str | None,
+    cache_dir: str | Path | None,
+) -> _Wish:
+    existing = next(folder for folder in (target, *target.parents) if folder.is_dir())
+    source = None if src is None else str(src)
+    return _Wish(
+        merge=read_recipe(recipe, source),
+        src=source,
+        hub=HubOptions(
+            revision=revision, token=token, cache_dir=Path(cache_dir) if cache_dir else None
+        ),
+        max_shard_nbytes=parse_size(max_shard_size),
+        block_nbytes=file_system_block(existing),
+    )
+
+
+def _open(
+    wish: _Wish, command: str, *, headers_only: bool = False, progress: Progress = SILENT
+) -> _Opened:
+    """Open the models and plan; what the headers tell is found before anything is downloaded."""
+
+    def plan(checkpoints: Mapping[str, Checkpoint]) -> Plan:
+        return make_merge_plan(
+            wish.merge,
+            checkpoints,
+            vocabularies=read_vocabularies(wish.merge, checkpoints),
+            max_shard_nbytes=wish.max_shard_nbytes,
+            block_nbytes=wish.block_nbytes,
+        )
+
+    checkpoints, names = open_models(
+        wish.merge, wish.src, wish.hub, headers_only=headers_only, progress=progress, vet=plan
+    )
+    home = wish.merge.home
+    others = find_others(wish.merge, checkpoints, names)
+    return _Opened(
+        checkpoint=checkpoints[home],
+        name=names[home],
+        plan=add_card(plan(checkpoints), names[home], command, others),
+        others={name: checkpoints[name] for name in others},
+    )
+
+
+def _check(opened: _Opened, recipe: str | Path) -> Plan:
+    """Prove a plan at toy width; return it with a note of what was proven."""
+    from ..verification.preflight import check_plan
+
+    _check_keeps_function(opened.plan, recipe, "--check")
+    note = check_plan(opened.checkpoint, opened.plan)
+    return replace(opened.plan, notes=(*opened.plan.notes, note))
+
+
+def _check_keeps_function(plan: Plan, recipe: str | Path, option: str) -> None:
+    if not plan.keeps_function:
+        raise RecipeError(
+            f"{recipe}: this recipe changes what the model computes, so there is nothing for "
+            f"{option} to prove; leave it out"
+        )
+
+
+def _render_command(
+    recipe: str | Path, src: str | Path | None, out: str | Path, max_shard_size: str | int | None
+) -> str:
+    """Return the command line that makes the same output."""
+    words = ["python", "-m", "blockexpand", "--recipe", str(recipe), "--out", str(out)]
+    if src is not None:
+        words += ["--src", str(src)]
+    if max_shard_size is not None:
+        words += ["--max-shard-size", str(max_shard_size)]
+    return shlex.join(words)

@@ -1,0 +1,99 @@
+"""A recipe file → its opened models. The wish and the checkpoints come from here, no plan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from ..checkpoints.checkpoint import Checkpoint
+from ..checkpoints.sources import HubOptions, SourceName, open_source
+from ..errors import RecipeError
+from ..fs.paths import expand_home
+from ..planning.mergekit.parsing import parse_recipe
+from ..planning.mergekit.recipe import MergeRecipe
+from ..progress import SILENT, Progress
+
+Checkpoints = Mapping[str, Checkpoint]
+
+
+def read_recipe(file: str | Path, src: str | None) -> MergeRecipe:
+    """Read a mergekit recipe. `src` may say where the model of a recipe with one model is.
+
+    Raises: RecipeError.
+    """
+    path = expand_home(file)
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "no such file"
+        raise RecipeError(f"{file}: {what}; expected a mergekit recipe, a YAML file")
+    with path.open("rb") as stream:
+        # The parser refuses more than a MiB.
+        merge = parse_recipe(stream.read((1 << 20) + 1), str(file))
+    if src is not None and len(merge.models) > 1:
+        raise RecipeError(
+            f"{file}: has {len(merge.models)} models ({', '.join(merge.models)}), so --src {src} "
+            "cannot say where the model is; leave --src out and write the folders into the recipe"
+        )
+    return merge
+
+
+def open_models(
+    merge: MergeRecipe,
+    src: str | None,
+    options: HubOptions,
+    *,
+    headers_only: bool = False,
+    progress: Progress = SILENT,
+    vet: Callable[[Checkpoints], object] | None = None,
+) -> tuple[dict[str, Checkpoint], dict[str, SourceName]]:
+    """Open every model of a recipe, as `open_source` does; one under two names is one object.
+
+    `vet` sees the headers of all before anything is downloaded. `src` is where a recipe's only
+    model is taken from. Raises: CheckpointError, HubError.
+    """
+
+    def place(name: str) -> tuple[str, HubOptions]:
+        # A revision is that of --src; in a recipe it is part of a model's name.
+        return (src, options) if src is not None else (name, replace(options, revision=None))
+
+    checkpoints: dict[str, Checkpoint] = {}
+    names: dict[str, SourceName] = {}
+    firsts: dict[tuple[object, ...], str] = {}
+    same: dict[str, str] = {}
+    for name in merge.models:
+        checkpoint, found = open_source(*place(name), headers_only=True)
+        folder = checkpoint.root.resolve() if checkpoint.root.is_dir() else None
+        same[name] = firsts.setdefault((folder, found.repo, found.revision, found.commit), name)
+        checkpoints[name], names[name] = checkpoints.get(same[name], checkpoint), found
+    if vet is not None:
+        vet(checkpoints)
+    for name, first in same.items():
+        if first != name:
+            checkpoints[name] = checkpoints[first]
+        elif not headers_only and not checkpoints[name].root.is_dir():
+            checkpoints[name], names[name] = open_source(*place(name), progress=progress)
+    return checkpoints, names
+
+
+def find_others(
+    merge: MergeRecipe, checkpoints: Checkpoints, names: Mapping[str, SourceName]
+) -> dict[str, SourceName]:
+    """Return the models of a recipe that are not the one whose config the output has."""
+    home = checkpoints[merge.home]
+    return {name: names[name] for name in merge.models if checkpoints[name] is not home}
+
+
+def open_others(
+    others: Mapping[str, SourceName], options: HubOptions, progress: Progress
+) -> dict[str, Checkpoint]:
+    """Open the further models that an output's manifest names, each at its commit.
+
+    Raises: CheckpointError, HubError.
+    """
+    opened = {}
+    for name, other in others.items():
+        folder = expand_home(name)
+        is_repo = other.repo is not None and not folder.exists()
+        place = f"{other.repo}@{other.commit}" if is_repo and other.commit else name
+        opened[name], _ = open_source(place, replace(options, revision=None), progress=progress)
+    return opened

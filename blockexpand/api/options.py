@@ -1,0 +1,27 @@
+"""Arguments as a caller gives them, resolved once into values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..fs.sharing import file_system_block
+from ..planning.recipe import Recipe, parse_position, parse_size
+
+
+def make_recipe(
+    out: Path,
+    new_layers: int | None,
+    position: str | Sequence[int],
+    dtype: str,
+    max_shard_size: str | int | None,
+) -> Recipe:
+    """Resolve the arguments of an expansion that do not depend on the source."""
+    existing = next(folder for folder in (out, *out.parents) if folder.is_dir())
+    return Recipe(
+        new_layers=new_layers,
+        position=parse_position(position),
+        dtype=dtype,
+        max_shard_nbytes=parse_size(max_shard_size),
+        block_nbytes=file_system_block(existing),
+    )

@@ -1,0 +1,133 @@
+"""What all ways to make an output share once there is a plan: write, prove, upload."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ..checkpoints.checkpoint import Checkpoint
+from ..checkpoints.sources import (
+    SourceName,
+    Stream,
+)
+from ..errors import ProofError
+from ..planning.plan import Plan
+from ..progress import Progress
+from ..verification.logits import LogitsProof, compare_logits
+from ..verification.output import Verification, verify_output
+from ..writing.shard import Moved
+from ..writing.writer import WriteOptions, write
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expansion:
+    """A finished expansion: where it is, what it is, and how its bytes got there.
+
+    `pushed` is the address of the commit on the Hub, where it was uploaded.
+    """
+
+    out: Path
+    source: SourceName
+    plan: Plan
+    moved: Moved
+    notes: tuple[str, ...]
+    verification: Verification | None = None
+    proof: LogitsProof | None = None
+    pushed: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class After:
+    """What follows once an output is in its place: the arguments of `expand` of these names."""
+
+    verify: str | None = None
+    push_to_hub: str | None = None
+    private: bool = False
+    token: str | None = None
+
+
+def carry_out(
+    checkpoint: Checkpoint,
+    name: SourceName,
+    plan: Plan,
+    target: Path,
+    options: WriteOptions,
+    after: After,
+    progress: Progress,
+    executor: Executor | None = None,
+    stream: Stream | None = None,
+    *,
+    others: Mapping[str, Checkpoint] | None = None,
+) -> Expansion:
+    """Write a plan that `check_write` has passed, then prove and upload as wished.
+
+    `others` holds the further models of a recipe, by the names that it gives them.
+    Raises: as `expand`.
+    """
+    progress.total("writing", plan.nbytes)
+    written = write(plan, target, options, progress.done, executor, stream)
+    result = Expansion(
+        out=written.out,
+        source=name,
+        plan=plan,
+        moved=written.moved,
+        notes=plan.notes + written.notes,
+    )
+    return finish(checkpoint, result, after, progress, others)
+
+
+def finish(
+    checkpoint: Checkpoint,
+    result: Expansion,
+    after: After,
+    progress: Progress,
+    others: Mapping[str, Checkpoint] | None = None,
+) -> Expansion:
+    """Prove and upload an output that is complete. Raises: as `expand`."""
+    out = result.out
+    if after.verify is not None:
+        try:
+            verification, proof = prove_logits(
+                checkpoint, out, after.verify == "logits", progress, others
+            )
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"{out} is complete, but not verified") from None
+        if verification.findings:
+            raise ProofError(f"{out}: {verification.findings[0]}; make it again")
+        result = replace(result, verification=verification, proof=proof)
+    if after.push_to_hub is not None:
+        from ..checkpoints.hub.upload import push_folder
+
+        try:
+            pushed = push_folder(
+                out,
+                after.push_to_hub,
+                private=after.private,
+                token=after.token,
+                show_progress=progress.is_shown,
+            )
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"{out} is complete, but not uploaded") from None
+        result = replace(result, pushed=pushed)
+    return result
+
+
+def prove_logits(
+    checkpoint: Checkpoint,
+    folder: Path,
+    logits: bool,
+    progress: Progress,
+    others: Mapping[str, Checkpoint] | None = None,
+) -> tuple[Verification, LogitsProof | None]:
+    verification = verify_output(checkpoint, folder, progress, others)
+    proof = None
+    if logits and not verification.findings:
+        if not verification.keeps_function:
+            raise ProofError(
+                f"{folder}: every byte is as its recipe says, which changes what the model "
+                "computes: the logits cannot be those of the source; leave --logits out"
+            )
+        proof = compare_logits(checkpoint.root, folder, verification.dtype)
+    return verification, proof

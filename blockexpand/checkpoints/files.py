@@ -1,0 +1,133 @@
+"""Which files of a checkpoint folder or repository are weights, and which come along. Names only.
+
+The one place that tells them apart, so that a local folder and a Hub repository select the same.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
+
+from ..errors import CheckpointError
+
+WEIGHTS_FILE = "model.safetensors"
+
+INDEX_FILE = "model.safetensors.index.json"
+
+CONFIG_FILE = "config.json"
+
+CARD_FILE = "README.md"
+
+MANIFEST_FILE = "block_expansion.json"
+
+# Written anew for the output, never copied.
+REWRITTEN_FILES = frozenset({WEIGHTS_FILE, INDEX_FILE, CONFIG_FILE, CARD_FILE, MANIFEST_FILE})
+
+# Weights (or training state) in a form that is not this checkpoint's. They would describe the
+# model before the expansion, so they stay behind and the run says so.
+_FOREIGN_WEIGHTS = (
+    "*.safetensors",
+    "*.bin",
+    "*.pt",
+    "*.pth",
+    "*.ckpt",
+    "*.pkl",
+    "*.pickle",
+    "*.gguf",
+    "*.ggml",
+    "*.onnx",
+    "*.onnx_data",
+    "*.h5",
+    "*.msgpack",
+    "*.ot",
+    "*.tflite",
+    "*.mlmodel",
+    "*.mlpackage",
+    "*.npz",
+    "*.nemo",
+    "*.engine",
+    "*.distcp",
+    "*.index.json",
+    "consolidated*",
+)
+
+# The voices of Qwen2.5-Omni's talker, without which transformers does not load the model.
+_NO_WEIGHTS = frozenset({"spk_dict.pt"})
+
+_FOREIGN_FOLDERS = frozenset({"original", "onnx", "coreml", "gguf", "openvino", "metal"})
+
+
+def is_foreign_weights(name: str) -> bool:
+    """Tell whether a file (`/`-separated, relative) holds weights in another form or is part of
+    them. The checkpoint's own shards match too: take those out first."""
+    path = PurePosixPath(name.lower())
+    if any(part in _FOREIGN_FOLDERS or part.startswith("global_step") for part in path.parts[:-1]):
+        return True
+    if path.name in _NO_WEIGHTS:
+        return False
+    return any(fnmatchcase(path.name, pattern) for pattern in _FOREIGN_WEIGHTS)
+
+
+def is_hidden(name: str) -> bool:
+    """Tell whether a file belongs to version control or a cache (`.git/`, `.cache/`, …)."""
+    return any(part.startswith(".") for part in PurePosixPath(name).parts)
+
+
+def split_side_files(
+    names: Iterable[str], shards: Iterable[str]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the side files that come along and the weights that are left behind, each sorted."""
+    own = REWRITTEN_FILES.union(shards)
+    side: list[str] = []
+    left: list[str] = []
+    for name in names:
+        if name in own or is_hidden(name):
+            continue
+        (left if is_foreign_weights(name) else side).append(name)
+    return tuple(sorted(side)), tuple(sorted(left))
+
+
+def list_files(root: Path) -> frozenset[str]:
+    """Return every regular file below the root, `/`-separated, but for hidden ones.
+
+    Raises: CheckpointError for a link that leaves the folder or leads to no file, and for a folder
+    that cannot be read: what is not seen would silently be left out.
+    """
+    real_root = root.resolve()
+    # The Hub cache keeps a snapshot's files as links into the repository's own blobs folder, or,
+    # since 2.4, through it into the blobs that all repositories of the cache share.
+    in_cache = real_root.parent.name == "snapshots" and len(real_root.parts) > 3
+    blobs = [real_root.parents[n] / "blobs" for n in (1, 2)] if in_cache else []
+
+    def refuse(error: OSError) -> None:
+        raise CheckpointError(
+            f"{error.filename}: cannot be listed: {error.strerror}; check the disk and the "
+            "permissions"
+        ) from error
+
+    names = set()
+    for folder, subfolders, files in os.walk(root, onerror=refuse):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        for name in [*files, *(s for s in subfolders if (Path(folder) / s).is_symlink())]:
+            path = Path(folder) / name
+            if name.startswith("."):
+                continue
+            relative = path.relative_to(root).as_posix()
+            if path.is_symlink():
+                target = Path(os.path.realpath(path))
+                if not any(target.is_relative_to(place) for place in (real_root, *blobs)):
+                    raise CheckpointError(
+                        f"{root}: {relative} is a symbolic link that leaves the folder (to "
+                        f"{target}); give the folder that the files really lie in, or copy them"
+                    )
+                if not target.is_file():
+                    what = "a folder" if target.is_dir() else f"no file (to {target})"
+                    raise CheckpointError(
+                        f"{root}: {relative} is a symbolic link to {what}; expected files; copy "
+                        "or fetch what is meant, or remove the link"
+                    )
+            if path.is_file():
+                names.add(relative)
+    return frozenset(names)

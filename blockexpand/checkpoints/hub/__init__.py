@@ -1,0 +1,27 @@
+"""A Hub repository to a local folder, or its headers; and a local folder to a repository.
+
+The commit is looked up once, at the start; every later request names it, so a branch that moves
+meanwhile mixes nothing. It knows nothing of layers, writes to the Hub's cache only, and raises
+HubError with one line, never a token in it. These names are its face; start with download.py.
+"""
+
+from .client import cache_folder
+from .download import count_uncached, download_checkpoint, download_side_files, fetch_headers
+from .files import RepoSnapshot, parse_repo_ref
+from .snapshot import open_snapshot
+from .stream import stream_shards
+from .upload import check_push, push_folder
+
+__all__ = [
+    "RepoSnapshot",
+    "cache_folder",
+    "check_push",
+    "count_uncached",
+    "download_checkpoint",
+    "download_side_files",
+    "fetch_headers",
+    "open_snapshot",
+    "parse_repo_ref",
+    "push_folder",
+    "stream_shards",
+]

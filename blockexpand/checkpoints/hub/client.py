@@ -1,0 +1,86 @@
+"""The parts of `huggingface_hub` that its own typing does not export, and a silent progress bar.
+
+It sends nothing. The client is imported inside, so that a local run never does.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ..._version import __version__
+from ...fs.paths import expand_home
+
+
+def client_utils() -> Any:
+    """Return `huggingface_hub.utils`, which is public but lazily filled, so untyped."""
+    return importlib.import_module("huggingface_hub.utils")
+
+
+def http_library() -> Any:
+    """Return the HTTP library that this `huggingface_hub` uses: httpx in 1.x, httpx2 in 2.x."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return sys.modules[HfHubHTTPError.__bases__[0].__module__.partition(".")[0]]
+
+
+def request_headers(token: str | None) -> dict[str, str]:
+    """Return a request's headers; a token of None stands for HF_TOKEN or a stored login."""
+    headers: dict[str, str] = client_utils().build_hf_headers(
+        token=token, library_name="blockexpand", library_version=__version__
+    )
+    return headers
+
+
+def find_cached(repo_id: str, name: str, revision: str, cache_dir: Path | None) -> Path | None:
+    """Return a file's path in the Hub's cache, if it is there."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(repo_id, name, expand(cache_dir), revision)
+    return Path(found) if isinstance(found, str) else None
+
+
+def cache_folder(cache_dir: Path | None) -> Path:
+    """Return the Hub's cache, whether it exists or not."""
+    from huggingface_hub import constants
+
+    return expand(cache_dir) or Path(constants.HF_HUB_CACHE)
+
+
+def expand(cache_dir: Path | None) -> Path | None:
+    """Expand `~`, which not every function of the client does."""
+    return None if cache_dir is None else expand_home(cache_dir)
+
+
+def make_silent_bar(progress: Callable[[int], object] | None) -> type[Any]:
+    """Return a progress bar class that shows nothing and reports bytes to `progress`.
+
+    A download has one bar for received bytes and, with Xet, another for written ones: what is
+    reported is the one that is further.
+    """
+    from tqdm import tqdm
+
+    counts: dict[int, float] = {}
+    lock = threading.Lock()
+
+    class SilentBar(tqdm):  # type: ignore[type-arg]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            kwargs.pop("name", None)
+            self._counts_bytes = kwargs.get("unit") == "B"
+            super().__init__(*args, **{**kwargs, "disable": True})
+
+        def update(self, n: float | None = 1) -> bool | None:
+            if progress is not None and self._counts_bytes and n:
+                with lock:
+                    before = max(counts.values(), default=0)
+                    counts[id(self)] = counts.get(id(self), 0) + n
+                    after = max(counts.values())
+                if after != before:
+                    progress(int(after - before))
+            return None
+
+    return SilentBar

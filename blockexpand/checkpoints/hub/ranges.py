@@ -1,0 +1,135 @@
+"""Read a byte range of a file on the Hub, at one commit, and go on where a connection broke.
+
+It keeps nothing and writes nothing: the bytes go to the caller's sink, in order, each once.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable, Generator
+from contextlib import closing
+from typing import Any
+
+from ...errors import HubError
+from .client import client_utils, http_library, request_headers
+from .failures import RETRIED_STATUSES
+
+# As `huggingface_hub` waits: 1, 2, 4, 8, 8 seconds, counted anew when bytes came.
+_MOST_FAILURES = 5
+
+_LONGEST_WAIT_S = 8.0
+
+
+def read_range(
+    repo_id: str,
+    commit: str,
+    name: str,
+    nbytes: int,
+    *,
+    start: int,
+    stop: int,
+    sink: Callable[[bytes], object],
+    token: str | None,
+    stopped: threading.Event | None = None,
+) -> None:
+    """Send the bytes `start` to `stop` of a file of `nbytes` to `sink`, retrying what may pass.
+
+    Returns early, without an error, when `stopped` is set.
+    Raises: HubError where the file has another length; the client's own errors as they are.
+    """
+    from huggingface_hub.errors import HfHubHTTPError
+
+    transport_errors: type[Exception] = http_library().TransportError
+    stopped = stopped or threading.Event()
+    failures = 0
+    while start < stop:
+        reached, asked_wait = start, None
+        error: Exception = HubError(f"{repo_id}: {name}: the Hub sends nothing after byte {start}")
+        try:
+            with closing(_open_range(repo_id, commit, name, nbytes, start, stop, token)) as pieces:
+                for piece in pieces:
+                    if stopped.is_set():
+                        return
+                    sink(piece)
+                    start += len(piece)
+        except HfHubHTTPError as answer:
+            if answer.response.status_code not in RETRIED_STATUSES:
+                raise
+            error, asked_wait = answer, answer.response.headers.get("Retry-After")
+        except transport_errors as broken:
+            error = broken
+        failures = 1 if start > reached else failures + 1
+        if start < stop and failures > _MOST_FAILURES:
+            raise error
+        if start < stop and stopped.wait(_wait_s(failures, asked_wait)):
+            return
+
+
+def _wait_s(failures: int, asked: str | None) -> float:
+    if asked is not None and asked.isdecimal():
+        return float(asked)
+    return min(2.0 ** (failures - 1), _LONGEST_WAIT_S)
+
+
+def _open_range(
+    repo_id: str,
+    commit: str,
+    name: str,
+    nbytes: int,
+    start: int,
+    stop: int,
+    token: str | None,
+    *,
+    whole: bool = False,
+) -> Generator[bytes, None, None]:
+    """Ask once and yield the pieces that come; fewer than were asked for may come.
+
+    A server that refuses every range is asked a second time, for the `whole` file.
+    """
+    from huggingface_hub import constants, hf_hub_url
+
+    headers = request_headers(token)
+    headers |= {} if whole else {"Range": f"bytes={start}-{stop - 1}"}
+    headers |= {"Accept-Encoding": "identity"}
+    url = hf_hub_url(repo_id, name, revision=commit)
+    # The session follows the redirect to the storage and takes the token out of the headers then.
+    with (
+        client_utils()
+        .get_session()
+        .stream("GET", url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT) as response
+    ):
+        refused = response.status_code == 416 and not whole
+        if not refused:
+            client_utils().hf_raise_for_status(response)
+        found = _file_nbytes(response)
+        if found is not None and found != nbytes:
+            raise HubError(
+                f"{repo_id}: {name} has {found} bytes; expected {nbytes} as the Hub lists: the "
+                "storage does not hold what was uploaded; tell its owner, or try again later"
+            )
+        if refused:
+            rest = _open_range(repo_id, commit, name, nbytes, start, stop, token, whole=True)
+            with closing(rest):
+                yield from rest
+            return
+        left = stop - start
+        # A server without ranges sends the file from its beginning.
+        skip = start if response.status_code == 200 else 0
+        # Pieces as they come: gathered ones would be lost where the connection breaks.
+        for piece in response.iter_bytes():
+            wanted = piece[skip : skip + left]
+            skip = max(0, skip - len(piece))
+            left -= len(wanted)
+            yield wanted
+            if left == 0:
+                return
+
+
+def _file_nbytes(response: Any) -> int | None:
+    """Return the length of the whole file, as an answer to a range request tells it."""
+    place = re.search(r"/(\d+)\s*$", response.headers.get("Content-Range", ""))
+    if place is not None:
+        return int(place[1])
+    length = response.headers.get("Content-Length", "")
+    return int(length) if response.status_code == 200 and length.isdecimal() else None

@@ -1,0 +1,150 @@
+"""A repository and a revision → one commit and its list of files.
+
+Here the commit is pinned: what comes later asks for it by its id. It writes nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from ..._version import __version__
+from ...errors import HubError
+from ..files import CONFIG_FILE
+from .client import client_utils, find_cached, http_library, request_headers
+from .failures import RETRIED_STATUSES, explaining
+from .files import RepoFile, RepoRef, RepoSnapshot
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def open_snapshot(
+    ref: RepoRef, *, token: str | None = None, cache_dir: Path | None = None
+) -> RepoSnapshot:
+    """Look up the commit of a revision and list its files.
+
+    Where the Hub cannot be asked (HF_HUB_OFFLINE, no connection, an error of the Hub) the cached
+    snapshot of that revision is taken, as `huggingface_hub` does.
+    Raises: HubError where there is neither.
+    """
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RevisionNotFoundError
+
+    revision = ref.revision or "main"
+    with explaining(ref.repo_id, revision=revision, token=token):
+        transport_errors: type[Exception] = http_library().TransportError
+        try:
+            found = _look_up(ref.repo_id, revision, token, retrying=False)
+        except RevisionNotFoundError:
+            # Of a commit the cache holds what the Hub held, also where its history was squashed.
+            is_commit = _COMMIT.fullmatch(revision) is not None
+            cached = _open_cached(ref.repo_id, revision, cache_dir) if is_commit else None
+            if cached is None:
+                raise
+            return cached
+        except (HfHubHTTPError, OfflineModeIsEnabled, transport_errors) as error:
+            cached = _open_cached(ref.repo_id, revision, cache_dir)
+            if cached is not None:
+                return cached
+            if not _is_passing(error):
+                raise
+            found = _look_up(ref.repo_id, revision, token, retrying=True)
+        commit, files = _parse_answer(found, ref.repo_id)
+        if files is None:
+            files = _list_tree(ref.repo_id, commit, token)
+    return RepoSnapshot(repo_id=ref.repo_id, revision=revision, commit=commit, files=files)
+
+
+def _look_up(repo_id: str, revision: str, token: str | None, *, retrying: bool) -> Any:
+    """Ask the Hub for a revision. `HfApi.model_info` asks the same, but never a second time.
+
+    Returns None for an answer that is no JSON, such as a page to log in.
+    """
+    from huggingface_hub import constants
+
+    utils = client_utils()
+    request = utils.http_backoff if retrying else utils.get_session().request
+    response = request(
+        "GET",
+        f"{constants.ENDPOINT}/api/models/{repo_id}/revision/{quote(revision, safe='')}",
+        params={"blobs": True},
+        headers=request_headers(token),
+        timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
+    )
+    utils.hf_raise_for_status(response)
+    with contextlib.suppress(ValueError):
+        return response.json()
+    return None
+
+
+def _is_passing(error: Exception) -> bool:
+    """Tell whether the same request may succeed in some seconds."""
+    library = http_library()
+    response = getattr(error, "response", None)
+    if response is not None:
+        return response.status_code in RETRIED_STATUSES
+    # Nobody answers at all: waiting for that would only keep the user waiting.
+    final = (
+        library.ConnectError,
+        library.ConnectTimeout,
+        library.ProxyError,
+        library.UnsupportedProtocol,
+    )
+    return isinstance(error, library.TransportError) and not isinstance(error, final)
+
+
+def _parse_answer(found: Any, repo_id: str) -> tuple[str, tuple[RepoFile, ...] | None]:
+    """Return the commit and its files, or None for files without the sizes that were asked for."""
+    try:
+        commit = found["sha"]
+        if not _COMMIT.fullmatch(commit):
+            raise ValueError
+        files = [
+            RepoFile(
+                name=str(item["rfilename"]),
+                nbytes=-1 if item.get("size") is None else int(item["size"]),
+                sha256=(item.get("lfs") or {}).get("sha256"),
+            )
+            for item in found.get("siblings") or ()
+        ]
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise HubError(
+            f"{repo_id}: the answer of the Hub has no commit or no list of files; does HF_ENDPOINT "
+            "name a Hub?"
+        ) from None
+    known = bool(files) and all(file.nbytes >= 0 for file in files)
+    return commit, tuple(files) if known else None
+
+
+def _list_tree(repo_id: str, commit: str, token: str | None) -> tuple[RepoFile, ...]:
+    """List the files as `snapshot_download` does: mirrors of the Hub know no other way to sizes."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.hf_api import RepoFile as ListedFile
+
+    api = HfApi(token=token, library_name="blockexpand", library_version=__version__)
+    return tuple(
+        RepoFile(
+            name=item.path,
+            nbytes=item.size,
+            sha256=None if item.lfs is None else item.lfs.sha256,
+        )
+        for item in api.list_repo_tree(repo_id, recursive=True, revision=commit)
+        if isinstance(item, ListedFile)
+    )
+
+
+def _open_cached(repo_id: str, revision: str, cache_dir: Path | None) -> RepoSnapshot | None:
+    config = find_cached(repo_id, CONFIG_FILE, revision, cache_dir)
+    if config is None:
+        return None
+    folder = config.parent
+    files = tuple(
+        RepoFile(name=path.relative_to(folder).as_posix(), nbytes=path.stat().st_size)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    )
+    return RepoSnapshot(
+        repo_id=repo_id, revision=revision, commit=folder.name, files=files, cached=folder
+    )

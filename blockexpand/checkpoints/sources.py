@@ -1,0 +1,196 @@
+"""SRC as the user typed it → an opened checkpoint: a folder, else a repository of the Hub."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import CheckpointError, HubError
+from ..fs.paths import expand_home
+from ..fs.reading import SourceFile
+from ..progress import SILENT, Progress
+from .checkpoint import Checkpoint, assemble_checkpoint, open_checkpoint
+
+if TYPE_CHECKING:
+    from .hub.files import RepoSnapshot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HubOptions:
+    """How the Hub is asked; as in `huggingface_hub`."""
+
+    revision: str | None = None
+    token: str | None = None
+    cache_dir: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """A source as its headers tell it: enough to plan with.
+
+    `snapshot` is set for a repository of the Hub, whose weights still have to be fetched.
+    """
+
+    checkpoint: Checkpoint
+    name: SourceName
+    snapshot: RepoSnapshot | None = None
+
+
+def open_source(
+    src: str,
+    options: HubOptions,
+    *,
+    headers_only: bool = False,
+    progress: Progress = SILENT,
+    vet: Callable[[Checkpoint], None] | None = None,
+) -> tuple[Checkpoint, SourceName]:
+    """Open a checkpoint; a folder wins where both exist.
+
+    Of a repository `headers_only` fetches nothing but headers and JSON, so that its checkpoint
+    can be planned with, not copied from. Else everything needed is downloaded into the Hub's
+    cache, after `vet` has seen the headers: what it raises spares the download.
+    Raises: CheckpointError, HubError.
+    """
+    source = open_headers(src, options)
+    if source.snapshot is not None and not headers_only:
+        if vet is not None:
+            vet(source.checkpoint)
+        return fetch_weights(source, options, progress), source.name
+    return source.checkpoint, source.name
+
+
+def open_headers(src: str, options: HubOptions) -> Source:
+    """Open a folder, or a repository's headers and JSON. Raises: CheckpointError, HubError."""
+    folder = expand_home(src)
+    if folder.exists() or _looks_like_path(src):
+        return Source(checkpoint=open_checkpoint(folder), name=_name_folder(src, folder))
+    from . import hub
+
+    try:
+        ref = hub.parse_repo_ref(src, options.revision)
+    except HubError as error:
+        raise CheckpointError(f"{src}: no such folder, and {error}") from None
+    snapshot = hub.open_snapshot(ref, token=options.token, cache_dir=options.cache_dir)
+    name = SourceName(
+        model=snapshot.repo_id,
+        repo=snapshot.repo_id,
+        revision=snapshot.revision,
+        commit=snapshot.commit,
+    )
+    headers = hub.fetch_headers(snapshot, token=options.token, cache_dir=options.cache_dir)
+    checkpoint = assemble_checkpoint(
+        Path(snapshot.repo_id),
+        headers.documents,
+        [
+            (SourceFile(name=shard.name, nbytes=shard.nbytes, mtime_ns=0), shard.header_bytes)
+            for shard in headers.shards
+        ],
+        side_files=tuple(
+            SourceFile(name=file.name, nbytes=file.nbytes, mtime_ns=0)
+            for file in headers.side_files
+        ),
+        left_behind=headers.left_behind,
+    )
+    return Source(checkpoint=checkpoint, name=name, snapshot=snapshot)
+
+
+def fetch_weights(source: Source, options: HubOptions, progress: Progress = SILENT) -> Checkpoint:
+    """Download a repository's commit into the Hub's cache, and open it there.
+
+    Raises: CheckpointError, HubError.
+    """
+    from . import hub
+
+    assert source.snapshot is not None
+    progress.total("downloading", sum(shard.file.nbytes for shard in source.checkpoint.shards))
+    root = hub.download_checkpoint(
+        source.snapshot,
+        token=options.token,
+        cache_dir=options.cache_dir,
+        progress=progress.done,
+    )
+    return open_checkpoint(root)
+
+
+def fetch_side_files(source: Source, options: HubOptions) -> Checkpoint:
+    """Download all of a repository's commit but its shards, which a stream will bring.
+
+    Raises: HubError.
+    """
+    from . import hub
+
+    assert source.snapshot is not None
+    root = hub.download_side_files(
+        source.snapshot, token=options.token, cache_dir=options.cache_dir
+    )
+    side_files = tuple(
+        replace(file, mtime_ns=(root / file.name).stat().st_mtime_ns)
+        for file in source.checkpoint.side_files
+    )
+    return replace(source.checkpoint, root=root, side_files=side_files)
+
+
+def open_stream(source: Source, options: HubOptions) -> Stream:
+    """Return a repository's shards as a stream; nothing is fetched yet."""
+    from . import hub
+
+    snapshot = source.snapshot
+    assert snapshot is not None
+
+    def fetch(
+        names: Sequence[str], folder: Path, ahead_nbytes: Mapping[str, int]
+    ) -> Generator[Path, None, None]:
+        return hub.stream_shards(
+            snapshot,
+            names,
+            folder,
+            token=options.token,
+            cache_dir=options.cache_dir,
+            ahead_nbytes=ahead_nbytes,
+        )
+
+    return Stream(commit=snapshot.commit, fetch=fetch)
+
+
+def _looks_like_path(src: str) -> bool:
+    """Tell what can be no repository, so that a folder's name that is mistyped is called that."""
+    if "://" in src:
+        return False
+    # A revision may have slashes: refs/pr/1.
+    name = src.partition("@")[0]
+    return src.startswith((".", "/", "~")) or "\\" in src or name.count("/") > 1 or src == ""
+
+
+def _name_folder(src: str, folder: Path) -> SourceName:
+    """Name a local folder; one in the Hub's cache still tells which repository it is."""
+    parts = folder.resolve().parts
+    if len(parts) >= 3 and parts[-2] == "snapshots" and parts[-3].startswith("models--"):
+        repo = parts[-3].removeprefix("models--").replace("--", "/")
+        commit = parts[-1] if re.fullmatch(r"[0-9a-f]{40}", parts[-1]) else None
+        return SourceName(model=repo, repo=repo, commit=commit)
+    return SourceName(model=src if folder.name else str(folder.resolve()))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceName:
+    """What the source is called: `model` for readers; the rest where it came from the Hub."""
+
+    model: str
+    repo: str | None = None
+    revision: str | None = None
+    commit: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stream:
+    """A source whose shards come when they are asked for.
+
+    `fetch(names, folder, ahead_nbytes)` yields the path of each shard in that folder; asking for
+    the next deletes it. `commit` tells one state of the source from another.
+    """
+
+    commit: str
+    fetch: Callable[[Sequence[str], Path, Mapping[str, int]], Generator[Path, None, None]]

@@ -1,0 +1,91 @@
+"""`blockexpand batch`: make many expansions from one file. Its parser and its run."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from .arguments import add_executor_option, add_output_options
+from .console import fail, make_bars, print_outcome
+
+_BATCH_DESCRIPTION = """\
+Make many expansions. All are planned and checked before the first byte is written; what an
+earlier run has finished is skipped. JOBS.yaml holds options as they are on the command line,
+without the hyphens before them:
+
+  defaults: {src: org/name, dtype: bfloat16}
+  jobs:
+    - {new-layers: 4, out: models/first}
+    - {position: "7,15,23,31", out: models/second, verify: tensors}
+  matrix:
+    new-layers: [4, 8]
+    position: [end, interleaved]
+    out: "models/{model}-{layers}L-{position}"
+
+A matrix makes a job of each combination of src, new-layers and position; there may be a list of
+them. In out and push-to-hub stand {model}, {layers}, {new-layers}, {position} and {dtype}. Paths
+are relative to the current folder. Exit status 1 if any job failed."""
+
+
+def make_batch_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="blockexpand batch",
+        description=_BATCH_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("jobs_file", metavar="JOBS.yaml", help="the expansions to make")
+    policy = parser.add_mutually_exclusive_group()
+    policy.add_argument(
+        "--keep-going",
+        action="store_true",
+        help="go on with the other jobs after one has failed (the default)",
+    )
+    policy.add_argument("--fail-fast", action="store_true", help="begin no job after a failure")
+    add(
+        "--jobs",
+        type=int,
+        default=1,
+        metavar="N",
+        help="how many expansions are written at the same time (default: 1)",
+    )
+    add("--dry-run", action="store_true", help="plan and check all jobs, and write nothing")
+    add_executor_option(add)
+    add("--token", help="token for the Hub; HF_TOKEN and `hf auth login` work too")
+    add("--cache-dir", metavar="DIR", help="the Hub's cache (default: as huggingface_hub)")
+    add_output_options(add)
+    return parser
+
+
+def run_batch_command(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    from ..api.batch import run_batch
+    from ..api.batch_plan import plan_batch
+    from ..api.jobs_file import open_jobs
+    from ..writing.executors import open_executor
+    from . import text_batch as report_batch
+
+    if options.jobs < 1:
+        parser.error(f"--jobs {options.jobs}: expected at least 1")
+    jobs = open_jobs(Path(options.jobs_file))
+    batch = plan_batch(jobs, token=options.token, cache_dir=options.cache_dir)
+    if options.dry_run:
+        print_outcome(options, report_batch.batch_as_json, report_batch.describe_batch, batch)
+        return 0
+    with open_executor(options.executor) as executor, make_bars(options) as progress:
+        results = run_batch(
+            batch,
+            fail_fast=options.fail_fast,
+            parallel=options.jobs,
+            executor=executor,
+            progress=progress,
+        )
+    print_outcome(options, report_batch.results_as_json, report_batch.describe_results, results)
+    failed = [result for result in results if result.error is not None]
+    if not failed:
+        return 0
+    assert failed[0].error is not None
+    return fail(
+        f"{options.jobs_file}: {len(failed)} of {len(results)} jobs failed, the first: "
+        f"{failed[0].planned.out}: {report_batch.explain_error(failed[0].error)}"
+    )

@@ -1,0 +1,77 @@
+"""The standard streams: closed ones, readers that have gone, and text that a terminal can bear."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from ..errors import OutputError
+from .bars import Bars
+
+
+def open_closed_streams() -> None:
+    """Lead standard files that the caller has closed to nowhere.
+
+    Else the files of the output get their numbers, and with them what a library prints.
+    """
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    if sys.stderr is None:
+        sys.stderr = os.fdopen(2, "w", closefd=False)
+
+
+class StdoutClosedError(Exception):
+    """The reader of a pipe has gone, which is nothing to report."""
+
+
+def print_result(text: str) -> None:
+    """Write to stdout at once, while a failure can still be told."""
+    try:
+        print(text, end="\n" if text else "", flush=True)
+    except OSError as error:
+        # Python would try to write the rest when it ends, and complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            raise StdoutClosedError from error
+        raise OutputError(f"standard output: cannot write: {error.strerror}") from error
+
+
+def fail(message: str) -> int:
+    """Say on stderr what went wrong; returns the exit status."""
+    print(f"blockexpand: {printable(message)}", file=sys.stderr)
+    return 1
+
+
+def printable(text: str, keep: str = "") -> str:
+    """Spell control characters out: names in a stranger's checkpoint reach the terminal."""
+    return "".join(
+        character
+        if character.isprintable() or character in keep
+        else character.encode("unicode_escape", "backslashreplace").decode()
+        for character in text
+    )
+
+
+def print_outcome(
+    options: argparse.Namespace,
+    as_json: Callable[..., dict[str, Any]],
+    describe: Callable[..., str],
+    *values: object,
+) -> None:
+    if options.json:
+        import json
+
+        print_result(json.dumps(as_json(*values)))
+    elif not options.quiet:
+        print_result(printable(describe(*values, verbose=options.verbose), keep="\n"))
+
+
+def make_bars(options: argparse.Namespace) -> Bars:
+    shown = sys.stderr.isatty() and not (options.no_progress or options.quiet)
+    return Bars(shown=shown)

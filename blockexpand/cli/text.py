@@ -1,0 +1,252 @@
+"""Plans and results as text for a terminal and as JSON for scripts. It prints nothing itself."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from ..api.pipeline import Expansion
+from ..checkpoints.sources import SourceName
+from ..fs.paths import expand_home
+from ..planning.card import describe_neutral, layer_runs
+from ..planning.plan import Plan
+from ..planning.segments import Tally, tally_file
+from ..verification.logits import LogitsProof
+from ..verification.output import Verification
+from ..writing.shard import Moved
+
+
+def format_size(nbytes: int) -> str:
+    """Return bytes in decimal units, three digits: `14.5 GB`."""
+    size = float(nbytes)
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 999.5:
+            return f"{size:.0f} {unit}" if unit == "B" or size >= 99.95 else f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} TB"
+
+
+def describe_plan(plan: Plan, name: SourceName, out: Path, *, verbose: bool) -> str:
+    """Return the dry run's text: layer map, a line per output file, sizes, free disk."""
+    lines = [_headline(plan, name), *_layer_lines(plan), ""]
+    width = max(len(file.name) for file in plan.files)
+    total = Tally()
+    for file in plan.files:
+        tally = tally_file(file)
+        total += tally
+        lines.append(f"  {file.name:{width}}  {format_size(file.nbytes):>8}  {_parts(tally)}")
+    small = len(plan.documents) + len(plan.side_files)
+    nbytes = plan.nbytes - sum(file.nbytes for file in plan.files)
+    lines.append(f"  {f'{small} small files':{width}}  {format_size(nbytes):>8}")
+    if verbose:
+        lines += [f"    {document.name} (new)" for document in plan.documents]
+        lines += [f"    {file.name}" for file in plan.side_files]
+    lines.append("")
+    lines.append(f"total {format_size(plan.nbytes)}: {_parts(total)}")
+    lines.append(f"free  {format_size(_free(out))} at {_existing(out)}")
+    lines += _remarks(plan.notes, plan.left_behind)
+    return "\n".join(lines)
+
+
+def plan_as_json(plan: Plan, name: SourceName, out: Path) -> dict[str, Any]:
+    """Return the dry run for scripts; sizes in bytes, layers count from 0."""
+    return {
+        "dry_run": True,
+        **_plan_fields(plan, name),
+        "out": str(out),
+        "files": [
+            {"name": file.name, "nbytes": file.nbytes, "identical_to": file.identical_to}
+            | _tally_fields(tally_file(file))
+            for file in plan.files
+        ],
+        "small_files": [document.name for document in plan.documents]
+        + [file.name for file in plan.side_files],
+        "free_nbytes": _free(out),
+        "notes": list(plan.notes),
+    }
+
+
+def describe_expansion(result: Expansion, *, verbose: bool) -> str:
+    """Return the summary of a finished expansion."""
+    plan = result.plan
+    lines = [_headline(plan, result.source), *_layer_lines(plan)]
+    if verbose:
+        lines += [f"  {file.name}  {format_size(file.nbytes)}" for file in plan.files]
+        lines += [f"  {document.name}" for document in plan.documents]
+        lines += [f"  {file.name}" for file in plan.side_files]
+    lines.append(f"{_shown(result.out)}: {format_size(plan.nbytes)}, {_moved(result.moved)}")
+    if result.verification is not None:
+        lines.append(_verified(result.verification, result.proof))
+    if result.pushed is not None:
+        lines.append(f"uploaded: {result.pushed}")
+    lines += _remarks(result.notes, plan.left_behind)
+    return "\n".join(lines)
+
+
+def expansion_as_json(result: Expansion) -> dict[str, Any]:
+    """Return a finished expansion for scripts."""
+    moved = result.moved
+    return {
+        **_plan_fields(result.plan, result.source),
+        "out": str(result.out),
+        "files": [{"name": file.name, "nbytes": file.nbytes} for file in result.plan.files],
+        "moved": {
+            "shared": moved.shared,
+            "copied": moved.copied,
+            "converted": moved.converted,
+            "holes": moved.holes,
+            "linked": moved.linked,
+            "reused": moved.reused,
+        },
+        "verified": None
+        if result.verification is None
+        else verification_as_json(result.verification, result.proof, result.out),
+        "pushed": result.pushed,
+        "notes": list(result.notes),
+    }
+
+
+def describe_verification(
+    verification: Verification, proof: LogitsProof | None, out: Path, *, verbose: bool
+) -> str:
+    """Return what was compared, or every difference."""
+    if verification.findings:
+        return "\n".join(map(str, verification.findings))
+    return f"{out}: {_verified(verification, proof)}"
+
+
+def verification_as_json(
+    verification: Verification, proof: LogitsProof | None, out: Path
+) -> dict[str, Any]:
+    """Return a verification for scripts."""
+    return {
+        "out": str(out),
+        "ok": not verification.findings,
+        "tensors": verification.tensors,
+        "nbytes": verification.nbytes,
+        "findings": [
+            {
+                "file": finding.file,
+                "tensor": finding.tensor,
+                "offset": finding.offset,
+                "message": finding.message,
+            }
+            for finding in verification.findings
+        ],
+        "logits": None
+        if proof is None
+        else {"equal": True, "tokens": proof.tokens, "dtype": proof.dtype},
+    }
+
+
+def _plan_fields(plan: Plan, name: SourceName) -> dict[str, Any]:
+    return {
+        "source": {"model": name.model, "repo": name.repo, "commit": name.commit},
+        "model_type": plan.model_type,
+        "original_layers": plan.original_layers,
+        "layers": len(plan.layer_map),
+        "layer_map": [entry.source for entry in plan.layer_map],
+        "new_layers": list(plan.new_layers),
+        "keeps_function": plan.keeps_function,
+        "neutral": dict(plan.neutral),
+        "dtype": plan.dtype,
+        "nbytes": plan.nbytes,
+        "left_behind": list(plan.left_behind),
+        "fingerprint": plan.fingerprint,
+    }
+
+
+def _headline(plan: Plan, name: SourceName) -> str:
+    if not plan.keeps_function:
+        return (
+            f"{name.model} ({plan.model_type}): {len(plan.layer_map)} layers by a recipe that "
+            f"changes what the model computes, {plan.dtype}"
+        )
+    return (
+        f"{name.model} ({plan.model_type}): {plan.original_layers} layers + "
+        f"{len(plan.new_layers)} new = {len(plan.layer_map)}, {plan.dtype}"
+    )
+
+
+def _layer_lines(plan: Plan) -> list[str]:
+    lines = []
+    for first, last, source, is_new in layer_runs(plan.layer_map):
+        layers = f"layer  {first}" if first == last else f"layers {first}-{last}"
+        origin = f"{source}" if first == last or is_new else f"{source}-{source + last - first}"
+        model = plan.layer_map[first].model
+        of = f" of {plan.name_model(model)}" if model else ""
+        lines.append(f"  {layers:14} {'new, clone of ' if is_new else 'from '}{origin}{of}")
+    zeroed = [suffix for suffix, constant in describe_neutral(plan.neutral) if constant == 0]
+    changed = [f"{s} = {c:g}" for s, c in describe_neutral(plan.neutral) if c]
+    if zeroed:
+        lines.append(f"  zeroed in each new layer: {', '.join(zeroed)}")
+    if changed:
+        lines.append(f"  set in each new layer: {', '.join(changed)}")
+    return lines
+
+
+def _parts(tally: Tally) -> str:
+    names = {
+        "copied": tally.copied,
+        "converted": tally.converted,
+        "zeroed": tally.zeroed,
+        "set": tally.filled,
+        "scaled": tally.scaled,
+    }
+    return ", ".join(f"{format_size(n)} {name}" for name, n in names.items() if n) or "empty"
+
+
+def _tally_fields(tally: Tally) -> dict[str, int]:
+    return {
+        "copied": tally.copied,
+        "converted": tally.converted,
+        "zeroed": tally.zeroed,
+        "filled": tally.filled,
+        "scaled": tally.scaled,
+    }
+
+
+def _moved(moved: Moved) -> str:
+    names = {
+        "shared with the source": moved.shared,
+        "linked to the source": moved.linked,
+        "copied": moved.copied,
+        "converted": moved.converted,
+        "left as holes": moved.holes,
+        "kept from an earlier run": moved.reused,
+    }
+    return ", ".join(f"{format_size(n)} {name}" for name, n in names.items() if n)
+
+
+def _verified(verification: Verification, proof: LogitsProof | None) -> str:
+    text = (
+        f"verified: {verification.tensors} tensors, {format_size(verification.nbytes)}, every "
+        "byte as its source and recipe say"
+    )
+    if proof is not None:
+        text += f"; logits of {proof.tokens} tokens bit-identical in {proof.dtype}"
+    return text
+
+
+def _remarks(notes: tuple[str, ...], left_behind: tuple[str, ...]) -> list[str]:
+    lines = [f"note: {note}" for note in notes]
+    if left_behind:
+        shown = ", ".join(left_behind[:5])
+        more = f" and {len(left_behind) - 5} more" if len(left_behind) > 5 else ""
+        lines.append(f"note: left behind, weights in other forms: {shown}{more}")
+    return lines
+
+
+def _shown(out: Path) -> Path:
+    """Return a path as a user would type it here."""
+    return out.relative_to(Path.cwd()) if out.is_relative_to(Path.cwd()) else out
+
+
+def _existing(out: Path) -> Path:
+    absolute = expand_home(out).absolute()
+    return next(folder for folder in (absolute, *absolute.parents) if folder.is_dir())
+
+
+def _free(out: Path) -> int:
+    return shutil.disk_usage(_existing(out)).free

@@ -1,0 +1,103 @@
+"""Batches as text for a terminal and as JSON for scripts. It prints nothing itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..api.batch import JobResult
+from ..api.batch_plan import Batch, PlannedJob
+from .text import expansion_as_json, format_size, plan_as_json
+
+
+def describe_batch(batch: Batch, *, verbose: bool) -> str:
+    """Return a dry run's text: a line per job, and what the disks need and have."""
+    rows = [(*_columns(job), "finished" if job.is_finished else "to do") for job in batch.jobs]
+    lines = _table(("out", "layers", "position", "size", "state"), rows)
+    for need in batch.disk:
+        lines.append(
+            f"needs {format_size(need.nbytes)}, {format_size(need.free)} free at {need.folder}"
+        )
+    if verbose:
+        lines += [f"{job.out}: {note}" for job in batch.jobs for note in job.plan.notes]
+    return "\n".join(lines)
+
+
+def batch_as_json(batch: Batch) -> dict[str, Any]:
+    """Return a dry run for scripts; sizes in bytes."""
+    return {
+        "dry_run": True,
+        "jobs": [
+            {"where": job.job.where, "finished": job.is_finished}
+            | plan_as_json(job.plan, job.source.name, job.out)
+            for job in batch.jobs
+        ],
+        "disk": [
+            {"folder": str(need.folder), "nbytes": need.nbytes, "free_nbytes": need.free}
+            for need in batch.disk
+        ],
+    }
+
+
+def describe_results(results: Sequence[JobResult], *, verbose: bool) -> str:
+    """Return a line per job, and in full what failed."""
+    rows = [
+        (*_columns(result.planned), f"{result.seconds:.1f} s", result.state) for result in results
+    ]
+    lines = _table(("out", "layers", "position", "size", "time", "state"), rows)
+    for result in results:
+        if result.error is not None:
+            lines.append(f"{result.planned.job.where}: {explain_error(result.error)}")
+        elif result.expansion is not None:
+            if result.expansion.pushed is not None:
+                lines.append(f"{result.planned.out}: uploaded: {result.expansion.pushed}")
+            if verbose:
+                lines += [f"{result.planned.out}: {note}" for note in result.expansion.notes]
+    return "\n".join(lines)
+
+
+def results_as_json(results: Sequence[JobResult]) -> dict[str, Any]:
+    """Return a batch's results for scripts."""
+    return {
+        "jobs": [
+            {
+                "where": result.planned.job.where,
+                "out": str(result.planned.out),
+                "state": result.state,
+                "seconds": round(result.seconds, 3),
+                "error": None if result.error is None else explain_error(result.error),
+                "expansion": None
+                if result.expansion is None
+                else expansion_as_json(result.expansion),
+            }
+            for result in results
+        ],
+        "failed": sum(result.error is not None for result in results),
+    }
+
+
+def explain_error(error: Exception) -> str:
+    """Return an error on one line; of one that nobody foresaw also what it is."""
+    from ..errors import BlockExpandError
+
+    said = " ".join(str(error).split())
+    return said if isinstance(error, BlockExpandError) else f"{type(error).__name__}: {said}"
+
+
+def _columns(job: PlannedJob) -> tuple[str, str, str, str]:
+    plan = job.plan
+    position = job.job.position
+    return (
+        str(job.out),
+        f"{plan.original_layers} + {len(plan.new_layers)}",
+        position if isinstance(position, str) else ",".join(map(str, position)),
+        format_size(plan.nbytes),
+    )
+
+
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    return [
+        "  ".join(f"{word:{width}}" for word, width in zip(row, widths, strict=True)).rstrip()
+        for row in (head, *rows)
+    ]

@@ -1,0 +1,60 @@
+"""`blockexpand verify`: prove an output against its source. Its parser and its run."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from .arguments import add_hub_options, add_output_options, not_empty
+from .console import fail, make_bars, print_outcome
+
+
+def make_verify_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="blockexpand verify",
+        description="Compare every byte of an expansion with what its source and its recipe say "
+        "it must be. Exit status 1 if anything differs.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("src", type=not_empty, metavar="SRC", help="the source: a folder or a Hub repository")
+    add("out", type=not_empty, metavar="OUT", help="the folder that blockexpand made")
+    add(
+        "--logits",
+        action="store_true",
+        help="also load both with transformers and compare their logits, bit for bit",
+    )
+    add_hub_options(add)
+    add_output_options(add)
+    return parser
+
+
+def run_verify(options: argparse.Namespace) -> int:
+    from ..api.comparing import verify
+    from . import text as report
+
+    with make_bars(options) as progress:
+        verification, proof = verify(
+            options.src,
+            options.out,
+            logits=options.logits,
+            revision=options.revision,
+            token=options.token,
+            cache_dir=options.cache_dir,
+            progress=progress,
+        )
+    print_outcome(
+        options,
+        report.verification_as_json,
+        report.describe_verification,
+        verification,
+        proof,
+        Path(options.out),
+    )
+    if not verification.findings:
+        return 0
+    count = len(verification.findings)
+    return fail(
+        f"{options.out}: {count} difference{'s' if count > 1 else ''} from what its source and "
+        f"recipe say, the first: {verification.findings[0]}; make it again"
+    )

@@ -1,0 +1,176 @@
+"""YAML text → nodes that know their lines, and values out of them; faults are collected.
+
+It builds no objects from tags: a node's value is text, a number, a list or an object. It knows
+nothing of what the text says.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping, Sequence
+
+import yaml
+
+from ..errors import RecipeError
+
+_MOST_NBYTES = 1 << 20
+
+_MOST_FAULTS = 20
+
+_SHOWN_CHARACTERS = 60
+
+Members = dict[str, yaml.Node]
+
+
+def compose(data: bytes, file: str) -> tuple[yaml.Node | None, str]:
+    """Return a document's root node, None for an empty one, and its text.
+
+    Raises: RecipeError for what is no YAML, with file and line.
+    """
+    if len(data) > _MOST_NBYTES:
+        raise RecipeError(f"{file}: expected at most {_MOST_NBYTES} bytes, found more")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise RecipeError(f"{file}:{line}: expected UTF-8 text") from None
+    try:
+        return yaml.compose(text, Loader=yaml.SafeLoader), text
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"{file}:{mark.line + 1}" if mark else file
+        raise RecipeError(f"{where}: this is no YAML: {error.problem or error.context}") from None
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise RecipeError(f"{file}: this is no YAML: {reason}") from None
+
+
+class NodeReader:
+    """Reads values out of nodes. After a fault it goes on, so that all are found together."""
+
+    def __init__(self, file: str, refused: Mapping[str, str]) -> None:
+        """`refused` maps keys that are known and not understood to what to do about them."""
+        self._file = file
+        self._refused = refused
+        self._faults: list[tuple[int, str]] = []
+
+    def fault(self, node: yaml.Node, text: str) -> None:
+        line = line_of(node)
+        self._faults.append((line, f"{self._file}:{line}: {text}"))
+
+    def check(self) -> None:
+        """Raises: RecipeError with all faults in the order of their lines, if there are any."""
+        lines = [text for _, text in sorted(self._faults, key=lambda fault: fault[0])]
+        more = len(lines) - _MOST_FAULTS
+        if lines:
+            shown = "; ".join(lines[:_MOST_FAULTS])
+            raise RecipeError(shown if more <= 0 else f"{shown}; and {more} more")
+
+    def members(self, node: yaml.Node, key: str, allowed: Sequence[str]) -> Members:
+        """Return an object's members, null ones left out; others than those allowed are faults."""
+        known: Members = {}
+        for text, (name, value) in self._pairs(node, key).items():
+            if text in allowed:
+                if not _is_null(value):
+                    known[text] = value
+            elif text in self._refused:
+                if not _is_null(value):
+                    self.fault(name, f"{text}: {self._refused[text]}")
+            else:
+                hint = did_you_mean(text, allowed)
+                self.fault(name, f"{text}: unknown key; {hint or f'expected {_join(allowed)}'}")
+        return known
+
+    def names(self, node: yaml.Node, key: str) -> Members:
+        """Return an object's members, whatever their names."""
+        return {text: value for text, (_, value) in self._pairs(node, key).items()}
+
+    def items(self, node: yaml.Node, key: str, wanted: str) -> list[yaml.Node]:
+        """Return a list's items; an empty list is a fault."""
+        if not isinstance(node, yaml.SequenceNode) or not node.value:
+            self.fault(node, f"{key}: expected {wanted}, found {show(node)}")
+            return []
+        return list(node.value)
+
+    def text(self, node: yaml.Node, key: str, wanted: str) -> str | None:
+        value = _construct(node)
+        if not isinstance(value, str) or not value or not value.isprintable():
+            self.fault(node, f"{key}: expected {wanted}, found {show(node)}")
+            return None
+        return value
+
+    def _pairs(self, node: yaml.Node, key: str) -> dict[str, tuple[yaml.Node, yaml.Node]]:
+        if not isinstance(node, yaml.MappingNode):
+            self.fault(node, f"{key}: expected an object, found {show(node)}")
+            return {}
+        pairs: dict[str, tuple[yaml.Node, yaml.Node]] = {}
+        for name, value in node.value:
+            if not isinstance(name, yaml.ScalarNode):
+                self.fault(name, f"{key}: expected a name before the colon, found {show(name)}")
+            elif name.value in pairs:
+                self.fault(name, f"{name.value}: stands twice in the same object")
+            else:
+                pairs[name.value] = name, value
+        return pairs
+
+
+def line_of(node: yaml.Node) -> int:
+    """Return the line that a node begins on, from 1."""
+    return int(node.start_mark.line) + 1
+
+
+def number(node: yaml.Node) -> float | None:
+    """Return a finite number. YAML 1.1 takes `1e-3` for text, which is meant as a number."""
+    value = _construct(node)
+    try:
+        if isinstance(value, str) and "_" not in value:
+            value = float(value)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return None
+        return float(value) if math.isfinite(value) else None
+    except (ValueError, OverflowError):
+        return None
+
+
+def whole_number(node: yaml.Node) -> int | None:
+    value = _construct(node)
+    return value if type(value) is int and abs(value) < 1 << 31 else None
+
+
+def did_you_mean(word: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(word, known, 1)
+    return f"did you mean {close[0]}?" if close else ""
+
+
+def show(node: yaml.Node) -> str:
+    """Spell a node on one line of limited length."""
+    if isinstance(node, yaml.SequenceNode):
+        scalars = [item.value[:20] for item in node.value if isinstance(item, yaml.ScalarNode)]
+        if len(scalars) == len(node.value) <= 4:
+            return f"[{', '.join(scalars)}]"
+        return f"a list of {len(node.value)}"
+    if not isinstance(node, yaml.ScalarNode):
+        return "an object"
+    if _is_null(node):
+        return "nothing"
+    text = node.value
+    return repr(text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}…")
+
+
+def _construct(node: yaml.Node) -> object:
+    """Return a scalar as the safe loader has it: text, a number, a truth value, a date or null."""
+    if not isinstance(node, yaml.ScalarNode):
+        return None
+    try:
+        return yaml.SafeLoader("").construct_object(node)
+    except (yaml.YAMLError, ValueError, OverflowError):
+        return None
+
+
+def _is_null(node: yaml.Node) -> bool:
+    return isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:null"
+
+
+def _join(words: Sequence[str]) -> str:
+    return " or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)

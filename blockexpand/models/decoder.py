@@ -1,0 +1,235 @@
+"""Where a checkpoint has its decoder: the config object, the prefix and number of its layers.
+
+Sees names and the config, never tensor data. It refuses what config and tensors do not agree on.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from ..errors import CheckpointError, UnsupportedModelError
+from ..formats.safetensors import TensorSpec
+from .decoder_checks import check_tensors, refuse_quantized, refuse_unknown_fields
+from .families import FAMILIES, MULTIMODAL
+from .families.family import Family
+from .families.layer_fields import (
+    FieldRule,
+    get_field,
+    listed,
+    read_kinds,
+)
+from .families.refused import REFUSED
+from .families.tensor_roles import is_float32
+from .layer_map import MAX_LAYERS
+
+
+class LayerTensor(NamedTuple):
+    """A tensor of a decoder layer: `suffix` is what follows the number and its dot."""
+
+    layer: int
+    suffix: str
+
+
+def find_model_type(config: Mapping[str, Any]) -> str:
+    """Return `model_type`, without which nothing is known of a model."""
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str) or not model_type:
+        raise UnsupportedModelError(
+            "config.json: 'model_type' is missing; expected the name of a supported family "
+            f"({_supported()})"
+        )
+    return model_type
+
+
+def find_text_model(
+    config: Mapping[str, Any], model_type: str
+) -> tuple[tuple[str, ...], str, tuple[str, ...]]:
+    """Return where the decoder's fields are, its model type, and prefixes if not the family's."""
+    wrapper = MULTIMODAL.get(model_type)
+    if wrapper is None:
+        return (), model_type, ()
+    text = get_field(config, ".".join(wrapper.path))
+    if not isinstance(text, Mapping):
+        return (), wrapper.text_type, wrapper.prefixes
+    text_type = text.get("model_type") or wrapper.text_type
+    return wrapper.path, str(text_type), wrapper.prefixes
+
+
+def find_family(config: Mapping[str, Any], model_type: str) -> Family:
+    """Return the row of a decoder's model type, or refuse the model with the reason."""
+    if model_type in REFUSED:
+        raise UnsupportedModelError(f"model_type {model_type!r}: {REFUSED[model_type]}")
+    if model_type in FAMILIES:
+        for refusal in FAMILIES[model_type].refuse:
+            if refusal.when(config):
+                raise UnsupportedModelError(f"model_type {model_type!r}: {refusal.reason}")
+        return FAMILIES[model_type]
+    custom = " and runs custom code ('auto_map')" if config.get("auto_map") else ""
+    raise UnsupportedModelError(
+        f"model_type {model_type!r} is not in the table of families{custom}: which of its tensors "
+        f"must be zero is unknown; supported are {_supported()}"
+    )
+
+
+def _supported() -> str:
+    return ", ".join(sorted({*FAMILIES, *MULTIMODAL}))
+
+
+def descend(config: Mapping[str, Any], path: Sequence[str]) -> Mapping[str, Any]:
+    """Return the object at a path of config.json."""
+    for key in path:
+        config = config[key]
+    return config
+
+
+def place_layers(
+    tensors: Mapping[str, TensorSpec], prefixes: Sequence[str]
+) -> tuple[str, dict[str, LayerTensor]]:
+    """Find which prefix the layers have; a checkpoint of the bare decoder lacks its first part."""
+    spellings = dict.fromkeys(prefixes)
+    spellings |= dict.fromkeys(prefix.partition(".")[2] for prefix in prefixes)
+    found: dict[str, dict[str, LayerTensor]] = {}
+    numbers: dict[str, int] = {}
+    for prefix in spellings:
+        placed = {}
+        for name in tensors:
+            if not name.startswith(prefix):
+                continue
+            number, _, suffix = name[len(prefix) :].partition(".")
+            layer = numbers.get(number)
+            if layer is None and re.fullmatch(r"0|[1-9][0-9]{0,8}", number):
+                layer = numbers[number] = int(number)
+            if layer is None or not suffix:
+                raise CheckpointError(
+                    f"tensor {name!r}: no layer number after {prefix!r}; "
+                    f"expected e.g. '{prefix}0.<tensor>'"
+                )
+            # Layers share their suffixes: one string for all of them.
+            placed[name] = LayerTensor(layer, sys.intern(suffix))
+        if placed:
+            found[prefix] = placed
+    if not found:
+        raise CheckpointError(
+            f"no tensor of a decoder layer was found; expected names such as "
+            f"'{prefixes[0]}0.<tensor>', found e.g. {next(iter(sorted(tensors)), 'none')!r}"
+        )
+    if len(found) > 1:
+        raise CheckpointError(
+            f"decoder layers under several prefixes: {', '.join(map(repr, found))}; expected one"
+        )
+    return found.popitem()
+
+
+def count_layers(
+    family: Family, text: Mapping[str, Any], placed: Mapping[str, LayerTensor], prefix: str
+) -> tuple[int, int]:
+    """Return the number of layers and of layers stored past the end, from config and tensors."""
+    numbers = {tensor.layer for tensor in placed.values()}
+    stored = max(numbers) + 1
+    layers = stored
+    predicted = (text.get(field) for field in ("num_nextn_predict_layers", "num_mtp_layers"))
+    most_tail = max([1, *(n for n in predicted if isinstance(n, int))]) if family.tail else 0
+    for field in dict.fromkeys(("num_hidden_layers", *family.count)):
+        value = text.get(field)
+        if value is None:
+            continue
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= MAX_LAYERS:
+            raise CheckpointError(
+                f"config.json: {field!r} must be the number of layers; "
+                f"expected a whole number from 1 to {MAX_LAYERS}, found {value!r}"
+            )
+        tail = stored - value
+        if not 0 <= tail <= most_tail or layers not in (stored, value):
+            raise CheckpointError(
+                f"config.json: {field!r} is {value}, but the tensors {prefix}<i>.* "
+                f"are numbered to {stored - 1}; expected {stored}"
+            )
+        layers = value
+    if len(numbers) < stored:
+        missing = next(index for index in range(stored) if index not in numbers)
+        raise CheckpointError(
+            f"layer {missing} has no tensor ({prefix}{missing}.*); "
+            f"expected layers 0 to {stored - 1} without a gap"
+        )
+    return layers, stored - layers
+
+
+COUNT_FIELDS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+
+# transformers refuses a `layer_types` of another length in every family.
+LAYER_TYPES = listed("layer_types")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decoder:
+    """The decoder of one checkpoint: a tensor is named `prefix`, its layer, a dot and its suffix.
+
+    `placed` has the tensors of the `layers` layers and of the `tail_layers` that are stored past
+    the end (numbers from `layers` on); no other tensor is renumbered. `config_path` leads to the
+    object of config.json that holds the decoder's fields.
+    """
+
+    family: Family
+    model_type: str
+    layers: int
+    tail_layers: int
+    prefix: str
+    placed: Mapping[str, LayerTensor]
+    config_path: tuple[str, ...] = ()
+
+
+def find_decoder(config: Mapping[str, Any], tensors: Mapping[str, TensorSpec]) -> Decoder:
+    """Find the decoder layers that `config` and the names of `tensors` agree on.
+
+    Raises: UnsupportedModelError for a model that the table does not cover, is quantized, or has
+    tensors that the table does not know; CheckpointError when config and tensors disagree.
+    """
+    model_type = find_model_type(config)
+    refuse_quantized(config)
+    path, text_type, prefixes = find_text_model(config, model_type)
+    text = descend(config, path)
+    family = find_family(text, text_type)
+    prefix, placed = place_layers(tensors, prefixes or family.prefixes)
+    layers, tail_layers = count_layers(family, text, placed, prefix)
+    decoder = Decoder(
+        family=family,
+        model_type=model_type,
+        layers=layers,
+        tail_layers=tail_layers,
+        prefix=prefix,
+        placed=placed,
+        config_path=path,
+    )
+    rules = field_rules(family)
+    refuse_unknown_fields(rules, text, layers)
+    kinds = [read_kinds(rule, text, layers) for rule in rules if not rule.advisory]
+    by_layer: dict[int, dict[str, TensorSpec]] = defaultdict(dict)
+    for name, tensor in placed.items():
+        by_layer[tensor.layer][tensor.suffix] = tensors[name]
+    known = [repr([kind[i] for kind in kinds if kind is not None]) for i in range(layers)]
+    check_tensors(family, prefix, by_layer, known)
+    return decoder
+
+
+def output_name(decoder: Decoder, placed: LayerTensor, layer: int) -> str:
+    """Return the name of a layer's tensor when the layer is number `layer` of the output."""
+    return f"{decoder.prefix}{layer}.{placed.suffix}"
+
+
+def keeps_float32(decoder: Decoder, name: str) -> bool:
+    """Tell whether the model computes with this tensor in float32 whatever its own dtype.
+
+    Rounding such a tensor to a 16-bit dtype would change what the model computes.
+    """
+    placed = decoder.placed.get(name)
+    return placed is not None and is_float32(decoder.family, placed.suffix)
+
+
+def field_rules(family: Family) -> tuple[FieldRule, ...]:
+    owned = {field for rule in family.fields for field in rule.fields}
+    return family.fields if "layer_types" in owned else (*family.fields, LAYER_TYPES)

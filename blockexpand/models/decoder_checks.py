@@ -1,0 +1,169 @@
+"""Refuse what the table of families does not cover: a config field, a tensor, a quantized weight.
+
+What is copied or neutralised without being understood would silently change the model. Sees names,
+shapes and the config, never tensor data.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..errors import CheckpointError, UnsupportedModelError
+from ..formats.safetensors import TensorSpec
+from .families.family import Family
+from .families.layer_fields import FieldRule
+from .families.tensor_roles import find_form, is_known
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+FLOAT_DTYPES = frozenset({"F64", "F32", "F16", "BF16"})
+
+# Buffers that older checkpoints carry along: masks, and positions of rotary embeddings.
+BUFFER = re.compile(
+    r"(?:attn|attn\.attention|attention|self_attention)\.(?:bias|masked_bias|causal_mask)|"
+    r".+\.inv_freq"
+)
+
+QUANTIZED = re.compile(
+    r".+[._](?:qweight|qzeros|scales?|g_idx|weight_packed|weight_scale(?:_inv|_2)?|input_scale|"
+    r"weight_shape|weight_zero_point|absmax|quant_map|quant_state\..+|blocks|SCB)"
+)
+
+# Lists and objects of the config that never speak of layers.
+NOT_PER_LAYER = frozenset(
+    {
+        *("architectures", "auto_map", "id2label", "label2id", "pruned_heads"),
+        *("eos_token_id", "bos_token_id", "pad_token_id", "forced_eos_token_id"),
+        *("suppress_tokens", "begin_suppress_tokens", "bad_words_ids"),
+        *("rope_scaling", "rope_parameters", "rope_theta", "mrope_section"),
+        *("keys_to_ignore_at_inference", "time_step_limit", "ssm_multipliers", "mlp_multipliers"),
+        *("vision_config", "audio_config", "image_grid_pinpoints", "vision_feature_layer"),
+        *("mtp_layer_types", "mtp_mlp_layer_types", "mtp_layers_block_type"),
+        *("mtp_local_layer_ids", "task_specific_params", "quantization_config"),
+    }
+)
+
+
+def refuse_quantized(config: Mapping[str, Any]) -> None:
+    """Raise UnsupportedModelError for a config that says that the weights are quantized."""
+    text = config.get("text_config")
+    for part in (config, text if isinstance(text, Mapping) else {}):
+        for field in ("quantization_config", "compression_config"):
+            if part.get(field):
+                raise UnsupportedModelError(
+                    f"config.json: {field!r} is present: a quantized checkpoint cannot be "
+                    "expanded; use the unquantized one"
+                )
+
+
+def refuse_unknown_fields(rules: Sequence[FieldRule], text: Mapping[str, Any], layers: int) -> None:
+    """Refuse lists, and objects keyed by numbers, that could hold one value per layer."""
+    ruled = {field for rule in rules for field in rule.fields}
+    for name, value in text.items():
+        if name in NOT_PER_LAYER or name in ruled:
+            continue
+        parts = {name: value}
+        if isinstance(value, Mapping):
+            nested = {key: part for key, part in value.items() if key not in NOT_PER_LAYER}
+            parts |= {f"{name}.{key}": part for key, part in nested.items()}
+        for field, part in parts.items():
+            if field not in ruled and _could_be_per_layer(part, layers):
+                raise UnsupportedModelError(
+                    f"config.json: {field!r} seems to hold one value per layer, and the table of "
+                    "families does not know how to rewrite it"
+                )
+
+
+def check_tensors(
+    family: Family,
+    prefix: str,
+    layers: Mapping[int, Mapping[str, TensorSpec]],
+    kinds: Sequence[object],
+) -> None:
+    """Check that the layers are complete, and that the row knows every tensor of every layer.
+
+    `layers` maps a layer's number to its tensors by suffix, `kinds` holds what the config says of
+    each layer: layers of one kind must have the same tensors. Layers past `kinds` are the tail.
+    Raises: UnsupportedModelError, CheckpointError.
+    """
+    checked: set[tuple[str, str, bool]] = set()
+    for layer, tensors in layers.items():
+        for suffix, spec in tensors.items():
+            # What is asked of a tensor depends on this alone; there may be 100,000 of them.
+            question = (suffix, spec.dtype, layer >= len(kinds))
+            if question in checked:
+                continue
+            checked.add(question)
+            known = is_known(family, suffix) or layer >= len(kinds)
+            _check_tensor(family, f"{prefix}{layer}.{suffix}", suffix, spec, known=known)
+    complete: set[frozenset[str]] = set()
+    for layer in range(len(kinds)):
+        suffixes = frozenset(layers[layer])
+        if suffixes not in complete:
+            _check_branches(family, prefix, layer, layers[layer])
+            complete.add(suffixes)
+    by_kind: dict[object, int] = {}
+    differs = 1 if family.first_layer_differs else 0
+    for layer in range(differs, len(kinds)):
+        like = by_kind.setdefault(kinds[layer], layer)
+        _compare_layers(prefix, like, _shapes(layers[like]), layer, _shapes(layers[layer]))
+
+
+def _could_be_per_layer(value: Any, layers: int) -> bool:
+    if isinstance(value, Mapping):
+        return bool(value) and all(str(key).isdecimal() for key in value)
+    return isinstance(value, (list, tuple)) and len(value) == layers
+
+
+def _check_branches(
+    family: Family, prefix: str, layer: int, tensors: Mapping[str, TensorSpec]
+) -> None:
+    for branch in family.branches:
+        forms = find_form(branch, tensors)
+        if len(forms) == 1:
+            continue
+        names = " or ".join(form.outputs[0] for form in forms or branch)
+        fact = "more than one of" if forms else "no tensor"
+        raise CheckpointError(
+            f"layer {layer} has {fact} {names} ({prefix}{layer}.*); expected one of them in every "
+            f"layer of a {family.model_types[0]!r} model"
+        )
+
+
+def _compare_layers(prefix: str, like: int, expected: Shapes, layer: int, found: Shapes) -> None:
+    for suffix in sorted(expected.keys() ^ found.keys()):
+        lacking, having = (layer, like) if suffix in expected else (like, layer)
+        raise CheckpointError(
+            f"tensor '{prefix}{lacking}.{suffix}' is missing, but layer {having}, which is of the "
+            "same kind, has it; expected complete layers"
+        )
+    for suffix, shape in expected.items():
+        if found[suffix] != shape:
+            raise UnsupportedModelError(
+                f"tensor '{prefix}{layer}.{suffix}': layers of the same kind differ in shape; "
+                f"expected {list(shape)} as in layer {like}, found {list(found[suffix])}"
+            )
+
+
+def _check_tensor(family: Family, name: str, suffix: str, spec: TensorSpec, *, known: bool) -> None:
+    if QUANTIZED.fullmatch(suffix) and not is_known(family, suffix):
+        raise UnsupportedModelError(
+            f"tensor {name!r} belongs to quantized weights, which cannot be expanded; "
+            "use the unquantized checkpoint"
+        )
+    if not known:
+        raise UnsupportedModelError(
+            f"tensor {name!r} is unknown in a layer of a {family.model_types[0]!r} model: it could "
+            "belong to an adapter or to a further branch that would have to be zero"
+        )
+    if spec.dtype not in FLOAT_DTYPES and not BUFFER.fullmatch(suffix):
+        raise UnsupportedModelError(
+            f"tensor {name!r} has dtype {spec.dtype}: packed or quantized weights cannot be "
+            f"expanded; expected one of {', '.join(sorted(FLOAT_DTYPES))}"
+        )
+
+
+def _shapes(tensors: Mapping[str, TensorSpec]) -> dict[str, tuple[int, ...]]:
+    return {suffix: spec.shape for suffix, spec in tensors.items()}

@@ -1,0 +1,187 @@
+"""Rows of the multimodal models whose text decoder is a family of its own. Data only."""
+
+from __future__ import annotations
+
+from .family import Wrapper
+
+NESTED = "model.language_model.layers."
+
+# As most Hub repositories have it, made before a model's parts were under `model.`.
+LANGUAGE_MODEL = "language_model.model.layers."
+
+# The decoder's layers have the names that they have in a model of text alone.
+AT_THE_ROOT = (NESTED, "model.layers.")
+
+TEXT_MODEL = ("model.text_model.layers.", "text_model.model.layers.")
+
+OPT = ("language_model.model.decoder.layers.", "model.language_model.decoder.layers.")
+
+THINKER = ("thinker_config", "text_config")
+
+OF_THE_THINKER = ("thinker.model.layers.", "thinker.model.language_model.layers.")
+
+MULTIMODAL_LM = "AutoModelForMultimodalLM"
+
+DEEPSTACK = "vision_config.deepstack_visual_indexes"
+
+WRAPPERS: tuple[Wrapper, ...] = (
+    Wrapper(model_types=("gemma3",), text_type="gemma3_text"),
+    Wrapper(
+        model_types=("shieldgemma2",),
+        text_type="gemma3_text",
+        prefixes=(
+            "model.language_model.model.layers.",  # what transformers saves has one more `model.`
+            "model.model.language_model.model.layers.",
+            "model.model.language_model.layers.",
+        ),
+    ),
+    Wrapper(model_types=("gemma4",), text_type="gemma4_text"),
+    Wrapper(model_types=("gemma4_unified",), text_type="gemma4_unified_text"),
+    Wrapper(model_types=("mistral3",), text_type="mistral"),
+    Wrapper(
+        model_types=(
+            *("llava", "llava_next", "llava_next_video", "vipllava", "video_llava"),
+            *("deepseek_vl", "deepseek_vl_hybrid", "janus", "perception_lm"),
+        ),
+        text_type="llama",
+    ),
+    Wrapper(model_types=("voxtral", "glmasr"), text_type="llama", auto_class=MULTIMODAL_LM),
+    Wrapper(
+        model_types=(
+            *("llava_onevision", "internvl", "got_ocr2", "pp_chart2table", "ovis2", "fast_vlm"),
+        ),
+        text_type="qwen2",
+    ),
+    Wrapper(
+        model_types=("qwen2_audio", "vibevoice_asr"),
+        text_type="qwen2",
+        auto_class=MULTIMODAL_LM,
+    ),
+    Wrapper(
+        model_types=("video_llama_3",),
+        text_type="qwen2",
+        prefixes=AT_THE_ROOT,
+    ),
+    Wrapper(
+        model_types=("fun_asr_nano", "moss_transcribe_diarize", "qwen3_asr"),
+        text_type="qwen3",
+        auto_class=MULTIMODAL_LM,
+    ),
+    Wrapper(model_types=("lighton_ocr",), text_type="qwen3"),
+    Wrapper(
+        model_types=("qianfan_ocr",),
+        text_type="qwen3",
+        # transformers saves the third name.
+        prefixes=(LANGUAGE_MODEL, NESTED, "language_model.model.encoder.layers."),
+    ),
+    Wrapper(model_types=("paligemma",), text_type="gemma"),
+    Wrapper(model_types=("qwen2_vl",), text_type="qwen2_vl_text", prefixes=AT_THE_ROOT),
+    Wrapper(model_types=("qwen2_5_vl",), text_type="qwen2_5_vl_text", prefixes=AT_THE_ROOT),
+    Wrapper(model_types=("qwen3_vl",), text_type="qwen3_vl_text", deepstack=DEEPSTACK),
+    Wrapper(model_types=("qwen3_vl_moe",), text_type="qwen3_vl_moe_text", deepstack=DEEPSTACK),
+    Wrapper(
+        model_types=("qwen2_5_omni_thinker",),
+        text_type="qwen2_5_omni_text",
+        prefixes=AT_THE_ROOT,
+    ),
+    Wrapper(
+        model_types=("qwen3_omni_moe_thinker",),
+        text_type="qwen3_omni_moe_text",
+        prefixes=AT_THE_ROOT,
+        deepstack=DEEPSTACK,
+    ),
+    Wrapper(
+        model_types=("qwen2_5_omni",),
+        text_type="qwen2_5_omni_text",
+        prefixes=OF_THE_THINKER,
+        path=THINKER,
+        auto_class=MULTIMODAL_LM,
+    ),
+    Wrapper(
+        model_types=("qwen3_omni_moe",),
+        text_type="qwen3_omni_moe_text",
+        prefixes=OF_THE_THINKER,
+        path=THINKER,
+        deepstack="thinker_config.vision_config.deepstack_visual_indexes",
+        talker="talker_config.accept_hidden_layer",
+        auto_class=MULTIMODAL_LM,
+    ),
+    Wrapper(
+        model_types=("qwen3_5", "minicpm_ocr", "minicpmv4_6", "minicpmv4_7"),
+        text_type="qwen3_5_text",
+    ),
+    Wrapper(model_types=("qwen3_5_moe",), text_type="qwen3_5_moe_text"),
+    Wrapper(model_types=("llama4",), text_type="llama4_text"),
+    Wrapper(model_types=("mllama",), text_type="mllama_text_model"),
+    Wrapper(
+        model_types=("idefics2",),
+        text_type="mistral",
+        prefixes=("model.text_model.layers.",),
+    ),
+    Wrapper(
+        model_types=("idefics3", "smolvlm"),
+        text_type="llama",
+        prefixes=("model.text_model.layers.",),
+    ),
+    Wrapper(model_types=("aria",), text_type="aria_text"),
+    Wrapper(model_types=("aya_vision", "cohere2_vision"), text_type="cohere2"),
+    Wrapper(model_types=("lfm2_vl",), text_type="lfm2"),
+    Wrapper(model_types=("lfm3_vl",), text_type="lfm3"),
+    Wrapper(model_types=("glm4v", "glm46v", "glmga"), text_type="glm4v_text"),
+    Wrapper(model_types=("glm4v_moe",), text_type="glm4v_moe_text"),
+    Wrapper(model_types=("glm_ocr",), text_type="glm_ocr_text"),
+    Wrapper(
+        model_types=("ernie4_5_vl_moe",),
+        text_type="ernie4_5_vl_moe_text",
+        prefixes=AT_THE_ROOT,
+    ),
+    Wrapper(model_types=("exaone4_5",), text_type="exaone4"),
+    Wrapper(model_types=("hyperclovax_vision_v2",), text_type="hyperclovax"),
+    Wrapper(model_types=("hunyuan_vl",), text_type="hunyuan_vl_text", prefixes=AT_THE_ROOT),
+    Wrapper(model_types=("paddleocr_vl",), text_type="paddleocr_vl_text", prefixes=AT_THE_ROOT),
+    Wrapper(
+        model_types=("granite_docling",),
+        text_type="granite_docling_text",
+        prefixes=TEXT_MODEL,
+        deepstack=DEEPSTACK,
+    ),
+    Wrapper(model_types=("emu3",), text_type="emu3_text_model", prefixes=TEXT_MODEL),
+    Wrapper(
+        model_types=("granite_speech", "granite_speech_plus"),
+        text_type="granite",
+        auto_class=MULTIMODAL_LM,
+    ),
+    Wrapper(
+        model_types=("voxtral_realtime",),
+        text_type="voxtral_realtime_text",
+        auto_class=MULTIMODAL_LM,
+    ),
+    Wrapper(
+        model_types=("kimi_k25",),
+        text_type="deepseek_v3",
+        # transformers saves the third name.
+        prefixes=(LANGUAGE_MODEL, NESTED, "language_model.model.blocks."),
+    ),
+    Wrapper(model_types=("minimax_m3_vl",), text_type="minimax_m3_vl_text"),
+    Wrapper(
+        model_types=("nemotron_h_omni",),
+        text_type="nemotron_h",
+        prefixes=("language_model.backbone.layers.", LANGUAGE_MODEL),
+    ),
+    Wrapper(model_types=("fuyu",), text_type="persimmon"),
+    Wrapper(
+        model_types=("kosmos-2",),
+        text_type="kosmos_2_text_model",
+        prefixes=("text_model.model.layers.",),
+    ),
+    Wrapper(
+        model_types=("kosmos-2.5",),
+        text_type="kosmos_2_5_text_model",
+        prefixes=("text_model.model.layers.",),
+    ),
+    Wrapper(
+        model_types=("blip-2", "instructblip", "instructblipvideo"),
+        text_type="opt",
+        prefixes=(*OPT, LANGUAGE_MODEL, NESTED),
+    ),
+)

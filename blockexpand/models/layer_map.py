@@ -1,0 +1,111 @@
+"""Positions → layer map: for each output layer, the source layer that it is taken from.
+
+The general form of every wish. It knows nothing of tensors, files or model families.
+Source: LLaMA Pro, arXiv 2401.02415, section 3.2 (identity blocks are interleaved, one after each
+group of layers, each a copy of the group's last layer).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..errors import RecipeError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerEntry:
+    """One output layer: `source` counts from 0; `is_new` marks a clone to be made the identity.
+
+    `model` tells which of several source models has it.
+    """
+
+    source: int
+    is_new: bool = False
+    model: int = 0
+
+
+MAX_LAYERS = 10_000
+
+POSITIONS = ("end", "interleaved", "start")
+
+LayerMap = tuple[LayerEntry, ...]
+
+
+def map_position(layers: int, position: str | Sequence[int], new_layers: int | None) -> LayerMap:
+    """Resolve a position to the layer map of a model of `layers` layers.
+
+    `position` is `end`, `start`, `interleaved`, or the original layers that are each followed by
+    a clone of themselves (a repeated number adds several). `new_layers` is required with a name.
+    Raises: RecipeError for an unknown name, a count below 1, or an index outside the model.
+    """
+    if not isinstance(position, str):
+        return _map_list(layers, position, new_layers)
+    if new_layers is None:
+        raise RecipeError(f"position {position!r} needs a count: give --new-layers N")
+    if new_layers < 1:
+        raise RecipeError(
+            f"--new-layers {new_layers}: expected at least 1; there is nothing to add otherwise"
+        )
+    _check_total(layers, new_layers)
+    match position:
+        case "end":
+            clones = [layers - 1] * new_layers
+        case "interleaved":
+            clones = _group_ends(layers, new_layers)
+        case "start":
+            new = LayerEntry(source=0, is_new=True)
+            return (new,) * new_layers + tuple(LayerEntry(source=i) for i in range(layers))
+        case _:
+            raise RecipeError(
+                f"position {position!r} is unknown: expected end, interleaved, start, "
+                "or a comma list of original layers such as 7,15,23,31"
+            )
+    return _map_list(layers, clones, None)
+
+
+def has_equal_groups(layer_map: LayerMap) -> bool:
+    """Tell whether every (k)-th layer is new and no other, as LLaMA Pro's trainers assume."""
+    new = [index for index, entry in enumerate(layer_map) if entry.is_new]
+    if not new or len(layer_map) % len(new):
+        return False
+    group = len(layer_map) // len(new)
+    return new == list(range(group - 1, len(layer_map), group))
+
+
+def _group_ends(layers: int, groups: int) -> list[int]:
+    """Return the last layer of each of `groups` groups, as even as possible.
+
+    With more groups than layers the surplus goes round: every layer gets a clone, some several.
+    """
+    return [-(-layers * (group + 1) // groups) - 1 for group in range(groups)]
+
+
+def _map_list(layers: int, clones: Sequence[int], new_layers: int | None) -> LayerMap:
+    if not clones:
+        raise RecipeError("the list of layers to clone is empty: expected e.g. 7,15,23,31")
+    for index in clones:
+        if not 0 <= index < layers:
+            raise RecipeError(
+                f"position {index}: the model has layers 0 to {layers - 1} (counted from 0)"
+            )
+    if new_layers is not None and new_layers != len(clones):
+        raise RecipeError(
+            f"--new-layers {new_layers} contradicts a list of {len(clones)} layers to clone: "
+            "leave --new-layers out"
+        )
+    _check_total(layers, len(clones))
+    count = Counter(clones)
+    entries: list[LayerEntry] = []
+    for index in range(layers):
+        entries.append(LayerEntry(source=index))
+        entries += [LayerEntry(source=index, is_new=True)] * count[index]
+    return tuple(entries)
+
+
+def _check_total(layers: int, new_layers: int) -> None:
+    if layers + new_layers > MAX_LAYERS:
+        raise RecipeError(
+            f"{new_layers} new layers beside {layers}: expected at most {MAX_LAYERS} layers in all"
+        )

@@ -1,0 +1,72 @@
+"""How `transformers` loads a checkpoint folder: quietly, and never with the folder's own code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ProofError
+
+if TYPE_CHECKING:
+    pass
+
+
+_CRITICAL = 50  # as in Python's logging
+
+
+def load_model(folder: Path, dtype: str) -> tuple[Any, dict[str, Any]]:
+    """Load a checkpoint's language model with `transformers`, and the report of its loading.
+
+    Raises: ProofError where `transformers` cannot.
+    """
+    import torch
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    for loader in language_model_classes(config):
+        model, report = loader.from_pretrained(
+            folder,
+            dtype=getattr(torch, dtype),
+            output_loading_info=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+        )
+        if model.get_output_embeddings() is not None:
+            # Loaded weights can be views of the mapped file, and CPU kernels may round otherwise
+            # where memory is aligned otherwise: give every tensor memory of its own.
+            for tensor in (*model.parameters(), *model.buffers()):
+                tensor.data = tensor.data.clone()
+            return model.eval(), report
+    raise ProofError(f"{folder}: transformers knows no language model for {config.model_type!r}")
+
+
+def language_model_classes(config: Any) -> tuple[Any, ...]:
+    """Return the classes that may load a config's language model, the likeliest first."""
+    import transformers
+
+    # Checkpoints name their own class, which also covers the multimodal ones.
+    named = [getattr(transformers, name, None) for name in config.architectures or ()]
+    known = [
+        model_class
+        for model_class in named
+        if isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel)
+    ]
+    return (*known, transformers.AutoModelForCausalLM)
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keep the bars and remarks of `transformers` off the terminal for a while."""
+    from transformers.utils import logging
+
+    verbosity, shows_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(_CRITICAL)
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if shows_bars:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]

@@ -1,0 +1,195 @@
+"""What a recipe of several models means outside of the layers: heads, configs, tokenizers. Pure.
+
+It plans no tensors; of what was planned it tells whether it is a checkpoint of its config.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+
+from ...checkpoints.checkpoint import Checkpoint
+from ...checkpoints.files import CONFIG_FILE
+from ...errors import BlockExpandError, RecipeError
+from ...formats.json_object import JsonEdit, parse_json_object
+from ...fs.reading import SourceFile
+from ...models.decoder import Decoder, find_decoder
+from ...models.families import MULTIMODAL
+from ..dtypes import MergeDtypes
+from ..shards import PlannedFile
+from ..tensor_map import Stock
+from .recipe import MergeRecipe
+from .vocabulary import is_embedding
+
+# Final norms, beside the layers, and heads, at the top of the names.
+_FINAL_NORMS = frozenset(
+    {
+        *("norm", "final_layernorm", "final_layer_norm", "final_norm", "layer_norm", "ln_f"),
+        *("norm_f", "norm_out", "out_norm", "ln_final"),
+    }
+)
+
+_HEADS = frozenset(
+    {"lm_head", "embed_out", "output", "output_layer", "head", "score", "classifier"}
+)
+
+_TOKENIZER_FILES = re.compile(
+    r"(?:tokenizer.*|tokenization_.*|special_tokens_map\.json|added_tokens\.json|vocab\..*|"
+    r"merges\.txt|chat_template.*|.*\.tiktoken|spiece\.model|sentencepiece.*\.model)"
+)
+
+# Fields in which models of one family may differ without computing otherwise.
+_COSMETIC = frozenset(
+    {
+        *("_name_or_path", "architectures", "transformers_version", "torch_dtype", "dtype"),
+        *("use_cache", "bos_token_id", "eos_token_id", "pad_token_id", "vocab_size"),
+        *("initializer_range", "attention_dropout", "layer_types", "max_window_layers"),
+        *("num_hidden_layers", "n_layer", "n_layers", "num_layers"),
+    }
+)
+
+_MOST_FIELDS_SHOWN = 6
+
+
+def is_after_layers(decoder: Decoder, name: str) -> bool:
+    """Tell whether a tensor outside of the layers is one that they lead to: a final norm, a head.
+
+    Layers that are stored past the end count as such.
+    """
+    if name in decoder.placed:
+        return True
+    parent = decoder.prefix.removesuffix(".").rpartition(".")[0]
+    if parent and name.startswith(f"{parent}."):
+        return name[len(parent) + 1 :].partition(".")[0] in _FINAL_NORMS
+    words = name.split(".")
+    if words[0] in ("model", "language_model", "transformer") and len(words) > 2:
+        words = words[1:]
+    return words[0] in _HEADS or (not parent and words[0] in _FINAL_NORMS)
+
+
+def is_scaled_outside(decoder: Decoder, name: str) -> bool:
+    """Tell whether a tensor outside of the layers is one that a slice's scale can mean.
+
+    A vision tower is none, though its tensors may have the names of the decoder's, and neither are
+    layers stored past the end.
+    """
+    if name in decoder.placed:
+        return False
+    own = is_embedding(name) or is_after_layers(decoder, name)
+    return own or decoder.model_type not in MULTIMODAL
+
+
+def compare_models(merge: MergeRecipe, stocks: Mapping[str, Stock]) -> tuple[str, ...]:
+    """Return what to know of models whose configs are not the same."""
+    home = stocks[merge.home].checkpoint.config
+    notes = []
+    for name, stock in stocks.items():
+        other = stock.checkpoint.config
+        fields = [
+            key
+            for key in dict.fromkeys((*home, *other))
+            if key not in _COSMETIC and home.get(key) != other.get(key)
+        ]
+        if fields:
+            shown = ", ".join(fields[:_MOST_FIELDS_SHOWN])
+            more = f" and {len(fields) - _MOST_FIELDS_SHOWN} more" if len(fields) > 6 else ""
+            notes.append(
+                f"the config is that of {merge.home}; in {name} these fields are others: "
+                f"{shown}{more}"
+            )
+    return tuple(notes)
+
+
+def note_float32(stocks: Sequence[Stock], policy: MergeDtypes) -> tuple[str, ...]:
+    """Say how many tensors are left float32 against the letter of the recipe."""
+    count = sum(
+        policy.stays_float32(stock.decoder, name, spec)
+        for stock in stocks
+        for name, spec in stock.checkpoint.specs.items()
+    )
+    if not count:
+        return ()
+    return (
+        f"{count} tensors stay float32, since the model computes with them in float32 whatever its "
+        "dtype; mergekit would round them",
+    )
+
+
+def check_result(
+    merge: MergeRecipe,
+    home: Stock,
+    files: Sequence[PlannedFile],
+    config: bytes,
+    rows: int | None,
+) -> None:
+    """Refuse an output that would be no checkpoint of its config. Raises: RecipeError."""
+    specs = {tensor.name: tensor.spec for file in files for tensor in file.tensors}
+    outside = {
+        name: spec
+        for name, spec in home.checkpoint.specs.items()
+        if name not in home.decoder.placed
+    }
+    placed = home.decoder.prefix
+    for name in sorted(outside.keys() | {name for name in specs if not name.startswith(placed)}):
+        expected = list(outside[name].shape) if name in outside else None
+        if expected and rows is not None and is_embedding(name):
+            expected[0] = rows
+        found = list(specs[name].shape) if name in specs else None
+        if expected != found:
+            raise RecipeError(
+                f"{merge.file}: tensor {name!r} does not fit the config, which is that of "
+                f"{merge.home}; expected {expected or 'none'}, found {found or 'none'}; name the "
+                "model that it comes from as base_model, or take models of one vocabulary"
+            )
+    try:
+        find_decoder(parse_json_object(config, CONFIG_FILE), specs)
+    except BlockExpandError as error:
+        raise RecipeError(f"{merge.file}: these layers are no whole model: {error}") from None
+
+
+def cuts_rows(home: Stock, rows: int | None) -> bool:
+    """Tell whether embeddings lose rows."""
+    return rows is not None and any(
+        is_embedding(name) and spec.shape[:1] != (rows,)
+        for name, spec in home.checkpoint.specs.items()
+        if name not in home.decoder.placed
+    )
+
+
+def vocabulary_edits(home: Stock, rows: int | None) -> tuple[JsonEdit, ...]:
+    """Return the edit of the config that goes with it."""
+    if not cuts_rows(home, rows):
+        return ()
+    return (JsonEdit(path=(*home.decoder.config_path, "vocab_size"), value=rows),)
+
+
+def note_rows(home: Stock, rows: int | None) -> tuple[str, ...]:
+    """Say that embeddings lose rows."""
+    if not cuts_rows(home, rows):
+        return ()
+    return (
+        f"the embeddings are cut to the {rows} rows of the tokenizer's tokens, as mergekit does "
+        "with a tokenizer_source; leave it out to keep them all",
+    )
+
+
+def choose_side_files(
+    merge: MergeRecipe, checkpoints: Mapping[str, Checkpoint]
+) -> tuple[tuple[SourceFile, ...], dict[str, Path]]:
+    """Return the output's side files, and the paths of those that are not the home model's.
+
+    The tokenizer is that of the recipe's `tokenizer_source`; all else comes with the config.
+    """
+    home = checkpoints[merge.home]
+    source = checkpoints[merge.tokenizer_source or merge.home]
+    if source is home:
+        return home.side_files, {}
+    kept = [file for file in home.side_files if not _is_tokenizer(file.name)]
+    taken = [file for file in source.side_files if _is_tokenizer(file.name)]
+    files = sorted([*kept, *taken], key=lambda file: file.name)
+    return tuple(files), {file.name: source.root / file.name for file in taken}
+
+
+def _is_tokenizer(name: str) -> bool:
+    return _TOKENIZER_FILES.fullmatch(PurePosixPath(name).name) is not None

@@ -1,0 +1,152 @@
+"""Which rows of the embeddings a recipe's tokenizer needs, and that its tokens are their rows.
+
+mergekit gives a named tokenizer's tokens their rows by name. What that can mean without moving
+rows is done here: keep them, or cut those off that no token has. It runs no tokenizer.
+Source: mergekit 0.1.5; the format of tokenizer.json of the tokenizers library.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from ...checkpoints.checkpoint import Checkpoint
+from ...errors import RecipeError
+from ...formats.json_object import parse_json_object
+from ...formats.safetensors import TensorSpec
+from ..origins import Extent
+from .recipe import MergeRecipe
+
+_TOKENIZER_FILE = "tokenizer.json"
+
+_CONFIG_FILE = "tokenizer_config.json"
+
+_MOST_NBYTES = 1 << 28
+
+_NUMBER = re.compile(r"[0-9]{1,9}")
+
+_EMBEDDINGS = frozenset(
+    {
+        *("embed_tokens", "wte", "embed_in", "word_embeddings", "tok_embeddings", "embeddings"),
+        *("lm_head", "embed_out", "output", "output_layer"),
+    }
+)
+
+Vocabulary = Mapping[str, int]
+
+
+def read_vocabularies(
+    merge: MergeRecipe, checkpoints: Mapping[str, Checkpoint]
+) -> dict[str, Vocabulary]:
+    """Return the tokens of the recipe's models with their numbers, where it names a tokenizer.
+
+    A model without a tokenizer.json on this machine, or with one that has no vocabulary in a known
+    form, is left out. Raises: CheckpointError for one that is no JSON.
+    """
+    if merge.tokenizer_source is None:
+        return {}
+    found: dict[str, Vocabulary] = {}
+    for name in (merge.tokenizer_source, merge.slices[0].model, merge.slices[-1].model):
+        vocabulary = _read_vocabulary(checkpoints[name])
+        if vocabulary is not None:
+            found[name] = vocabulary
+    return found
+
+
+def count_rows(
+    merge: MergeRecipe,
+    checkpoints: Mapping[str, Checkpoint],
+    vocabularies: Mapping[str, Vocabulary],
+) -> int | None:
+    """Return how many rows of the embeddings stay; None for all of them.
+
+    Raises: RecipeError where rows would have to be moved or made.
+    """
+    source = merge.tokenizer_source
+    if source is None:
+        return None
+    models = [merge.slices[0].model, merge.slices[-1].model]
+    tokens = vocabularies.get(source)
+    for name in models:
+        own = vocabularies.get(name)
+        if tokens is None or own is None:
+            if checkpoints[name] is checkpoints[source]:
+                continue
+            raise RecipeError(
+                f"{merge.file}: tokenizer_source: whether the tokens of {source} have the same "
+                f"numbers in {name} cannot be told without a {_TOKENIZER_FILE} of both; leave "
+                "tokenizer_source out, or make this merge with mergekit"
+            )
+        for token, number in tokens.items():
+            if own.get(token) != number:
+                raise RecipeError(
+                    f"{merge.file}: tokenizer_source: token {token!r} is number {number} in "
+                    f"{source}, expected the same in {name}, found {own.get(token, 'none')}: rows "
+                    "of the embeddings would have to be moved; make this merge with mergekit"
+                )
+    if tokens is None:
+        return None
+    if set(tokens.values()) != set(range(len(tokens))):
+        raise RecipeError(
+            f"{merge.file}: tokenizer_source: the tokens of {source} are not numbered without "
+            "gaps, which mergekit cannot follow either; leave tokenizer_source out"
+        )
+    return len(tokens)
+
+
+def cut_rows(
+    name: str, spec: TensorSpec, extent: Extent, rows: int | None
+) -> tuple[TensorSpec, Extent]:
+    """Return the first rows of a tensor outside of the layers, if it has one for each token.
+
+    Raises: RecipeError where it has fewer rows.
+    """
+    if rows is None or not is_embedding(name) or not spec.shape or spec.shape[0] == rows:
+        return spec, extent
+    if spec.shape[0] < rows:
+        raise RecipeError(
+            f"tokenizer_source: tensor {name!r} has no row for some tokens; expected at least "
+            f"{rows} rows, found {spec.shape[0]}; leave tokenizer_source out"
+        )
+    nbytes = spec.nbytes // spec.shape[0] * rows
+    cut = TensorSpec(dtype=spec.dtype, shape=(rows, *spec.shape[1:]), nbytes=nbytes)
+    return cut, Extent(file=extent.file, offset=extent.offset, nbytes=nbytes)
+
+
+def is_embedding(name: str) -> bool:
+    """Tell whether a tensor outside of the layers has a row for each token."""
+    module = name.removesuffix(".weight").removesuffix(".bias")
+    return module.rpartition(".")[2] in _EMBEDDINGS
+
+
+def _read_vocabulary(checkpoint: Checkpoint) -> Vocabulary | None:
+    sizes = {file.name: file.nbytes for file in checkpoint.side_files}
+    if not 0 < sizes.get(_TOKENIZER_FILE, 0) <= _MOST_NBYTES or not checkpoint.root.is_dir():
+        return None
+    path = checkpoint.root / _TOKENIZER_FILE
+    document = parse_json_object(path.read_bytes(), str(path))
+    model = document.get("model")
+    words: Any = model.get("vocab") if isinstance(model, dict) else None
+    vocabulary: dict[str, int] = {}
+    if isinstance(words, dict):
+        vocabulary = {word: number for word, number in words.items() if type(number) is int}
+    elif isinstance(words, list):  # of a unigram model: pairs of a token and its score
+        vocabulary = {
+            str(pair[0]): number
+            for number, pair in enumerate(words)
+            if isinstance(pair, list) and pair
+        }
+    if not vocabulary:
+        return None  # of a form that is not known here: it says nothing of the embeddings' rows
+    listed = document.get("added_tokens")
+    for added in listed if isinstance(listed, list) else ():
+        if isinstance(added, dict) and type(added.get("id")) is int:
+            vocabulary[str(added.get("content"))] = added["id"]
+    if 0 < sizes.get(_CONFIG_FILE, 0) <= _MOST_NBYTES:
+        path = checkpoint.root / _CONFIG_FILE
+        more = parse_json_object(path.read_bytes(), str(path)).get("added_tokens_decoder")
+        for number, added in (more if isinstance(more, dict) else {}).items():
+            if _NUMBER.fullmatch(number) and isinstance(added, dict):
+                vocabulary.setdefault(str(added.get("content")), int(number))
+    return vocabulary

@@ -1,0 +1,179 @@
+"""`make_plan(checkpoint, recipe) -> Plan`: which bytes of the output come from where. Pure.
+
+It touches no disk, clock or environment. Everything after it (dry run, writing, verification, the
+card) consumes the same `Plan` and decides nothing again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from .._version import __version__
+from ..checkpoints.checkpoint import Checkpoint
+from ..checkpoints.files import CONFIG_FILE, INDEX_FILE
+from ..formats.elements import encode_element
+from ..formats.json_object import edit_json_object
+from ..formats.safetensors import TensorSpec
+from ..fs.reading import SourceFile
+from ..models.decoder import find_decoder
+from ..models.layer_map import LayerMap, has_equal_groups, map_position
+from ..models.surgery import plan_surgery
+from .dtypes import make_dtype_policy
+from .origins import Fill, Origin, Zeros
+from .recipe import Recipe
+from .shards import Document, PlannedFile, plan_files, render_index
+from .tensor_map import Stock, Use, assign
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Everything that the output will be. Only `root` and `elsewhere` have absolute paths.
+
+    `neutral` maps the suffix of every tensor that makes a new block the identity to the constant
+    that it is set to; `dtype` is the floating-point dtype that most of the output's bytes have.
+    Files of sources are named relative to `root`; `elsewhere` has the paths of those that are not
+    there, because a mergekit recipe (`recipe_text`) takes from several `models`, named as in that
+    recipe. Such a plan need not keep the function of its source: `keeps_function` tells.
+    """
+
+    root: Path
+    recipe: Recipe
+    model_type: str
+    layer_prefix: str
+    original_layers: int
+    layer_map: LayerMap
+    neutral: Mapping[str, float]
+    dtype: str
+    files: tuple[PlannedFile, ...]
+    documents: tuple[Document, ...]
+    side_files: tuple[SourceFile, ...]
+    source_files: tuple[SourceFile, ...]
+    source_card: bytes | None
+    left_behind: tuple[str, ...]
+    notes: tuple[str, ...]
+    fingerprint: str
+    elsewhere: Mapping[str, Path] = field(default_factory=dict)
+    recipe_text: str | None = None
+    models: tuple[str, ...] = ()
+    keeps_function: bool = True
+
+    @property
+    def nbytes(self) -> int:
+        """The size of the whole output."""
+        return (
+            sum(file.nbytes for file in self.files)
+            + sum(len(document.data) for document in self.documents)
+            + sum(file.nbytes for file in self.side_files)
+        )
+
+    def path(self, file: str) -> Path:
+        """Return where a source file is."""
+        return self.elsewhere.get(file, self.root / file)
+
+    def name_model(self, model: int) -> str | None:
+        """Return what the recipe calls one of its models; None without a recipe."""
+        return self.models[model] if self.models else None
+
+    @property
+    def new_layers(self) -> tuple[int, ...]:
+        """The output layers that are new blocks."""
+        return tuple(index for index, entry in enumerate(self.layer_map) if entry.is_new)
+
+
+def make_plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
+    """Compute the whole output from the headers and the config.
+
+    Raises: RecipeError for a wish that makes no sense; UnsupportedModelError where the expansion
+    would not compute the same function, or the source is quantised.
+    """
+    decoder = find_decoder(checkpoint.config, checkpoint.specs)
+    layer_map = map_position(decoder.layers, recipe.position, recipe.new_layers)
+    # A list may come with its count or without: the same wish.
+    recipe = replace(recipe, new_layers=sum(entry.is_new for entry in layer_map))
+    surgery = plan_surgery(decoder, checkpoint.config, layer_map)
+    dtypes = make_dtype_policy(checkpoint, recipe.dtype, decoder)
+    stock = Stock(model=0, checkpoint=checkpoint, decoder=decoder)
+
+    def make(use: Use) -> tuple[TensorSpec, Origin]:
+        spec, origin = dtypes.plan(use.name, use.spec, use.extent)
+        if use.layer is not None and layer_map[use.layer].is_new:
+            placed = decoder.placed[use.name]
+            constant = surgery.neutral[placed.layer].get(placed.suffix)
+            if constant is not None:
+                return spec, make_constant(spec, constant)
+        return spec, origin
+
+    residents, blocks = assign((stock,), layer_map, make, lambda stock, name: True)
+    files = plan_files(
+        residents,
+        blocks,
+        {shard.file.name: shard for shard in checkpoint.shards},
+        recipe.max_shard_nbytes,
+        recipe.block_nbytes,
+    )
+    config = edit_json_object(
+        checkpoint.config_bytes, surgery.config_edits + dtypes.config_edits(checkpoint.config)
+    )
+    documents = [Document(name=CONFIG_FILE, data=config)]
+    if len(files) > 1:
+        documents.append(Document(name=INDEX_FILE, data=render_index(files)))
+    return Plan(
+        root=checkpoint.root,
+        recipe=recipe,
+        model_type=decoder.model_type,
+        layer_prefix=decoder.prefix,
+        original_layers=decoder.layers,
+        layer_map=layer_map,
+        neutral={
+            suffix: constant
+            for entry in layer_map
+            if entry.is_new
+            for suffix, constant in surgery.neutral[entry.source].items()
+        },
+        dtype=dtypes.output_dtype,
+        files=files,
+        documents=tuple(documents),
+        side_files=checkpoint.side_files,
+        source_files=tuple(shard.file for shard in checkpoint.shards),
+        source_card=checkpoint.card,
+        left_behind=checkpoint.left_behind,
+        notes=surgery.notes + _position_notes(recipe, layer_map),
+        fingerprint=_fingerprint(checkpoint, recipe),
+    )
+
+
+def make_constant(spec: TensorSpec, value: float) -> Zeros | Fill:
+    """Return the origin of a tensor whose every element is `value`."""
+    if value == 0:
+        return Zeros(nbytes=spec.nbytes)
+    return Fill(element=encode_element(spec.dtype, value), nbytes=spec.nbytes)
+
+
+def _position_notes(recipe: Recipe, layer_map: LayerMap) -> tuple[str, ...]:
+    if recipe.position == "interleaved" and not has_equal_groups(layer_map):
+        return (
+            "the groups between new blocks are not equal: trainers that take every k-th layer for "
+            "new (LLaMA-Factory's and ms-swift's llama_pro) do not match this model",
+        )
+    return ()
+
+
+def _fingerprint(checkpoint: Checkpoint, recipe: Recipe) -> str:
+    """Digest all that a plan depends on: a plan is a pure function of it."""
+    digest = hashlib.sha256()
+    for item in (
+        __version__.encode(),
+        repr(recipe).encode(),
+        checkpoint.config_bytes,
+        *(shard.file.name.encode() + shard.header_bytes for shard in checkpoint.shards),
+        *(
+            f"{file.name} {file.nbytes}".encode("utf-8", "surrogatepass")
+            for file in checkpoint.side_files
+        ),
+    ):
+        digest.update(len(item).to_bytes(8, "little"))
+        digest.update(item)
+    return digest.hexdigest()

@@ -1,0 +1,67 @@
+"""What a user typed ⇄ a `Recipe`: positions, sizes, and the command line that says the same."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+from ..errors import RecipeError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """The wish. `position` is a name, or the original layers that a clone follows.
+
+    `dtype` is `bfloat16`, `float16`, `float32` or `source`; `max_shard_nbytes` None mirrors the
+    source's shards; `block_nbytes` is the file system's block, to which data is aligned.
+    """
+
+    new_layers: int | None = None
+    position: str | tuple[int, ...] = "end"
+    dtype: str = "bfloat16"
+    max_shard_nbytes: int | None = None
+    block_nbytes: int = 4096
+
+
+def parse_position(position: str | Sequence[int]) -> str | tuple[int, ...]:
+    """Return a position's name, or the numbers of a comma list. Raises: RecipeError."""
+    if not isinstance(position, str):
+        return tuple(position)
+    words = [word.strip() for word in position.split(",")]
+    if all(word.isdecimal() and word.isascii() and len(word) < 10 for word in words):
+        return tuple(int(word) for word in words)
+    return position
+
+
+def parse_size(size: str | int | None) -> int | None:
+    """Return bytes: of `5GB`, `800MB` (1 GB is 10⁹ bytes), or of a plain number.
+
+    Raises: RecipeError.
+    """
+    if size is None:
+        return None
+    match = re.fullmatch(r"([0-9]{1,19}(?:\.[0-9]{1,9})?)\s*([KMGT]?)B?", str(size).strip().upper())
+    nbytes = int(Fraction(match[1]) * 1000 ** " KMGT".index(match[2] or " ")) if match else 0
+    if not 0 < nbytes < 1 << 62:
+        raise RecipeError(f"size {size!r}: expected something like 5GB or 800MB")
+    return nbytes
+
+
+def render_command(src: str, out: str, recipe: Recipe, max_shard_size: str | int | None) -> str:
+    """Return the command line that makes the same output."""
+    words = ["python", "-m", "blockexpand", "--src", src, "--out", out]
+    if recipe.new_layers is not None:
+        words += ["--new-layers", str(recipe.new_layers)]
+    position = recipe.position
+    words += [
+        "--position",
+        position if isinstance(position, str) else ",".join(map(str, position)),
+    ]
+    if recipe.dtype != "bfloat16":
+        words += ["--dtype", recipe.dtype]
+    if max_shard_size is not None:
+        words += ["--max-shard-size", str(max_shard_size)]
+    return shlex.join(words)

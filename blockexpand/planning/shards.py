@@ -1,0 +1,292 @@
+"""Where each tensor of the output comes from, and how tensors are arranged in files. Pure.
+
+The arrangement is made so that bytes can be moved without being read: neighbours in the source
+stay neighbours, and what is copied lands at the source's offset modulo the block size wherever
+that is possible, so that file systems can share whole blocks.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from json.encoder import encode_basestring_ascii
+from typing import NamedTuple
+
+from ..checkpoints.checkpoint import Shard
+from ..checkpoints.files import WEIGHTS_FILE
+from ..formats.safetensors import DTYPE_BITS, TensorSpec, render_header
+from .origins import Convert, Copy, Fill, Origin, Part, Scale, Zeros
+
+# New blocks go into further shards of at most this size (the default of the Hub's own tools).
+NEW_SHARD_NBYTES = 5_000_000_000
+
+# Below this a block's bytes are copied rather than given a shard of their own to be shared from.
+_WORTH_SHARING_NBYTES = 1 << 20
+
+# Older files are not looked at again, so that thousands of blocks do not take the square of time.
+_MOST_OPEN_FILES = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arrangement:
+    """One output file's tensors in order; the data section starts at `residue` modulo the block.
+
+    `mirrors` names the source shard that it holds as it is, but for names and dtypes.
+    """
+
+    parts: tuple[Part, ...]
+    residue: int
+    mirrors: str | None = None
+
+
+def mirror_shards(
+    residents: Sequence[tuple[str, Sequence[Part]]],
+    blocks: Sequence[Sequence[Part]],
+    block_nbytes: int,
+) -> list[Arrangement]:
+    """Keep each source shard as an output file, and put the new blocks into further files.
+
+    `residents` are the source shards' names with the parts that stay in them, `blocks` the new
+    blocks' parts in the source's order.
+    """
+    mirrored = [_arrange(parts, block_nbytes, mirrors=name) for name, parts in residents if parts]
+    files: list[_OpenFile] = []
+    for block in blocks:
+        for piece in _split_block(block):
+            residue, shared_nbytes = _best_residue(piece, block_nbytes)
+            nbytes = sum(part.spec.nbytes for part in piece)
+            # A tensor is shared only where its offset keeps the source's residue, so a piece that
+            # would land elsewhere starts a file of its own, if it is worth one.
+            wanted = residue if shared_nbytes >= _WORTH_SHARING_NBYTES else None
+            for file in files[-_MOST_OPEN_FILES:]:
+                if file.accepts(nbytes, wanted, block_nbytes):
+                    break
+            else:
+                file = _OpenFile(residue)
+                files.append(file)
+            file.append(piece, nbytes)
+    return mirrored + [_arrange(file.parts, block_nbytes) for file in files]
+
+
+def pack_shards(
+    parts: Sequence[Part], max_shard_nbytes: int, block_nbytes: int
+) -> list[Arrangement]:
+    """Fill files of at most `max_shard_nbytes` of data in the given order.
+
+    A tensor that is larger than that gets a file of its own, as in `transformers`.
+    """
+    files: list[list[Part]] = [[]]
+    room = max_shard_nbytes
+    for part in parts:
+        if files[-1] and part.spec.nbytes > room:
+            files.append([])
+            room = max_shard_nbytes
+        files[-1].append(part)
+        room -= part.spec.nbytes
+    return [_arrange(file, block_nbytes) for file in files]
+
+
+class _OpenFile:
+    """A file of new blocks while it is being filled."""
+
+    def __init__(self, residue: int) -> None:
+        self.parts: list[Part] = []
+        self._residue = residue
+        self._nbytes = 0
+
+    def accepts(self, nbytes: int, residue: int | None, block_nbytes: int) -> bool:
+        if self._nbytes + nbytes > NEW_SHARD_NBYTES:
+            return False
+        return residue is None or (self._residue + self._nbytes) % block_nbytes == residue
+
+    def append(self, piece: Sequence[Part], nbytes: int) -> None:
+        self.parts += piece
+        self._nbytes += nbytes
+
+
+def _split_block(block: Sequence[Part]) -> list[list[Part]]:
+    """Cut a block where its source goes on in another file, or where a shard would be too large.
+
+    Constants have no place in the source: they stay with the tensor before them.
+    """
+    pieces: list[list[Part]] = []
+    file: str | None = None
+    nbytes = 0
+    for part in block:
+        source = None if isinstance(part.origin, Zeros | Fill) else part.origin.extent.file
+        elsewhere = source is not None and file is not None and source != file
+        if not pieces or elsewhere or nbytes + part.spec.nbytes > NEW_SHARD_NBYTES:
+            pieces.append([])
+            nbytes = 0
+        file = source or file
+        pieces[-1].append(part)
+        nbytes += part.spec.nbytes
+    return pieces
+
+
+def _arrange(parts: Sequence[Part], block_nbytes: int, mirrors: str | None = None) -> Arrangement:
+    if mirrors is None or any(isinstance(part.origin, Convert | Scale) for part in parts):
+        parts = _align(parts)
+    residue, _ = _best_residue(parts, block_nbytes)
+    return Arrangement(parts=tuple(parts), residue=residue, mirrors=mirrors)
+
+
+def _best_residue(parts: Sequence[Part], block_nbytes: int) -> tuple[int, int]:
+    """Return the data section's start, modulo the block, that lets the most bytes be shared.
+
+    Also how many bytes that is. Without anything to share it is 0.
+    """
+    nbytes_by_residue = {0: 0}
+    data_offset = 0
+    for part in parts:
+        nbytes = part.spec.nbytes
+        if isinstance(part.origin, Copy):
+            residue = (part.origin.extent.offset - data_offset) % block_nbytes
+            nbytes_by_residue[residue] = nbytes_by_residue.get(residue, 0) + nbytes
+        data_offset += nbytes
+    return max(nbytes_by_residue.items(), key=lambda item: item[1])
+
+
+def _align(parts: Sequence[Part]) -> Sequence[Part]:
+    """Put wider elements first where the given order would leave one off its natural alignment.
+
+    Readers view the mapped file as elements, which fails off alignment. Conversion and repacking
+    can cause that, when an odd number of narrow elements comes before wider ones.
+    """
+    data_offset = 0
+    for part in parts:
+        width = DTYPE_BITS[part.spec.dtype] // 8 or 1
+        if data_offset % width:
+            return sorted(parts, key=lambda part: -DTYPE_BITS[part.spec.dtype])
+        data_offset += part.spec.nbytes
+    return parts
+
+
+class PlannedTensor(NamedTuple):
+    """A tensor of an output file; `offset` is absolute in that file."""
+
+    name: str
+    spec: TensorSpec
+    offset: int
+    origin: Origin
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedFile:
+    """An output shard: `header` (with its length bytes), then the tensors without gaps.
+
+    `identical_to` names the source shard whose every byte, header included, it repeats.
+    """
+
+    name: str
+    header: bytes
+    tensors: tuple[PlannedTensor, ...]
+    nbytes: int
+    identical_to: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Document:
+    """A small output file, as finished bytes."""
+
+    name: str
+    data: bytes
+
+
+def plan_files(
+    residents: Sequence[tuple[str, Sequence[Part]]],
+    blocks: Sequence[Sequence[Part]],
+    shards: Mapping[str, Shard],
+    max_shard_nbytes: int | None,
+    block_nbytes: int,
+) -> tuple[PlannedFile, ...]:
+    """Arrange parts in files and fix every offset.
+
+    `residents` are the source shards' keys with the parts that stay in them, `blocks` the parts of
+    each further copy of a layer. `max_shard_nbytes` None mirrors the source's shards.
+    """
+    if max_shard_nbytes is None:
+        arrangements = mirror_shards(residents, blocks, block_nbytes)
+    else:
+        in_order = [part for _, parts in residents for part in parts]
+        in_order += [part for block in blocks for part in block]
+        arrangements = pack_shards(in_order, max_shard_nbytes, block_nbytes)
+    return tuple(
+        _place(name, arrangement, shards, block_nbytes)
+        for name, arrangement in zip(_shard_names(len(arrangements)), arrangements, strict=True)
+    )
+
+
+def render_index(files: Sequence[PlannedFile]) -> bytes:
+    """Return the index as `transformers` writes it: names sorted, sizes of the data alone."""
+    places = {tensor.name: file.name for file in files for tensor in file.tensors}
+    n_parameters = sum(math.prod(t.spec.shape) for file in files for t in file.tensors)
+    nbytes = sum(t.spec.nbytes for file in files for t in file.tensors)
+    # By hand and name by name: the json module takes several times as long with an indent, and
+    # the memory of the whole text as often.
+    text = io.BytesIO()
+    text.write(
+        f"""{{
+  "metadata": {{
+    "total_parameters": {n_parameters},
+    "total_size": {nbytes}
+  }},
+  "weight_map": {{
+""".encode()
+    )
+    separator = ""
+    for name in sorted(places):
+        text.write(f'{separator}    {encode_basestring_ascii(name)}: "{places[name]}"'.encode())
+        separator = ",\n"
+    text.write(b"\n  }\n}\n")
+    return text.getvalue()
+
+
+def _place(
+    name: str, arrangement: Arrangement, shards: Mapping[str, Shard], block_nbytes: int
+) -> PlannedFile:
+    """Fix every offset of one output file."""
+    parts = arrangement.parts
+    source = shards[arrangement.mirrors] if arrangement.mirrors else None
+    if source is not None and _repeats(parts, source):
+        header = source.header_bytes
+        identical_to = arrangement.mirrors
+    else:
+        metadata = dict(source.header.metadata or {}) if source is not None else {}
+        # transformers reads no shard whose header does not name the format.
+        metadata.setdefault("format", "pt")
+        header = render_header(
+            ((part.name, part.spec) for part in parts),
+            metadata,
+            data_start_modulo=(arrangement.residue, block_nbytes),
+        )
+        identical_to = None
+    tensors = []
+    offset = len(header)
+    for part in parts:
+        tensors.append(PlannedTensor(part.name, part.spec, offset, part.origin))
+        offset += part.spec.nbytes
+    return PlannedFile(
+        name=name, header=header, tensors=tuple(tensors), nbytes=offset, identical_to=identical_to
+    )
+
+
+def _repeats(parts: Sequence[Part], shard: Shard) -> bool:
+    """Tell whether an output file would be its source shard, byte for byte."""
+    entries = shard.header.entries
+    return (
+        "format" in (shard.header.metadata or {})
+        and len(parts) == len(entries)
+        and all(
+            part.name == entry.name and part.spec == entry.spec and isinstance(part.origin, Copy)
+            for part, entry in zip(parts, entries, strict=True)
+        )
+    )
+
+
+def _shard_names(count: int) -> Iterable[str]:
+    if count == 1:
+        return [WEIGHTS_FILE]
+    return [f"model-{index:05d}-of-{count:05d}.safetensors" for index in range(1, count + 1)]

@@ -1,0 +1,92 @@
+"""Give every tensor of the sources its name in the output, and what it is made of. Pure.
+
+The first use of a layer stays where it is in its shard; every further copy of it, and every new
+layer, is a block of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from ..checkpoints.checkpoint import Checkpoint
+from ..formats.safetensors import TensorSpec
+from ..models.decoder import Decoder, output_name
+from ..models.layer_map import LayerMap
+from .origins import Extent, Origin, Part
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Stock:
+    """A source model. `model` is the number by which layer maps name it."""
+
+    model: int
+    checkpoint: Checkpoint
+    decoder: Decoder
+
+    def key(self, file: str) -> str:
+        """Return what a plan calls a file of this model: several models may have one of a name."""
+        return f"{self.model}/{file}" if self.model else file
+
+
+class Use(NamedTuple):
+    """A tensor of a source for one place of the output: in layer `layer`, None outside of them."""
+
+    stock: Stock
+    name: str
+    spec: TensorSpec
+    extent: Extent
+    layer: int | None = None
+
+
+Make = Callable[[Use], tuple[TensorSpec, Origin]]
+
+
+def assign(
+    stocks: Sequence[Stock], layer_map: LayerMap, make: Make, keeps: Callable[[Stock, str], bool]
+) -> tuple[list[tuple[str, list[Part]]], list[list[Part]]]:
+    """Return the parts that stay in each source shard, and those of each further copy of a layer.
+
+    `make` tells what an output tensor is; `keeps` whether a tensor outside of the decoder's layers
+    (or of a layer stored past their end) is taken from this model.
+    """
+    home: dict[tuple[int, int], int] = {}
+    further: dict[tuple[int, int], list[int]] = {}
+    for index, mapped in enumerate(layer_map):
+        place = mapped.model, mapped.source
+        if mapped.is_new or place in home:
+            further.setdefault(place, []).append(index)
+        else:
+            home[place] = index
+    blocks: dict[int, list[Part]] = {index: [] for copies in further.values() for index in copies}
+    residents: list[tuple[str, list[Part]]] = []
+    for stock in stocks:
+        decoder = stock.decoder
+        for shard in stock.checkpoint.shards:
+            file, data_start = stock.key(shard.file.name), shard.header.data_start
+            staying: list[Part] = []
+            for entry in shard.header.entries:
+                name, spec = entry.name, entry.spec
+                placed = decoder.placed.get(name)
+                extent = Extent(file, data_start + entry.data_offset, spec.nbytes)
+                if placed is None:
+                    if keeps(stock, name):
+                        staying.append(Part(name, *make(Use(stock, name, spec, extent))))
+                    continue
+                place = stock.model, placed.layer
+                if placed.layer >= decoder.layers:
+                    if keeps(stock, name):
+                        tail = placed.layer - decoder.layers + len(layer_map)
+                        named = output_name(decoder, placed, tail)
+                        staying.append(Part(named, *make(Use(stock, name, spec, extent))))
+                elif place in home:
+                    index = home[place]
+                    kept = name if index == placed.layer else output_name(decoder, placed, index)
+                    staying.append(Part(kept, *make(Use(stock, name, spec, extent, index))))
+                for index in further.get(place, ()):
+                    named = output_name(decoder, placed, index)
+                    use = Use(stock, name, spec, extent, index)
+                    blocks[index].append(Part(named, *make(use)))
+            residents.append((file, staying))
+    return residents, [blocks[index] for index in sorted(blocks)]

@@ -1,0 +1,324 @@
+"""The settings with which the usual trainers train the new blocks of an expansion and nothing else.
+
+It reads block_expansion.json, for PEFT also the model's structure on the meta device (no weights),
+and returns text. What a trainer cannot express is an error, never an approximation.
+Source: LLaMA Pro, arXiv 2401.02415, section 4.1 (learning rate, schedule, weight decay); the
+trainers' own code for what each setting matches.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..checkpoints.checkpoint import open_checkpoint
+from ..errors import TrainingError
+from ..fs.paths import expand_home
+from ..models.families import MULTIMODAL
+from ..models.layer_map import has_equal_groups
+from ..planning.manifest import Manifest, open_manifest
+from .freezing import runtime_prefixes
+
+LEARNING_RATE = 2e-4
+
+WARMUP_RATIO = 0.06
+
+WEIGHT_DECAY = 0.1
+
+PLACES = """\
+Where the blocks stand matters: in the paper that introduced them, blocks between the layers
+(--position interleaved) trained better than the same number of blocks all at the start or all at
+the end (LLaMA Pro, arXiv 2401.02415, table 5). Choose interleaved to teach a model something new: a
+language, a field, code. The end has one argument of its own, not measured in the paper: layers grow
+more abstract with depth, so blocks at the end may deepen what the model does well already. It also
+keeps the original layers' numbers, and every trainer that can train the last N layers fits it.
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainerSettings:
+    """`text` is ready for a file or a shell; `settings` are its values; `notes` are in it too."""
+
+    framework: str
+    new_layers: tuple[int, ...]
+    settings: Mapping[str, Any]
+    notes: tuple[str, ...]
+    text: str
+
+
+def make_settings(out: str | Path, framework: str) -> TrainerSettings:
+    """Return the settings of one trainer (a name in `FRAMEWORKS`) for an expansion's folder.
+
+    Raises: CheckpointError where `out` is no expansion; TrainingError where the trainer cannot
+    train exactly its new blocks.
+    """
+    if framework not in FRAMEWORKS:
+        raise TrainingError(
+            f"framework {framework!r} is unknown; expected one of {', '.join(FRAMEWORKS)}"
+        )
+    manifest = open_manifest(out)
+    if not manifest.new_layers:
+        raise TrainingError(f"{manifest.file}: the model has no new layer to train")
+    return FRAMEWORKS[framework](manifest, str(out))
+
+
+def describe_settings(settings: TrainerSettings, *, verbose: bool) -> str:
+    """Return the settings as they go into a file or a shell."""
+    return settings.text
+
+
+def settings_as_json(settings: TrainerSettings) -> dict[str, Any]:
+    """Return the settings for scripts."""
+    return {
+        "framework": settings.framework,
+        "new_layers": list(settings.new_layers),
+        "settings": dict(settings.settings),
+        "notes": list(settings.notes),
+        "text": settings.text,
+    }
+
+
+def _llamafactory(manifest: Manifest, out: str) -> TrainerSettings:
+    new, layers = manifest.new_layers, len(manifest.layer_map)
+    count = len(new)
+    # use_llama_pro trains layers k-1, 2k-1, …, so it is right for equal groups alone.
+    if new == tuple(range(layers - count, layers)):
+        choice: dict[str, Any] = {"freeze_trainable_layers": count, "use_llama_pro": False}
+    elif new == tuple(range(count)):
+        choice = {"freeze_trainable_layers": -count, "use_llama_pro": False}
+    elif has_equal_groups(manifest.layer_map):
+        choice = {"freeze_trainable_layers": count, "use_llama_pro": True}
+    else:
+        raise TrainingError(
+            f"LLaMA-Factory cannot express the new layers {_join(new)} of {layers}: it trains the "
+            "first or last N layers, or the last layer of each of N equal groups, and these groups "
+            "are uneven; use axolotl, ms-swift, peft or transformers"
+        )
+    notes = [*_notes(manifest)]
+    if confused := sorted(_inner_numbers(out, manifest) & set(new)):
+        notes.append(
+            "LLaMA-Factory looks for '.N.' anywhere in a name, so that modules numbered "
+            f"{_join(confused)} within the original layers (experts, where transformers keeps them "
+            "apart) would be trained too: compare the number of trainable parameters that it logs"
+        )
+    settings = {
+        "model_name_or_path": out,
+        "finetuning_type": "freeze",
+        **choice,
+        "freeze_trainable_modules": "all",
+        **(
+            {"freeze_vision_tower": True, "freeze_multi_modal_projector": True}
+            if manifest.model_type in MULTIMODAL
+            else {}
+        ),
+        **_schedule(manifest),
+        "bf16": True,
+    }
+    return _settings("llamafactory", manifest, settings, notes, _render_yaml(settings, notes))
+
+
+def _axolotl(manifest: Manifest, out: str) -> TrainerSettings:
+    # axolotl puts a backslash before every dot itself, so that an escaped one would match nothing,
+    # and takes digits in brackets at the end for a range of rows.
+    group = f"({'|'.join(map(str, manifest.new_layers))})"
+    patterns = [f"^{prefix}{group}." for prefix in _trainer_prefixes(manifest)]
+    settings = {
+        "base_model": out,
+        "unfrozen_parameters": patterns,
+        "gradient_checkpointing_kwargs": {"use_reentrant": False},
+        **_schedule(manifest, scheduler="lr_scheduler"),
+        "bf16": True,
+    }
+    notes = [
+        "no adapter: the new blocks are trained as they are",
+        "the dots of unfrozen_parameters stay unescaped and the last one is needed: without it "
+        "layer 3 would match 30 to 39 too",
+        *_notes(manifest),
+    ]
+    return _settings("axolotl", manifest, settings, notes, _render_yaml(settings, notes))
+
+
+def _ms_swift(manifest: Manifest, out: str) -> TrainerSettings:
+    new = manifest.new_layers
+    settings = {
+        "model": out,
+        "tuner_type": "full",
+        "freeze_parameters_ratio": 1,
+        "trainable_parameters": [
+            f"{prefix}{layer}." for prefix in _trainer_prefixes(manifest) for layer in new
+        ],
+        **_schedule(manifest),
+        "torch_dtype": "bfloat16",
+    }
+    notes = [
+        "before ms-swift 4, tuner_type was called train_type",
+        "not tuner_type llamapro: it would add further blocks to this model",
+    ]
+    if not has_equal_groups(manifest.layer_map):
+        notes.append(
+            f"llamapro cannot express the new layers {_join(new)} (no equal groups); the names "
+            "under trainable_parameters can"
+        )
+    notes += _notes(manifest)
+    lines = ["swift sft"]
+    for key, value in settings.items():
+        values = value if isinstance(value, list) else [value]
+        lines.append(f"    --{key} {shlex.join(map(str, values))}")
+    text = "".join(f"# {note}\n" for note in notes) + " \\\n".join(lines)
+    return _settings("ms-swift", manifest, settings, notes, text)
+
+
+def _peft(manifest: Manifest, out: str) -> TrainerSettings:
+    from .lora_targets import find_targets
+
+    targets = find_targets(expand_home(out), manifest)
+    settings: dict[str, Any] = {
+        "task_type": "CAUSAL_LM",
+        "r": 16,
+        "lora_alpha": 32,
+        "target_modules": list(targets.modules),
+        "layers_to_transform": list(manifest.new_layers),
+        "layers_pattern": targets.layers_pattern,
+    }
+    notes = ["LoRA learns less than the new blocks' own weights would: rather train those in full"]
+    if targets.parameters:
+        settings["target_parameters"] = list(targets.parameters)
+        notes.append(
+            "target_parameters: experts are no linear modules, and PEFT would take the names of "
+            "other linear modules beside them for experts of every layer"
+        )
+    if targets.saved_modules:
+        settings["modules_to_save"] = list(targets.saved_modules)
+        notes.append(
+            "modules_to_save: these closing norms let nothing of their branch through as they are, "
+            "so without them no adapter would ever get a gradient"
+        )
+    notes += _notes(manifest)
+    arguments = "".join(f"    {key}={value!r},\n" for key, value in settings.items())
+    text = (
+        "".join(f"# {note}\n" for note in notes)
+        + "import blockexpand\n"
+        + "from peft import LoraConfig, get_peft_model\n"
+        + f"from transformers import {targets.model_class}\n\n"
+        + f'model = {targets.model_class}.from_pretrained({out!r}, dtype="auto")\n'
+        + f"config = LoraConfig(\n{arguments})\n"
+        + "model = get_peft_model(model, config)\n"
+        + f"blockexpand.freeze_original_layers(model, {out!r})\n"
+        + "model.print_trainable_parameters()"
+    )
+    return _settings("peft", manifest, settings, notes, text)
+
+
+def _transformers(manifest: Manifest, out: str) -> TrainerSettings:
+    settings = {**_schedule(manifest, warmup="warmup_steps"), "bf16": True}
+    arguments = "".join(f"    {key}={value!r},\n" for key, value in settings.items())
+    notes = [
+        "warmup_steps below 1 is a part of all steps (before transformers 5: warmup_ratio)",
+        *_notes(manifest),
+    ]
+    wrapper = MULTIMODAL.get(manifest.model_type or "")
+    model_class = wrapper.auto_class if wrapper else "AutoModelForCausalLM"
+    text = (
+        "".join(f"# {note}\n" for note in notes)
+        + "import blockexpand\n"
+        + f"from transformers import {model_class}, Trainer, TrainingArguments\n\n"
+        + f'model = {model_class}.from_pretrained({out!r}, dtype="auto")\n'
+        + f"trainable = blockexpand.freeze_original_layers(model, {out!r})\n"
+        + f'arguments = TrainingArguments(\n    output_dir="trained",\n{arguments})\n'
+        + "trainer = Trainer(model=model, args=arguments, train_dataset=...)"
+    )
+    return _settings("transformers", manifest, settings, notes, text)
+
+
+FRAMEWORKS: Mapping[str, Callable[[Manifest, str], TrainerSettings]] = {
+    "llamafactory": _llamafactory,
+    "axolotl": _axolotl,
+    "ms-swift": _ms_swift,
+    "peft": _peft,
+    "transformers": _transformers,
+}
+
+
+def _settings(
+    framework: str, manifest: Manifest, settings: Mapping[str, Any], notes: list[str], text: str
+) -> TrainerSettings:
+    return TrainerSettings(
+        framework=framework,
+        new_layers=manifest.new_layers,
+        settings=settings,
+        notes=tuple(notes),
+        text=text,
+    )
+
+
+def _trainer_prefixes(manifest: Manifest) -> tuple[str, ...]:
+    """Return the decoder's paths in the model that a trainer loads, whatever its transformers.
+
+    Paths that a model does not have match nothing; the bare model is never trained.
+    """
+    prefixes = runtime_prefixes(manifest)
+    if manifest.layer_prefix == prefixes[0] == "model.layers.":
+        return ("model.layers.",)
+    return tuple(prefix for prefix in prefixes if prefix.count(".") > 1)
+
+
+def _schedule(
+    manifest: Manifest, *, scheduler: str = "lr_scheduler_type", warmup: str = "warmup_ratio"
+) -> dict[str, Any]:
+    """The paper's schedule; without weight decay where it would act on a closing norm of −1."""
+    return {
+        "learning_rate": LEARNING_RATE,
+        scheduler: "cosine",
+        warmup: WARMUP_RATIO,
+        "weight_decay": 0.0 if _pulled_norms(manifest) else WEIGHT_DECAY,
+        "max_grad_norm": 1.0,
+    }
+
+
+def _notes(manifest: Manifest) -> tuple[str, ...]:
+    layers, new = len(manifest.layer_map), manifest.new_layers
+    if new[0] == layers - len(new):
+        place = "at the end; in LLaMA Pro (table 5) interleaved blocks trained better"
+    elif has_equal_groups(manifest.layer_map):
+        place = "interleaved in equal groups, which trained best in LLaMA Pro (table 5)"
+    else:
+        place = "between or before the original layers"
+    notes = [f"new layers {_join(new)} of {layers}, counted from 0: {place}"]
+    if pulled := _pulled_norms(manifest):
+        notes.append(_DECAY_NOTE.format(_join(pulled)))
+    return tuple(notes)
+
+
+_DECAY_NOTE = (
+    "weight_decay 0: the new blocks' {} start at −1, which lets nothing through; "
+    "weight decay would pull them towards 0, which lets all through. With a decay of your own, "
+    "keep it off these norms"
+)
+
+
+def _pulled_norms(manifest: Manifest) -> tuple[str, ...]:
+    return tuple(suffix for suffix, value in manifest.neutral.items() if value < 0)
+
+
+def _inner_numbers(out: str, manifest: Manifest) -> set[int]:
+    """Return the numbers that stand in tensor names behind the layer's own."""
+    numbers: set[int] = set()
+    for name in open_checkpoint(expand_home(out)).specs:
+        if name.startswith(manifest.layer_prefix):
+            inner = name.removeprefix(manifest.layer_prefix).split(".")[1:]
+            numbers.update(int(part) for part in inner if part.isdecimal())
+    return numbers
+
+
+def _render_yaml(settings: Mapping[str, Any], notes: list[str]) -> str:
+    import yaml
+
+    remarks = "".join(f"# {note}\n" for note in notes)
+    return remarks + yaml.safe_dump(dict(settings), sort_keys=False, width=1000).rstrip("\n")
+
+
+def _join(values: Any) -> str:
+    return ", ".join(map(str, values))

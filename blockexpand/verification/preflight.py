@@ -1,0 +1,261 @@
+"""Prove a plan before it is carried out, on a model of toy width with the same layers.
+
+The source's toy has random weights under the checkpoint's own tensor names; the output's toy is
+made of them by the plan's own origins and has the plan's own config. Both are loaded as the real
+ones will be, so that a wrong row of the table of families shows before anything is written. It
+reads no weights, decides nothing, and runs no custom code of a checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator, Mapping
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..checkpoints.checkpoint import Checkpoint
+from ..checkpoints.files import CONFIG_FILE
+from ..errors import ProofError
+from ..models.families import FAMILIES
+from ..models.loading import quiet_transformers
+from ..planning.origins import Fill, Scale, Zeros
+from ..planning.plan import Plan
+from ..planning.shards import PlannedTensor
+from .toy_config import Narrowing, apply_toy_fields, make_toy_fields
+from .toy_model import (
+    TOKENS,
+    NoToyError,
+    Outcome,
+    make_source_weights,
+    one_thread,
+    run_toy,
+    token_ids,
+    write_config,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+
+# Tried in turn: some models want a multiple of four heads, or heads as large as they are, and
+# some are small enough to be proven at their own width.
+_TOYS = (
+    Narrowing(heads=2, head_dim=16),
+    Narrowing(heads=4, head_dim=16),
+    Narrowing(heads=2, head_dim=64),
+    Narrowing(heads=2, head_dim=256),
+    Narrowing(heads=0),
+)
+
+
+def check_plan(checkpoint: Checkpoint, plan: Plan) -> str:
+    """Compare source and output at toy width, exactly; return in one line what was proven.
+
+    The line says so where no toy can be made of the source: that is no failure of the plan.
+    Raises: ProofError where the output's toy does not load or computes anything else.
+    """
+    if not plan.keeps_function:
+        return "--check proved nothing: this recipe does not keep what its source computes"
+    sources = _sources(checkpoint, plan)
+    reasons = []
+    for toy in _TOYS:
+        with (
+            quiet_transformers(),
+            one_thread(),
+            tempfile.TemporaryDirectory(prefix="blockexpand-check-") as folder,
+        ):
+            try:
+                return _prove(checkpoint, plan, sources, Path(folder), toy)
+            except NoToyError as error:
+                reasons.append(" ".join(str(error).split())[:300])
+    return f"--check proved nothing: no toy model could be made of this source ({reasons[0]})"
+
+
+def _prove(
+    checkpoint: Checkpoint,
+    plan: Plan,
+    sources: Mapping[str, str],
+    folder: Path,
+    toy: Narrowing,
+) -> str:
+    effective = write_config(checkpoint.config, folder / "real")
+    toys = make_toy_fields(checkpoint.config, effective, toy)
+    config = apply_toy_fields(checkpoint.config, toys)
+    write_config(config, folder / "source")
+    weights = make_source_weights(folder / "source", tuple(checkpoint.specs))
+    ids = token_ids(config)
+    try:
+        expected = run_toy(folder / "source", weights, ids)
+    except ProofError as error:
+        raise NoToyError(str(error)) from None
+    if expected.missing:
+        raise NoToyError(f"transformers misses {expected.missing[0]!r} in the source itself")
+    if not expected.logits.isfinite().all():
+        raise NoToyError("its logits are not finite")
+
+    document = next(doc for doc in plan.documents if doc.name == CONFIG_FILE)
+    out = folder / "out"
+    out.mkdir()
+    toy_document = apply_toy_fields(json.loads(document.data), toys)
+    (out / CONFIG_FILE).write_text(json.dumps(toy_document))
+    tensors = [tensor for file in plan.files for tensor in file.tensors]
+
+    def compare(what: str, roles: Mapping[int, bool]) -> None:
+        made = dict(_output_weights(plan, tensors, sources, weights, roles))
+        fault = _find_fault(expected, run_toy(out, made, ids))
+        if fault:
+            raise ProofError(
+                f"{what} {fault}: blockexpand is wrong about {plan.model_type!r} in this release "
+                "of transformers; nothing was written, please report it"
+            )
+
+    depth = f"the same {len(plan.layer_map)} layers"
+    compare(f"the toy model of {depth}", {})
+    proven = f"toy model of {depth}: logits of {TOKENS} tokens bit-identical"
+    if _differ_by_number(checkpoint, plan):
+        return f"{proven}; the new layers are no true clones, so they were not compared"
+    rounds = _swaps(plan)
+    for roles in rounds:
+        compare("a toy model with new layers in the place of the layers that they clone", roles)
+    proven += ", also with each new layer in the place of its source" if rounds else ""
+    return proven
+
+
+def _find_fault(expected: Outcome, found: Outcome) -> str:
+    """Say in what an output's toy differs from its source's; nothing if in nothing."""
+    if found.missing:
+        return f"lacks {len(found.missing)} tensor(s), the first {found.missing[0]!r}"
+    if found.unexpected != expected.unexpected:
+        name = min(found.unexpected ^ expected.unexpected)
+        return f"has or lacks a tensor that transformers does not know, {name!r}"
+    if not found.logits.equal(expected.logits):
+        worst = (found.logits.double() - expected.logits.double()).abs().max().item()
+        return f"computes something else (logits differ by up to {worst:g}, expected 0)"
+    return ""
+
+
+def _sources(checkpoint: Checkpoint, plan: Plan) -> dict[str, str]:
+    """Return for each planned tensor the source tensor that gives its shape, and its values.
+
+    That of a copy is where its bytes are; that of a constant is its namesake in the source layer.
+    Raises: ProofError where there is none, or one of another shape.
+    """
+    by_place = {
+        (shard.file.name, shard.header.data_start + entry.data_offset): entry.name
+        for shard in checkpoint.shards
+        for entry in shard.header.entries
+        if entry.spec.nbytes
+    }
+    sources = {}
+    for file in plan.files:
+        for tensor in file.tensors:
+            name: str | None
+            if not isinstance(tensor.origin, Zeros | Fill) and tensor.spec.nbytes:
+                extent = tensor.origin.extent
+                name = by_place.get((extent.file, extent.offset))
+            else:
+                name = _namesake(plan, tensor.name)
+            spec = checkpoint.specs.get(name or "")
+            if name is None or spec is None or spec.shape != tensor.spec.shape:
+                raise ProofError(
+                    f"{file.name}: tensor {tensor.name!r}: the plan takes it from no source "
+                    f"tensor of its shape; expected {list(tensor.spec.shape)}, found "
+                    f"{list(spec.shape) if spec else 'none'}"
+                )
+            sources[tensor.name] = name
+    return sources
+
+
+def _namesake(plan: Plan, name: str) -> str:
+    layer, suffix = _split(plan, name)
+    if layer is None or layer >= len(plan.layer_map):
+        return name
+    return f"{plan.layer_prefix}{plan.layer_map[layer].source}.{suffix}"
+
+
+def _split(plan: Plan, name: str) -> tuple[int | None, str]:
+    """Return the layer of an output tensor, None if it is outside of the layers, and its suffix."""
+    if name.startswith(plan.layer_prefix):
+        number, _, suffix = name[len(plan.layer_prefix) :].partition(".")
+        if number.isdecimal():
+            return int(number), suffix
+    return None, name
+
+
+def _output_weights(
+    plan: Plan,
+    tensors: list[PlannedTensor],
+    sources: Mapping[str, str],
+    weights: Mapping[str, torch.Tensor],
+    roles: Mapping[int, bool],
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the output's tensors as the plan makes them.
+
+    `roles` turns layers of the output into what they are not: into the identity (True), by the
+    constants of their new clones, or from the identity into their source layer (False).
+    """
+    import torch
+
+    constants: dict[int, dict[str, float]] = {}
+    for tensor in tensors:
+        layer, suffix = _split(plan, tensor.name)
+        if layer is not None and isinstance(tensor.origin, Zeros | Fill):
+            source = plan.layer_map[layer].source
+            constants.setdefault(source, {})[suffix] = _constant(tensor)
+    for tensor in tensors:
+        value = weights.get(sources[tensor.name])
+        if value is None:  # an expert that the toy has not
+            continue
+        layer, suffix = _split(plan, tensor.name)
+        constant = _constant(tensor) if isinstance(tensor.origin, Zeros | Fill) else None
+        if layer is not None and layer in roles:
+            silenced = constants.get(plan.layer_map[layer].source, {}) if roles[layer] else {}
+            constant = silenced.get(suffix)
+        if isinstance(tensor.origin, Scale):
+            value = value * tensor.origin.factor
+        yield (
+            tensor.name,
+            value.clone() if constant is None else torch.full_like(value, constant),
+        )
+
+
+def _constant(tensor: PlannedTensor) -> float:
+    import torch
+
+    if not isinstance(tensor.origin, Fill):
+        return 0.0
+    dtypes = {"BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
+    dtype = dtypes.get(tensor.spec.dtype, torch.float32)
+    return float(torch.frombuffer(bytearray(tensor.origin.element), dtype=dtype)[0])
+
+
+def _swaps(plan: Plan) -> list[dict[int, bool]]:
+    """Return rounds in which new layers do the work of the layers that they clone.
+
+    An identity's own kind shows in no logits; a layer at work next to its silenced source, which
+    it clones, must compute what the source does. Each round swaps one clone of every source.
+    """
+    homes = {entry.source: i for i, entry in enumerate(plan.layer_map) if not entry.is_new}
+    clones: dict[int, list[int]] = {}
+    for index in plan.new_layers:
+        source = plan.layer_map[index].source
+        first, last = sorted((homes[source], index))
+        if all(entry.source == source for entry in plan.layer_map[first:last]):
+            clones.setdefault(source, []).append(index)
+    rounds: list[dict[int, bool]] = []
+    for turn in count():
+        swapped = {source: layers[turn] for source, layers in clones.items() if turn < len(layers)}
+        if not swapped:
+            return rounds
+        roles = {homes[source]: True for source in swapped}
+        rounds.append(roles | {index: False for index in swapped.values()})
+    raise AssertionError
+
+
+def _differ_by_number(checkpoint: Checkpoint, plan: Plan) -> bool:
+    """Tell whether the family says that a layer's number is part of what it computes."""
+    family = FAMILIES.get(plan.model_type)
+    depends = family.index_scaled if family else None
+    return depends is not None and depends(checkpoint.config) is not None

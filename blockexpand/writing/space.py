@@ -1,0 +1,60 @@
+"""How many bytes a plan still needs on a disk: holes and shared blocks need none.
+
+It looks at what an earlier run left, and writes nothing but a nameless probe of one block.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from ..fs.io import explain
+from ..fs.sharing import can_share, count_held
+from ..planning.plan import Plan
+from .shard import count_unshared
+
+
+def shares_blocks(plan: Plan, folder: Path, *, reflink: str) -> bool:
+    """Tell whether a folder's file system would share blocks with the plan's source.
+
+    Raises: TransferError.
+    """
+    return reflink != "never" and any(
+        can_share(plan.path(file.name), folder) for file in plan.source_files[:1]
+    )
+
+
+def would_share(cache: Path, folder: Path, *, reflink: str) -> bool:
+    """Tell the same of a source that is yet to be downloaded into `cache`.
+
+    Raises: TransferError.
+    """
+    if reflink == "never" or cache.stat().st_dev != folder.stat().st_dev:
+        return False
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".blockexpand.") as probe:
+            probe.write(bytes(1 << 16))
+            probe.flush()
+            return can_share(Path(probe.name), folder)
+    except OSError as error:
+        raise explain("write to", folder, error) from error
+
+
+def count_missing(
+    plan: Plan, finished: Path, partial: Path, *, hardlink: bool, shares: bool
+) -> int:
+    """Return the bytes that a plan has still to write.
+
+    `finished` and `partial` are the folders in which an earlier run may have left files of it.
+    """
+    needed = sum(len(document.data) for document in plan.documents)
+    needed += sum(file.nbytes for file in plan.side_files)
+    for file in plan.files:
+        is_linked = hardlink and file.identical_to is not None
+        if is_linked or (finished / file.name).exists():
+            continue
+        unshared = count_unshared(file, plan.recipe.block_nbytes, shares=shares)
+        begun = partial / file.name
+        present = count_held(begun.stat()) if begun.exists() else 0
+        needed += max(unshared - present, 0)
+    return needed

@@ -1,0 +1,118 @@
+"""Write a plan's shards while the source's come one at a time, each deleted again once it is used.
+
+An output file may take from several source shards: it grows pass by pass in the staging folder,
+where its journal says what it holds already. Knows nothing of the Hub.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+
+from ..checkpoints.sources import Stream
+from ..errors import SourceChangedError
+from ..fs.io import attempt
+from ..fs.journal import remove_journal
+from ..fs.reading import SourceFile
+from ..planning.plan import Plan
+from ..planning.shards import PlannedFile
+from ..progress import Report
+from .shard import Moved, count_taken, count_unshared, find_sources_left, write_file
+from .staging import Staging
+from .tasks import FileTask
+
+
+def write_from_stream(
+    plan: Plan, staging: Staging, tasks: Sequence[FileTask], stream: Stream, report: Report
+) -> Moved:
+    """Write all planned shards; shards that nothing unfinished takes from are not fetched.
+
+    Raises: HubError, TransferError, SourceChangedError.
+    """
+    moved = Moved()
+    growing: list[_GrowingFile] = []
+    for task in tasks:
+        assert isinstance(task.file, PlannedFile)
+        if (staging.files / task.name).exists():
+            moved += Moved(reused=task.file.nbytes)
+            report(task.file.nbytes)
+        else:
+            growing.append(_GrowingFile(task, task.file, staging, report))
+    for file in growing:
+        if not file.left:
+            file.finish()
+    needed = set[str]().union(*(file.left for file in growing))
+    names = [file.name for file in plan.source_files if file.name in needed]
+    sources = {file.name: file for file in plan.source_files}
+    # What is fetched ahead lies where the output that is made of it will be.
+    ahead = {name: sum(count_taken(file.file, name) for file in growing) for name in names}
+    with closing(stream.fetch(names, staging.source, ahead)) as shards:
+        for path in shards:
+            for file in growing:
+                if path.name in file.left:
+                    file.add(path, sources[path.name])
+    return sum((file.moved for file in growing), start=moved)
+
+
+class _GrowingFile:
+    """An output file, and the source shards that it has still to take from."""
+
+    def __init__(self, task: FileTask, file: PlannedFile, staging: Staging, report: Report) -> None:
+        self.file = file
+        self._task = task
+        self._final = staging.files / file.name
+        self._partial = staging.partial / file.name
+        self._journal = staging.journals / file.name
+        self._report = report
+        self._reported = 0
+        self._lock = threading.Lock()
+        self.moved = Moved()
+        self.left = find_sources_left(file, self._partial, self._journal, task.block_nbytes)
+
+    def add(self, path: Path, planned: SourceFile) -> None:
+        """Write all that comes from one source shard."""
+        status = attempt("read", path, os.stat, path)
+        if status.st_size != planned.nbytes:
+            raise SourceChangedError(
+                f"{path}: expected {planned.nbytes} bytes, found {status.st_size}; run the same "
+                "command again"
+            )
+        # The plan knows the shard as the Hub lists it, without a time of change.
+        found = SourceFile(name=planned.name, nbytes=planned.nbytes, mtime_ns=status.st_mtime_ns)
+        self._pass(path.parent, {planned.name: found})
+        self.left.remove(planned.name)
+        if not self.left:
+            self.finish()
+
+    def finish(self) -> None:
+        """Give the file its place, once there is nothing left to take."""
+        if not self.moved.copied + self.moved.converted:
+            # Nothing but what the plan itself holds, or what an earlier run had written.
+            self._pass(self._partial.parent, {})
+        unshared = count_unshared(self.file, self._task.block_nbytes, shares=False)
+        written = self.moved.copied + self.moved.converted
+        self.moved += Moved(holes=self.file.nbytes - unshared, reused=unshared - written)
+        attempt("rename", self._final, os.rename, self._partial, self._final)
+        remove_journal(self._journal)
+        self._report(self.file.nbytes - self._reported)
+
+    def _pass(self, root: Path, sources: Mapping[str, SourceFile]) -> None:
+        self.moved += write_file(
+            self.file,
+            root,
+            sources,
+            self._partial,
+            self._journal,
+            reflink="never",
+            block_nbytes=self._task.block_nbytes,
+            report=self._count,
+            taking=frozenset(sources),
+        )
+
+    def _count(self, nbytes: int) -> None:
+        with self._lock:
+            self._reported += nbytes
+        self._report(nbytes)

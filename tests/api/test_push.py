@@ -1,0 +1,165 @@
+"""`--push-to-hub`, from the command to what lies on the Hub, with the real client."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from checkpoints import snapshot
+from hub_server import HubServer, hub_environment, read_folder
+
+from blockexpand.cli.app import main
+
+TOKEN = "hf_abcdefghijklmnopqrstuvwxyz012345"
+REPO = "user/grown"
+
+# The client's own upload of large files passes `data=` where its HTTP library wants `content=`.
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+
+
+@pytest.fixture
+def push(
+    tiny_mistral: Path,
+    tmp_path: Path,
+    hub: HubServer,
+    hub_cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[..., int]:
+    """Return a function that expands into `tmp_path / "out"` and uploads; the Hub knows TOKEN."""
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    hub.allow(TOKEN)
+
+    def run(*more: str, repo: str = REPO, token: str | None = TOKEN) -> int:
+        words = ["--src", str(tiny_mistral), "--out", str(tmp_path / "out"), "--new-layers", "1"]
+        if token is not None:
+            words += ["--token", token]
+        return main([*words, "--push-to-hub", repo, *more])
+
+    return run
+
+
+def test_output_arrives(
+    push: Callable[..., int], hub: HubServer, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert push("--private", "--verify", "tensors", "--json") == 0
+    stdout, stderr = capfd.readouterr()
+    assert hub.files(REPO) == read_folder(tmp_path / "out")
+    assert {"config.json", "README.md", "block_expansion.json"} <= set(hub.files(REPO))
+    assert hub.repos[REPO].private
+    commit = hub.repos[REPO].refs["main"]
+    assert json.loads(stdout)["pushed"] == f"{hub.url}/{REPO}/commit/{commit}"
+    assert stderr == ""
+    everything = stdout.encode() + b"".join(hub.files(REPO).values())
+    assert TOKEN.encode() not in everything
+
+
+def test_address_of_the_commit_is_told(
+    push: Callable[..., int], hub: HubServer, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert push() == 0
+    assert not hub.repos[REPO].private
+    assert f"uploaded: {hub.url}/{REPO}/commit/" in capfd.readouterr().out
+
+
+def test_card_is_accepted_by_the_client(push: Callable[..., int], tmp_path: Path) -> None:
+    from huggingface_hub import ModelCard
+
+    assert push() == 0
+    assert ModelCard.load(tmp_path / "out" / "README.md").data.library_name == "transformers"
+
+
+def test_failed_upload_leaves_the_output(
+    push: Callable[..., int], hub: HubServer, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    injected = hub.fail("POST .*/commit/", times=999, status=403)
+    assert push("--private") == 1
+    injected.times = 0
+    stdout, stderr = capfd.readouterr()
+    out = tmp_path / "out"
+    assert stdout == ""
+    assert stderr.count("\n") == 1 and TOKEN not in stderr
+    assert f"{out} is complete" in stderr and f"`hf upload {REPO} {out} --private`" in stderr
+    assert main(["verify", str(_source(out)), str(out)]) == 0
+
+
+def _source(out: Path) -> Path:
+    return Path(json.loads((out / "block_expansion.json").read_text())["source"]["model"])
+
+
+def test_output_that_is_not_proven_is_not_uploaded(
+    push: Callable[..., int], hub: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from blockexpand.writing import writer as writing
+
+    publish = writing.publish
+
+    def damage(staging: object, out: Path, **options: bool) -> tuple[str, ...]:
+        notes = publish(staging, out, **options)  # type: ignore[arg-type]
+        with next(out.glob("*.safetensors")).open("r+b") as stream:
+            stream.seek(-1, 2)
+            stream.write(b"\x55")
+        return notes
+
+    monkeypatch.setattr(writing, "publish", damage)
+    assert push("--verify", "tensors") == 1
+    assert not hub.requests
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"token": None}, "a token that may write"),
+        ({"repo": "a/b/c"}, "no repository id"),
+        ({"repo": "org/name@v1"}, "no repository id"),
+    ],
+)
+def test_upload_that_cannot_succeed_is_refused_first(
+    push: Callable[..., int],
+    hub: HubServer,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    options: dict[str, str | None],
+    said: str,
+) -> None:
+    assert push(**options) == 1
+    assert said in capfd.readouterr().err
+    assert not hub.requests and not (tmp_path / "out").exists()
+
+
+def test_dry_run_uploads_nothing(push: Callable[..., int], hub: HubServer) -> None:
+    assert push("--dry-run") == 0
+    assert not hub.requests
+
+
+def test_private_alone_is_wrong_usage(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    words = ["--src", "a", "--out", str(tmp_path / "out"), "--new-layers", "1", "--private"]
+    assert main(words) == 2
+    assert "--push-to-hub" in capfd.readouterr().err
+
+
+def test_as_a_command_from_one_repository_to_another(
+    tiny_mistral: Path, tmp_path: Path, hub: HubServer
+) -> None:
+    """No bar and no token where nobody watches, with the token of the environment."""
+    hub.add_repo("org/base", tiny_mistral)
+    hub.allow(TOKEN, "org/base")
+    before = snapshot(tiny_mistral)
+    words = ["--src", "org/base", "--out", "out", "--new-layers", "1", "--push-to-hub", REPO]
+    done = subprocess.run(
+        [sys.executable, "-m", "blockexpand", *words],
+        cwd=tmp_path,
+        env=hub_environment(hub, tmp_path / "home", HF_TOKEN=TOKEN)
+        | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert TOKEN not in done.stdout
+    assert hub.files(REPO) == read_folder(tmp_path / "out")
+    assert b"base_model: org/base" in hub.files(REPO)["README.md"]
+    assert snapshot(tiny_mistral) == before
