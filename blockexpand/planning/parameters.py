@@ -1,0 +1,113 @@
+"""How many parameters a plan's output has, and how many of them are new: from headers alone. Pure.
+
+Counted is what is stored: a tied head that a checkpoint leaves out counts once, as in transformers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+from ..formats.safetensors import TensorSpec
+from .plan import Plan
+
+# An element of these is a number that the model computes with.
+_COUNTED = frozenset(
+    {"F64", "F32", "F16", "BF16", "F8_E5M2", "F8_E4M3", "F8_E5M2FNUZ", "F8_E4M3FNUZ"}
+    | {"F6_E2M3", "F6_E3M2", "F4"}
+)
+
+# Quantisation packs several weights into an element of these, or keeps its scales and offsets in
+# them; how many a tensor holds is not in the header. Indices and masks have other dtypes.
+_PACKED = frozenset({"U8", "I8", "U16", "I16", "U32", "I32", "F8_E8M0"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parameters:
+    """`total` and `new` count elements of floating-point tensors, of any width.
+
+    `packed_nbytes` and `new_packed_nbytes` are bytes of tensors that hold quantised weights in
+    integers, whose number a header does not tell: they are in neither count.
+    """
+
+    total: int
+    new: int
+    packed_nbytes: int = 0
+    new_packed_nbytes: int = 0
+
+    @property
+    def original(self) -> int:
+        """The parameters outside of the new blocks."""
+        return self.total - self.new
+
+    @property
+    def new_share(self) -> float | None:
+        """The part of all parameters that is new; None where packed weights hide the number."""
+        if self.packed_nbytes or not self.total:
+            return None
+        return self.new / self.total
+
+
+def count_parameters(plan: Plan) -> Parameters:
+    """Count the parameters of a plan's whole output and those in its new blocks."""
+    tensors = ((tensor.name, tensor.spec) for file in plan.files for tensor in file.tensors)
+    return count_tensors(tensors, plan.layer_prefix, plan.new_layers)
+
+
+def count_tensors(
+    tensors: Iterable[tuple[str, TensorSpec]], layer_prefix: str, new_layers: Collection[int]
+) -> Parameters:
+    """Count the parameters of tensors by name; layers are called `layer_prefix` and a number."""
+    marked = frozenset(new_layers)
+    total = new = packed = new_packed = 0
+    for name, spec in tensors:
+        count, nbytes = _count(spec)
+        total += count
+        packed += nbytes
+        if _layer(name, layer_prefix) in marked:
+            new += count
+            new_packed += nbytes
+    return Parameters(total=total, new=new, packed_nbytes=packed, new_packed_nbytes=new_packed)
+
+
+def spell_count(count: int) -> str:
+    """Return a number of parameters in three digits: `7.24B`, `805M`."""
+    number = float(count)
+    for unit in ("", "K", "M", "B"):
+        if number < 999.5:
+            return f"{number:.3g}{unit}" if number < 99.95 else f"{number:.0f}{unit}"
+        number /= 1000
+    return f"{number:.3g}T"
+
+
+def describe_parameters(parameters: Parameters) -> str:
+    """Return one line: `8.11B parameters: 7.24B original + 872M new (10.8 %)`."""
+    share = parameters.new_share
+    text = f"{spell_count(parameters.total)} parameters"
+    if parameters.new:
+        part = "" if share is None else f" ({100 * share:.3g} %)"
+        text += (
+            f": {spell_count(parameters.original)} original + "
+            f"{spell_count(parameters.new)} new{part}"
+        )
+    if parameters.packed_nbytes:
+        text += (
+            f"; not counted: quantised weights packed in {parameters.packed_nbytes:,} bytes of "
+            f"integers, {parameters.new_packed_nbytes:,} of them new"
+        )
+    return text
+
+
+def _count(spec: TensorSpec) -> tuple[int, int]:
+    """Return a tensor's parameters, and its bytes that hold an unknown number of them."""
+    if spec.dtype in _COUNTED:
+        return math.prod(spec.shape), 0
+    return 0, spec.nbytes if spec.dtype in _PACKED else 0
+
+
+def _layer(name: str, prefix: str) -> int | None:
+    if not name.startswith(prefix):
+        return None
+    number = name[len(prefix) :].partition(".")[0]
+    return int(number) if number.isascii() and number.isdecimal() and len(number) < 10 else None
