@@ -21,7 +21,7 @@ class UnsupportedModelError(BlockExpandError):
 
 
 class RecipeError(BlockExpandError):
-    """A wish that this checkpoint cannot be given: a count, a position, a size, a recipe file."""
+    """A request that does not fit this checkpoint: a count, a position, a size, a recipe file."""
 
 
 class OutputError(BlockExpandError):

@@ -14,13 +14,14 @@ def _ignore(*_: object) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """`total` is told what begins and its bytes; `done` the bytes of each part, from any thread.
+    """`begin` is called with what begins and its bytes; `advance` with the bytes of each part.
 
-    `is_shown` says that somebody watches: the Hub's client may then draw its own bars on stderr.
+    `advance` is called from any thread. `is_shown` says that somebody watches: the Hub's client may
+    then draw its own bars on stderr.
     """
 
-    total: Callable[[str, int], None] = _ignore
-    done: Report = _ignore
+    begin: Callable[[str, int], None] = _ignore
+    advance: Report = _ignore
     is_shown: bool = False
 
 

@@ -19,7 +19,7 @@ from ..writing.shard import Moved
 from ..writing.writer import check_write
 from .batch_plan import Batch, PlannedJob, make_job_plan, name_plan, plan_batch
 from .jobs_file import open_jobs
-from .pipeline import After, Expansion, carry_out, finish
+from .pipeline import Expansion, PublishOptions, verify_and_push, write_and_publish
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +46,7 @@ def expand_batch(
     executor: Executor | None = None,
     progress: Progress = SILENT,
 ) -> tuple[JobResult, ...]:
-    """Carry out every expansion of a jobs file.
+    """Make every expansion of a jobs file.
 
     `parallel` jobs run at the same time; after a failure the others go on unless `fail_fast`.
     `executor` writes the files of each job, as in `expand`.
@@ -131,7 +131,7 @@ class _Run:
 
     def write(self, parallel: int) -> None:
         left = [index for index in range(len(self._jobs)) if index not in self.results]
-        self._progress.total("writing", sum(self._nbytes(self._jobs[index]) for index in left))
+        self._progress.begin("writing", sum(self._nbytes(self._jobs[index]) for index in left))
         if parallel == 1:
             for index in left:
                 self._do(index)
@@ -164,13 +164,13 @@ class _Run:
 
     def _expand(self, planned: PlannedJob) -> Expansion:
         job, source = planned.job, planned.source
-        after = After(
+        publish = PublishOptions(
             verify=job.verify,
             push_to_hub=job.push_to_hub,
             private=job.private,
             token=planned.hub.token,
         )
-        progress = Progress(done=self._report)
+        progress = Progress(advance=self._report)
         checkpoint = self._checkpoints.get(id(source), source.checkpoint)
         if planned.is_finished:
             # Nothing in an output says whether it was proven and uploaded: that is done again.
@@ -181,19 +181,19 @@ class _Run:
                 moved=Moved(reused=planned.plan.nbytes),
                 notes=planned.plan.notes,
             )
-            return finish(checkpoint, expansion, after, progress)
+            return verify_and_push(checkpoint, expansion, publish, progress)
         plan = planned.plan
         if source.snapshot is not None:
             plan = name_plan(make_job_plan(job, checkpoint, planned.out), job, source)
             plan = replace(plan, notes=planned.plan.notes)
             check_write(plan, planned.out, planned.options)
-        return carry_out(
+        return write_and_publish(
             checkpoint,
             source.name,
             plan,
             planned.out,
             planned.options,
-            after,
+            publish,
             progress,
             self._executor,
         )
@@ -201,7 +201,7 @@ class _Run:
     def _report(self, nbytes: int) -> None:
         if self._stopped.is_set():
             raise _Stopped
-        self._progress.done(nbytes)
+        self._progress.advance(nbytes)
 
     def _end(self, index: int, result: JobResult) -> None:
         self.results[index] = result

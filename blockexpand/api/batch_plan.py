@@ -15,7 +15,7 @@ from pathlib import Path, PurePath
 
 from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.files import CONFIG_FILE, INDEX_FILE, MANIFEST_FILE
-from ..checkpoints.sources import HubOptions, Source, open_headers
+from ..checkpoints.sources import HubOptions, OpenedSource, open_headers
 from ..errors import BlockExpandError, OutputError, RecipeError
 from ..formats.json_object import parse_json_object
 from ..fs.paths import expand_home, overlaps
@@ -36,7 +36,7 @@ class PlannedJob:
 
     job: Job
     out: Path
-    source: Source
+    source: OpenedSource
     plan: Plan
     hub: HubOptions
     is_finished: bool
@@ -58,7 +58,7 @@ class DiskNeed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """Jobs that can all be carried out, as far as can be known before."""
+    """Jobs that can all be done, as far as can be known before."""
 
     jobs: tuple[PlannedJob, ...]
     disk: tuple[DiskNeed, ...]
@@ -73,7 +73,7 @@ def plan_batch(
     the disk has no room for all jobs together.
     """
     folder = Path(cache_dir) if cache_dir else None
-    sources: dict[tuple[str, HubOptions], Source | BlockExpandError] = {}
+    sources: dict[tuple[str, HubOptions], OpenedSource | BlockExpandError] = {}
     faults: dict[str, None] = {}
     planned: list[PlannedJob] = []
     for job in jobs:
@@ -104,7 +104,7 @@ def plan_batch(
     return Batch(jobs=tuple(planned), disk=disk)
 
 
-def _plan_job(job: Job, source: Source, hub: HubOptions) -> PlannedJob:
+def _plan_job(job: Job, source: OpenedSource, hub: HubOptions) -> PlannedJob:
     # The names need the plan, and the plan needs the file system that the names lie on.
     draft = make_job_plan(job, source.checkpoint, Path.cwd())
     values = {
@@ -163,13 +163,13 @@ def make_job_plan(job: Job, checkpoint: Checkpoint, out: Path) -> Plan:
     return make_plan(checkpoint, recipe)
 
 
-def name_plan(plan: Plan, job: Job, source: Source) -> Plan:
+def name_plan(plan: Plan, job: Job, source: OpenedSource) -> Plan:
     """Add the card, which shows the command that makes the same."""
     command = render_command(job.src, job.out, plan.recipe, job.max_shard_size)
     return add_card(plan, source.name, command)
 
 
-def _base_name(src: str, source: Source) -> str:
+def _base_name(src: str, source: OpenedSource) -> str:
     if source.snapshot is not None:
         return source.snapshot.repo_id.rpartition("/")[2]
     return Path(os.path.realpath(expand_home(src))).name
@@ -193,7 +193,7 @@ def _is_finished(plan: Plan, out: Path) -> bool:
     return False
 
 
-def _find_staleness(source: Source, out: Path) -> str | None:
+def _find_staleness(source: OpenedSource, out: Path) -> str | None:
     """Say why a finished output may not have the weights that its source has by now.
 
     The headers of two states of a model, or of two models of one shape, are the same, and so are

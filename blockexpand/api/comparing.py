@@ -30,7 +30,7 @@ def verify(
     cache_dir: str | Path | None = None,
     progress: Progress = SILENT,
 ) -> tuple[Verification, LogitsProof | None]:
-    """Prove an output against its source: every byte, and on wish the logits.
+    """Prove an output against its source: every byte, and the logits if asked for.
 
     `src` is, of a recipe's output, the model whose config it has; it names the others itself.
     Raises: ProofError where logits differ; what differs in the bytes is in the findings.
@@ -66,7 +66,7 @@ def diff(
     )
     theirs = open_checkpoint(expand_home(other))
     mine, _ = open_source(str(base), hub, progress=progress)
-    progress.total("comparing", sum(spec.nbytes for spec in mine.specs.values()))
+    progress.begin("comparing", sum(spec.nbytes for spec in mine.specs.values()))
     return compare_checkpoints(
-        mine, theirs, progress.done, base_name=str(base), other_name=str(other)
+        mine, theirs, progress.advance, base_name=str(base), other_name=str(other)
     )

@@ -13,8 +13,8 @@ from pathlib import Path
 from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.sources import (
     HubOptions,
-    Source,
-    SourceName,
+    ModelRef,
+    OpenedSource,
     fetch_side_files,
     open_headers,
     open_source,
@@ -29,7 +29,7 @@ from ..progress import SILENT, Progress
 from ..writing.staging import check_target, clear_debris
 from ..writing.writer import WriteOptions, check_write, resolve_target
 from .options import make_recipe
-from .pipeline import After, Expansion, carry_out
+from .pipeline import Expansion, PublishOptions, write_and_publish
 
 
 def expand(
@@ -77,20 +77,20 @@ def expand(
 
         check_push(push_to_hub, token=token)
 
-    def vet(checkpoint: Checkpoint) -> None:
+    def check_headers(checkpoint: Checkpoint) -> None:
         make_plan(checkpoint, recipe)
 
-    source: Source | None = None
+    source: OpenedSource | None = None
     if stream:
         _check_stream(verify_after, reflink, hardlink, executor)
         source = open_headers(str(src), hub)
         if source.snapshot is None:
             raise RecipeError(f"{src}: --stream is for a repository of the Hub, not for a folder")
-        vet(source.checkpoint)
+        check_headers(source.checkpoint)
         checkpoint, name = fetch_side_files(source, hub), source.name
         options = replace(options, reflink="never")
     else:
-        checkpoint, name = open_source(str(src), hub, progress=progress, vet=vet)
+        checkpoint, name = open_source(str(src), hub, progress=progress, check=check_headers)
     plan = make_plan(checkpoint, recipe)
     shown = command or render_command(str(src), str(out), recipe, max_shard_size)
     plan = add_card(plan, name, shown)
@@ -100,13 +100,13 @@ def expand(
         from ..verification.preflight import check_plan
 
         notes += (check_plan(checkpoint, plan),)
-    return carry_out(
+    return write_and_publish(
         checkpoint,
         name,
         replace(plan, notes=plan.notes + notes),
         target,
         options,
-        After(verify=verify_after, push_to_hub=push_to_hub, private=private, token=token),
+        PublishOptions(verify=verify_after, push_to_hub=push_to_hub, private=private, token=token),
         progress,
         executor,
         None if source is None else open_stream(source, hub),
@@ -131,7 +131,7 @@ def _check_stream(
             )
 
 
-def plan_only(
+def plan_expansion(
     src: str | Path,
     out: str | Path,
     *,
@@ -143,7 +143,7 @@ def plan_only(
     token: str | None = None,
     cache_dir: str | Path | None = None,
     check: bool = False,
-) -> tuple[Plan, SourceName]:
+) -> tuple[Plan, ModelRef]:
     """Return the plan of an expansion; of a Hub repository only headers are fetched.
 
     What `check` proves is in the plan's notes.

@@ -96,14 +96,14 @@ def parse_jobs(data: bytes, file: str) -> tuple[Job, ...]:
     jobs: list[Job] = []
     if "jobs" in sections:
         for node in reader.items(sections["jobs"], "jobs", "a list of jobs"):
-            wish = defaults | _read_options(reader, node, "jobs")
-            jobs += _make_jobs(reader, file, node, [wish])
+            options = defaults | _read_options(reader, node, "jobs")
+            jobs += _make_jobs(reader, file, node, [options])
     if "matrix" in sections:
         node = sections["matrix"]
         several = reader.items(node, "matrix", "a matrix or several") if _is_list(node) else [node]
         for matrix in several:
-            wish = defaults | _read_options(reader, matrix, "matrix", axes=_AXES)
-            jobs += _make_jobs(reader, file, matrix, _cross(reader, matrix, wish))
+            options = defaults | _read_options(reader, matrix, "matrix", axes=_AXES)
+            jobs += _make_jobs(reader, file, matrix, _cross(reader, matrix, options))
     reader.check()
     return tuple(jobs)
 
@@ -167,34 +167,34 @@ def _read_value(reader: NodeReader, key: str, node: yaml.Node) -> Any:
 
 
 def _cross(
-    reader: NodeReader, node: yaml.Node, wish: Mapping[str, Any]
+    reader: NodeReader, node: yaml.Node, options: Mapping[str, Any]
 ) -> Iterator[dict[str, Any]]:
-    """Yield a matrix's wishes, the last axis varying fastest."""
-    varied = [axis for axis in _AXES if isinstance(wish.get(axis), _Several)]
-    count = math.prod(len(wish[axis]) for axis in varied)
+    """Yield the combinations of a matrix's options, the last axis varying fastest."""
+    varied = [axis for axis in _AXES if isinstance(options.get(axis), _Several)]
+    count = math.prod(len(options[axis]) for axis in varied)
     if count > _MOST_JOBS:
         reader.fault(node, f"matrix: makes {count} jobs; expected at most {_MOST_JOBS}")
         return
-    for chosen in itertools.product(*(wish[axis] for axis in varied)):
-        yield dict(wish) | dict(zip(varied, chosen, strict=True))
+    for chosen in itertools.product(*(options[axis] for axis in varied)):
+        yield dict(options) | dict(zip(varied, chosen, strict=True))
 
 
 def _make_jobs(
-    reader: NodeReader, file: str, node: yaml.Node, wishes: Iterable[Mapping[str, Any]]
+    reader: NodeReader, file: str, node: yaml.Node, requests: Iterable[Mapping[str, Any]]
 ) -> list[Job]:
     """Return the jobs of one entry, or note what is missing in it."""
     jobs: list[Job] = []
     missing: dict[str, None] = {}
-    for wish in wishes:
-        lacking = [f"{key} is missing" for key in ("src", "out") if key not in wish]
-        position = wish.get("position", "end")
-        if isinstance(position, str) and "new-layers" not in wish:
+    for options in requests:
+        lacking = [f"{key} is missing" for key in ("src", "out") if key not in options]
+        position = options.get("position", "end")
+        if isinstance(position, str) and "new-layers" not in options:
             lacking.append(f"position {position} needs new-layers")
-        if wish.get("private") and "push-to-hub" not in wish:
+        if options.get("private") and "push-to-hub" not in options:
             lacking.append("private needs push-to-hub")
         missing |= dict.fromkeys(lacking)
         if not lacking:
-            arguments = {key.replace("-", "_"): value for key, value in wish.items()}
+            arguments = {key.replace("-", "_"): value for key, value in options.items()}
             jobs.append(Job(where=f"{file}:{line_of(node)}", **arguments))
     for text in missing:
         reader.fault(node, text)

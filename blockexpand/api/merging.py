@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..checkpoints.checkpoint import Checkpoint
-from ..checkpoints.sources import HubOptions, SourceName
+from ..checkpoints.sources import HubOptions, ModelRef
 from ..errors import RecipeError
 from ..fs.paths import expand_home
 from ..fs.sharing import file_system_block
@@ -26,7 +26,7 @@ from ..progress import SILENT, Progress
 from ..writing.staging import check_target, clear_debris
 from ..writing.writer import WriteOptions, check_write, resolve_target
 from .opening import find_others, open_models, read_recipe
-from .pipeline import After, Expansion, carry_out
+from .pipeline import Expansion, PublishOptions, write_and_publish
 
 
 def merge(
@@ -57,7 +57,7 @@ def merge(
     """
     target = resolve_target(expand_home(out))
     options = WriteOptions(reflink=reflink, hardlink=hardlink, overwrite=overwrite)
-    wish = _read_wish(recipe, target, src, max_shard_size, revision, token, cache_dir)
+    request = _read_request(recipe, target, src, max_shard_size, revision, token, cache_dir)
     clear_debris(target)
     check_target(target, overwrite=overwrite)
     if push_to_hub is not None:
@@ -65,18 +65,18 @@ def merge(
 
         check_push(push_to_hub, token=token)
     shown = command or _render_command(recipe, src, out, max_shard_size)
-    opened = _open(wish, shown, progress=progress)
+    opened = _open(request, shown, progress=progress)
     if verify_after == "logits":
         _check_keeps_function(opened.plan, recipe, "--verify logits")
     check_write(opened.plan, target, options)
     plan = _check(opened, recipe) if check else opened.plan
-    return carry_out(
+    return write_and_publish(
         opened.checkpoint,
         opened.name,
         plan,
         target,
         options,
-        After(verify=verify_after, push_to_hub=push_to_hub, private=private, token=token),
+        PublishOptions(verify=verify_after, push_to_hub=push_to_hub, private=private, token=token),
         progress,
         executor,
         others=opened.others,
@@ -93,17 +93,17 @@ def plan_merge(
     token: str | None = None,
     cache_dir: str | Path | None = None,
     check: bool = False,
-) -> tuple[Plan, SourceName]:
+) -> tuple[Plan, ModelRef]:
     """Return the plan of a recipe; of Hub repositories only headers are fetched."""
     target = resolve_target(expand_home(out))
-    wish = _read_wish(recipe, target, src, max_shard_size, revision, token, cache_dir)
+    request = _read_request(recipe, target, src, max_shard_size, revision, token, cache_dir)
     shown = _render_command(recipe, src, out, max_shard_size)
-    opened = _open(wish, shown, headers_only=True)
+    opened = _open(request, shown, headers_only=True)
     return (_check(opened, recipe) if check else opened.plan), opened.name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Wish:
+class _Request:
     """A recipe with all that its plan depends on besides the models."""
 
     merge: MergeRecipe
@@ -118,12 +118,12 @@ class _Opened:
     """A plan with its card, and the models that it is made from; `checkpoint` has its config."""
 
     checkpoint: Checkpoint
-    name: SourceName
+    name: ModelRef
     plan: Plan
     others: Mapping[str, Checkpoint]
 
 
-def _read_wish(
+def _read_request(
     recipe: str | Path,
     target: Path,
     src: str | Path | None,
@@ -131,10 +131,10 @@ def _read_wish(
     revision: str | None,
     token: str | None,
     cache_dir: str | Path | None,
-) -> _Wish:
+) -> _Request:
     existing = next(folder for folder in (target, *target.parents) if folder.is_dir())
     source = None if src is None else str(src)
-    return _Wish(
+    return _Request(
         merge=read_recipe(recipe, source),
         src=source,
         hub=HubOptions(
@@ -146,28 +146,33 @@ def _read_wish(
 
 
 def _open(
-    wish: _Wish, command: str, *, headers_only: bool = False, progress: Progress = SILENT
+    request: _Request, command: str, *, headers_only: bool = False, progress: Progress = SILENT
 ) -> _Opened:
     """Open the models and plan; what the headers tell is found before anything is downloaded."""
 
     def plan(checkpoints: Mapping[str, Checkpoint]) -> Plan:
         return make_merge_plan(
-            wish.merge,
+            request.merge,
             checkpoints,
-            vocabularies=read_vocabularies(wish.merge, checkpoints),
-            max_shard_nbytes=wish.max_shard_nbytes,
-            block_nbytes=wish.block_nbytes,
+            vocabularies=read_vocabularies(request.merge, checkpoints),
+            max_shard_nbytes=request.max_shard_nbytes,
+            block_nbytes=request.block_nbytes,
         )
 
     checkpoints, names = open_models(
-        wish.merge, wish.src, wish.hub, headers_only=headers_only, progress=progress, vet=plan
+        request.merge,
+        request.src,
+        request.hub,
+        headers_only=headers_only,
+        progress=progress,
+        check=plan,
     )
-    home = wish.merge.home
-    others = find_others(wish.merge, checkpoints, names)
+    base = request.merge.base
+    others = find_others(request.merge, checkpoints, names)
     return _Opened(
-        checkpoint=checkpoints[home],
-        name=names[home],
-        plan=add_card(plan(checkpoints), names[home], command, others),
+        checkpoint=checkpoints[base],
+        name=names[base],
+        plan=add_card(plan(checkpoints), names[base], command, others),
         others={name: checkpoints[name] for name in others},
     )
 

@@ -1,4 +1,4 @@
-"""A recipe file → its opened models. The wish and the checkpoints come from here, no plan."""
+"""A recipe file → its opened models. It plans nothing."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..checkpoints.checkpoint import Checkpoint
-from ..checkpoints.sources import HubOptions, SourceName, open_source
+from ..checkpoints.sources import HubOptions, ModelRef, open_source
 from ..errors import RecipeError
 from ..fs.paths import expand_home
 from ..planning.mergekit.parsing import parse_recipe
@@ -44,11 +44,11 @@ def open_models(
     *,
     headers_only: bool = False,
     progress: Progress = SILENT,
-    vet: Callable[[Checkpoints], object] | None = None,
-) -> tuple[dict[str, Checkpoint], dict[str, SourceName]]:
+    check: Callable[[Checkpoints], object] | None = None,
+) -> tuple[dict[str, Checkpoint], dict[str, ModelRef]]:
     """Open every model of a recipe, as `open_source` does; one under two names is one object.
 
-    `vet` sees the headers of all before anything is downloaded. `src` is where a recipe's only
+    `check` sees the headers of all before anything is downloaded. `src` is where a recipe's only
     model is taken from. Raises: CheckpointError, HubError.
     """
 
@@ -57,7 +57,7 @@ def open_models(
         return (src, options) if src is not None else (name, replace(options, revision=None))
 
     checkpoints: dict[str, Checkpoint] = {}
-    names: dict[str, SourceName] = {}
+    names: dict[str, ModelRef] = {}
     firsts: dict[tuple[object, ...], str] = {}
     same: dict[str, str] = {}
     for name in merge.models:
@@ -65,8 +65,8 @@ def open_models(
         folder = checkpoint.root.resolve() if checkpoint.root.is_dir() else None
         same[name] = firsts.setdefault((folder, found.repo, found.revision, found.commit), name)
         checkpoints[name], names[name] = checkpoints.get(same[name], checkpoint), found
-    if vet is not None:
-        vet(checkpoints)
+    if check is not None:
+        check(checkpoints)
     for name, first in same.items():
         if first != name:
             checkpoints[name] = checkpoints[first]
@@ -76,15 +76,15 @@ def open_models(
 
 
 def find_others(
-    merge: MergeRecipe, checkpoints: Checkpoints, names: Mapping[str, SourceName]
-) -> dict[str, SourceName]:
+    merge: MergeRecipe, checkpoints: Checkpoints, names: Mapping[str, ModelRef]
+) -> dict[str, ModelRef]:
     """Return the models of a recipe that are not the one whose config the output has."""
-    home = checkpoints[merge.home]
-    return {name: names[name] for name in merge.models if checkpoints[name] is not home}
+    base = checkpoints[merge.base]
+    return {name: names[name] for name in merge.models if checkpoints[name] is not base}
 
 
 def open_others(
-    others: Mapping[str, SourceName], options: HubOptions, progress: Progress
+    others: Mapping[str, ModelRef], options: HubOptions, progress: Progress
 ) -> dict[str, Checkpoint]:
     """Open the further models that an output's manifest names, each at its commit.
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.sources import (
-    SourceName,
-    Stream,
+    ModelRef,
+    ShardStream,
 )
 from ..errors import ProofError
 from ..planning.plan import Plan
@@ -29,7 +29,7 @@ class Expansion:
     """
 
     out: Path
-    source: SourceName
+    source: ModelRef
     plan: Plan
     moved: Moved
     notes: tuple[str, ...]
@@ -39,7 +39,7 @@ class Expansion:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class After:
+class PublishOptions:
     """What follows once an output is in its place: the arguments of `expand` of these names."""
 
     verify: str | None = None
@@ -48,26 +48,26 @@ class After:
     token: str | None = None
 
 
-def carry_out(
+def write_and_publish(
     checkpoint: Checkpoint,
-    name: SourceName,
+    name: ModelRef,
     plan: Plan,
     target: Path,
     options: WriteOptions,
-    after: After,
+    publish: PublishOptions,
     progress: Progress,
     executor: Executor | None = None,
-    stream: Stream | None = None,
+    stream: ShardStream | None = None,
     *,
     others: Mapping[str, Checkpoint] | None = None,
 ) -> Expansion:
-    """Write a plan that `check_write` has passed, then prove and upload as wished.
+    """Write a plan that `check_write` has passed, then prove and upload as `publish` says.
 
     `others` holds the further models of a recipe, by the names that it gives them.
     Raises: as `expand`.
     """
-    progress.total("writing", plan.nbytes)
-    written = write(plan, target, options, progress.done, executor, stream)
+    progress.begin("writing", plan.nbytes)
+    written = write(plan, target, options, progress.advance, executor, stream)
     result = Expansion(
         out=written.out,
         source=name,
@@ -75,37 +75,37 @@ def carry_out(
         moved=written.moved,
         notes=plan.notes + written.notes,
     )
-    return finish(checkpoint, result, after, progress, others)
+    return verify_and_push(checkpoint, result, publish, progress, others)
 
 
-def finish(
+def verify_and_push(
     checkpoint: Checkpoint,
     result: Expansion,
-    after: After,
+    publish: PublishOptions,
     progress: Progress,
     others: Mapping[str, Checkpoint] | None = None,
 ) -> Expansion:
     """Prove and upload an output that is complete. Raises: as `expand`."""
     out = result.out
-    if after.verify is not None:
+    if publish.verify is not None:
         try:
             verification, proof = prove_logits(
-                checkpoint, out, after.verify == "logits", progress, others
+                checkpoint, out, publish.verify == "logits", progress, others
             )
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"{out} is complete, but not verified") from None
         if verification.findings:
             raise ProofError(f"{out}: {verification.findings[0]}; make it again")
         result = replace(result, verification=verification, proof=proof)
-    if after.push_to_hub is not None:
+    if publish.push_to_hub is not None:
         from ..checkpoints.hub.upload import push_folder
 
         try:
             pushed = push_folder(
                 out,
-                after.push_to_hub,
-                private=after.private,
-                token=after.token,
+                publish.push_to_hub,
+                private=publish.private,
+                token=publish.token,
                 show_progress=progress.is_shown,
             )
         except KeyboardInterrupt:

@@ -16,7 +16,7 @@ from pathlib import Path
 from ..errors import CheckpointError, HeaderError
 from ..formats.json_object import JsonObject, parse_json_object
 from ..formats.safetensors import Header, TensorSpec, parse_header, parse_header_nbytes
-from ..fs.reading import SourceFile
+from ..fs.reading import FileStat
 from ..messages import show
 from .files import CARD_FILE, CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE, list_files, split_side_files
 
@@ -32,7 +32,7 @@ _MOST_CARD_NBYTES = 1 << 20
 class Shard:
     """A safetensors file: `header_bytes` are its first `header.data_start` bytes."""
 
-    file: SourceFile
+    file: FileStat
     header: Header
     header_bytes: bytes
 
@@ -46,7 +46,7 @@ class Checkpoint:
     config_bytes: bytes
     shards: tuple[Shard, ...]
     specs: Mapping[str, TensorSpec]
-    side_files: tuple[SourceFile, ...]
+    side_files: tuple[FileStat, ...]
     left_behind: tuple[str, ...]
     card: bytes | None = None
 
@@ -95,10 +95,10 @@ def open_checkpoint(root: Path) -> Checkpoint:
 def assemble_checkpoint(
     root: Path,
     documents: Mapping[str, bytes],
-    shards: Sequence[tuple[SourceFile, bytes]],
+    shards: Sequence[tuple[FileStat, bytes]],
     *,
     weight_map: Mapping[str, str] | None = None,
-    side_files: tuple[SourceFile, ...] = (),
+    side_files: tuple[FileStat, ...] = (),
     left_behind: tuple[str, ...] = (),
     faults: Sequence[str] = (),
 ) -> Checkpoint:
@@ -217,8 +217,8 @@ def explain_missing_weights(names: frozenset[str]) -> str:
 
 def _open_shards(
     root: Path, shard_names: Sequence[str], names: frozenset[str]
-) -> tuple[list[tuple[SourceFile, bytes]], list[str]]:
-    shards: list[tuple[SourceFile, bytes]] = []
+) -> tuple[list[tuple[FileStat, bytes]], list[str]]:
+    shards: list[tuple[FileStat, bytes]] = []
     faults: list[str] = []
     for name in shard_names:
         if name not in names:
@@ -236,14 +236,14 @@ def _open_shards(
     return shards, faults
 
 
-def _stat_source(root: Path, name: str) -> SourceFile:
+def _stat_source(root: Path, name: str) -> FileStat:
     return _describe(name, (root / name).stat())
 
 
-def _describe(name: str, status: os.stat_result) -> SourceFile:
+def _describe(name: str, status: os.stat_result) -> FileStat:
     if not stat.S_ISREG(status.st_mode):
         raise CheckpointError(f"{name}: expected a regular file")
-    return SourceFile(name=name, nbytes=status.st_size, mtime_ns=status.st_mtime_ns)
+    return FileStat(name=name, nbytes=status.st_size, mtime_ns=status.st_mtime_ns)
 
 
 def _collect_specs(shards: Sequence[Shard], faults: list[str]) -> dict[str, TensorSpec]:

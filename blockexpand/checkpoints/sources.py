@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import CheckpointError, HubError
 from ..fs.paths import expand_home
-from ..fs.reading import SourceFile
+from ..fs.reading import FileStat
 from ..progress import SILENT, Progress
 from .checkpoint import Checkpoint, assemble_checkpoint, open_checkpoint
 
@@ -28,14 +28,14 @@ class HubOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
+class OpenedSource:
     """A source as its headers tell it: enough to plan with.
 
     `snapshot` is set for a repository of the Hub, whose weights still have to be fetched.
     """
 
     checkpoint: Checkpoint
-    name: SourceName
+    name: ModelRef
     snapshot: RepoSnapshot | None = None
 
 
@@ -45,28 +45,28 @@ def open_source(
     *,
     headers_only: bool = False,
     progress: Progress = SILENT,
-    vet: Callable[[Checkpoint], None] | None = None,
-) -> tuple[Checkpoint, SourceName]:
+    check: Callable[[Checkpoint], None] | None = None,
+) -> tuple[Checkpoint, ModelRef]:
     """Open a checkpoint; a folder wins where both exist.
 
     Of a repository `headers_only` fetches nothing but headers and JSON, so that its checkpoint
     can be planned with, not copied from. Else everything needed is downloaded into the Hub's
-    cache, after `vet` has seen the headers: what it raises spares the download.
+    cache, after `check` has seen the headers: what it raises spares the download.
     Raises: CheckpointError, HubError.
     """
     source = open_headers(src, options)
     if source.snapshot is not None and not headers_only:
-        if vet is not None:
-            vet(source.checkpoint)
+        if check is not None:
+            check(source.checkpoint)
         return fetch_weights(source, options, progress), source.name
     return source.checkpoint, source.name
 
 
-def open_headers(src: str, options: HubOptions) -> Source:
+def open_headers(src: str, options: HubOptions) -> OpenedSource:
     """Open a folder, or a repository's headers and JSON. Raises: CheckpointError, HubError."""
     folder = expand_home(src)
     if folder.exists() or _looks_like_path(src):
-        return Source(checkpoint=open_checkpoint(folder), name=_name_folder(src, folder))
+        return OpenedSource(checkpoint=open_checkpoint(folder), name=_name_folder(src, folder))
     from . import hub
 
     try:
@@ -74,7 +74,7 @@ def open_headers(src: str, options: HubOptions) -> Source:
     except HubError as error:
         raise CheckpointError(f"{src}: no such folder, and {error}") from None
     snapshot = hub.open_snapshot(ref, token=options.token, cache_dir=options.cache_dir)
-    name = SourceName(
+    name = ModelRef(
         model=snapshot.repo_id,
         repo=snapshot.repo_id,
         revision=snapshot.revision,
@@ -85,19 +85,20 @@ def open_headers(src: str, options: HubOptions) -> Source:
         Path(snapshot.repo_id),
         headers.documents,
         [
-            (SourceFile(name=shard.name, nbytes=shard.nbytes, mtime_ns=0), shard.header_bytes)
+            (FileStat(name=shard.name, nbytes=shard.nbytes, mtime_ns=0), shard.header_bytes)
             for shard in headers.shards
         ],
         side_files=tuple(
-            SourceFile(name=file.name, nbytes=file.nbytes, mtime_ns=0)
-            for file in headers.side_files
+            FileStat(name=file.name, nbytes=file.nbytes, mtime_ns=0) for file in headers.side_files
         ),
         left_behind=headers.left_behind,
     )
-    return Source(checkpoint=checkpoint, name=name, snapshot=snapshot)
+    return OpenedSource(checkpoint=checkpoint, name=name, snapshot=snapshot)
 
 
-def fetch_weights(source: Source, options: HubOptions, progress: Progress = SILENT) -> Checkpoint:
+def fetch_weights(
+    source: OpenedSource, options: HubOptions, progress: Progress = SILENT
+) -> Checkpoint:
     """Download a repository's commit into the Hub's cache, and open it there.
 
     Raises: CheckpointError, HubError.
@@ -105,17 +106,17 @@ def fetch_weights(source: Source, options: HubOptions, progress: Progress = SILE
     from . import hub
 
     assert source.snapshot is not None
-    progress.total("downloading", sum(shard.file.nbytes for shard in source.checkpoint.shards))
+    progress.begin("downloading", sum(shard.file.nbytes for shard in source.checkpoint.shards))
     root = hub.download_checkpoint(
         source.snapshot,
         token=options.token,
         cache_dir=options.cache_dir,
-        progress=progress.done,
+        progress=progress.advance,
     )
     return open_checkpoint(root)
 
 
-def fetch_side_files(source: Source, options: HubOptions) -> Checkpoint:
+def fetch_side_files(source: OpenedSource, options: HubOptions) -> Checkpoint:
     """Download all of a repository's commit but its shards, which a stream will bring.
 
     Raises: HubError.
@@ -133,7 +134,7 @@ def fetch_side_files(source: Source, options: HubOptions) -> Checkpoint:
     return replace(source.checkpoint, root=root, side_files=side_files)
 
 
-def open_stream(source: Source, options: HubOptions) -> Stream:
+def open_stream(source: OpenedSource, options: HubOptions) -> ShardStream:
     """Return a repository's shards as a stream; nothing is fetched yet."""
     from . import hub
 
@@ -152,7 +153,7 @@ def open_stream(source: Source, options: HubOptions) -> Stream:
             ahead_nbytes=ahead_nbytes,
         )
 
-    return Stream(commit=snapshot.commit, fetch=fetch)
+    return ShardStream(commit=snapshot.commit, fetch=fetch)
 
 
 def _looks_like_path(src: str) -> bool:
@@ -164,18 +165,18 @@ def _looks_like_path(src: str) -> bool:
     return src.startswith((".", "/", "~")) or "\\" in src or name.count("/") > 1 or src == ""
 
 
-def _name_folder(src: str, folder: Path) -> SourceName:
+def _name_folder(src: str, folder: Path) -> ModelRef:
     """Name a local folder; one in the Hub's cache still tells which repository it is."""
     parts = folder.resolve().parts
     if len(parts) >= 3 and parts[-2] == "snapshots" and parts[-3].startswith("models--"):
         repo = parts[-3].removeprefix("models--").replace("--", "/")
         commit = parts[-1] if re.fullmatch(r"[0-9a-f]{40}", parts[-1]) else None
-        return SourceName(model=repo, repo=repo, commit=commit)
-    return SourceName(model=src if folder.name else str(folder.resolve()))
+        return ModelRef(model=repo, repo=repo, commit=commit)
+    return ModelRef(model=src if folder.name else str(folder.resolve()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SourceName:
+class ModelRef:
     """What the source is called: `model` for readers; the rest where it came from the Hub."""
 
     model: str
@@ -185,7 +186,7 @@ class SourceName:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stream:
+class ShardStream:
     """A source whose shards come when they are asked for.
 
     `fetch(names, folder, ahead_nbytes)` yields the path of each shard in that folder; asking for

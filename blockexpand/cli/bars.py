@@ -20,7 +20,7 @@ class Bars:
     def __enter__(self) -> Progress:
         if not self._shown:
             return SILENT
-        return Progress(total=self._begin, done=self._advance, is_shown=True)
+        return Progress(begin=self._begin, advance=self._advance, is_shown=True)
 
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:

@@ -1,4 +1,4 @@
-"""`blockexpand expand`: add blocks to one model, or carry out a recipe. Its parser and its run."""
+"""`blockexpand expand`: add blocks to one model, or make that of a recipe."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def make_expand_parser() -> argparse.ArgumentParser:
     add(
         "--push-to-hub",
         metavar="REPO",
-        help="upload OUT, once it is complete and verified as wished, to the model repository "
+        help="upload OUT, once it is complete and verified as asked for, to the model repository "
         "REPO, made if there is none",
     )
     add("--private", action="store_true", help="with --push-to-hub: make a new REPO private")
@@ -128,7 +128,7 @@ def make_expand_parser() -> argparse.ArgumentParser:
 def run_expand(
     options: argparse.Namespace, parser: argparse.ArgumentParser, words: Sequence[str]
 ) -> int:
-    from ..api.expansion import expand, plan_only
+    from ..api.expansion import expand, plan_expansion
     from ..models.layer_map import POSITIONS
     from ..planning.recipe import parse_position
     from ..writing.executors import open_executor
@@ -159,7 +159,7 @@ def run_expand(
         "cache_dir": options.cache_dir,
     }
     if options.dry_run:
-        plan, name = plan_only(options.src, options.out, **arguments, check=options.check)
+        plan, name = plan_expansion(options.src, options.out, **arguments, check=options.check)
         print_outcome(
             options, report.plan_as_json, report.describe_plan, plan, name, Path(options.out)
         )
@@ -219,7 +219,7 @@ def _merge(
 
 
 def _writing_arguments(options: argparse.Namespace, words: Sequence[str]) -> dict[str, Any]:
-    """Return what an expansion and a merge are told alike about writing their output."""
+    """Return the arguments about writing that an expansion and a merge share."""
     return {
         "reflink": options.reflink,
         "hardlink": options.hardlink,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..api.pipeline import Expansion
-from ..checkpoints.sources import SourceName
+from ..checkpoints.sources import ModelRef
 from ..fs.paths import expand_home
 from ..planning.card import describe_neutral, layer_runs
 from ..planning.plan import Plan
@@ -27,7 +27,7 @@ def format_size(nbytes: int) -> str:
     return f"{size:.3g} TB"
 
 
-def describe_plan(plan: Plan, name: SourceName, out: Path, *, verbose: bool) -> str:
+def describe_plan(plan: Plan, name: ModelRef, out: Path, *, verbose: bool) -> str:
     """Return the dry run's text: layer map, a line per output file, sizes, free disk."""
     lines = [_headline(plan, name), *_layer_lines(plan), ""]
     width = max(len(file.name) for file in plan.files)
@@ -49,7 +49,7 @@ def describe_plan(plan: Plan, name: SourceName, out: Path, *, verbose: bool) -> 
     return "\n".join(lines)
 
 
-def plan_as_json(plan: Plan, name: SourceName, out: Path) -> dict[str, Any]:
+def plan_as_json(plan: Plan, name: ModelRef, out: Path) -> dict[str, Any]:
     """Return the dry run for scripts; sizes in bytes, layers count from 0."""
     return {
         "dry_run": True,
@@ -140,7 +140,7 @@ def verification_as_json(
     }
 
 
-def _plan_fields(plan: Plan, name: SourceName) -> dict[str, Any]:
+def _plan_fields(plan: Plan, name: ModelRef) -> dict[str, Any]:
     return {
         "source": {"model": name.model, "repo": name.repo, "commit": name.commit},
         "model_type": plan.model_type,
@@ -157,7 +157,7 @@ def _plan_fields(plan: Plan, name: SourceName) -> dict[str, Any]:
     }
 
 
-def _headline(plan: Plan, name: SourceName) -> str:
+def _headline(plan: Plan, name: ModelRef) -> str:
     if not plan.keeps_function:
         return (
             f"{name.model} ({plan.model_type}): {len(plan.layer_map)} layers by a recipe that "

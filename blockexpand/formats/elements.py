@@ -1,6 +1,6 @@
 """Convert slices of elements between floating-point dtypes, and scale them: nearest, ties to even.
 
-The only room that computes with weights. It imports torch inside its functions, so that a run
+The only module that computes with weights. It imports torch inside its functions, so that a run
 that converts nothing does not.
 Source: IEEE 754-2019, section 4.3.1 (roundTiesToEven); bfloat16 is the upper half of float32.
 """

@@ -58,12 +58,12 @@ class Reader:
     def __init__(
         self,
         root: Path,
-        files: Mapping[str, SourceFile],
-        elsewhere: Mapping[str, Path] | None = None,
+        files: Mapping[str, FileStat],
+        paths: Mapping[str, Path] | None = None,
     ) -> None:
-        """`elsewhere` has the paths of those files that are not in the folder."""
+        """`paths` says where those files are that are not in the folder."""
         self._root = root
-        self._elsewhere = elsewhere or {}
+        self._paths = paths or {}
         self._files = files
         self._stack = ExitStack()
         self._lock = threading.Lock()
@@ -108,7 +108,7 @@ class Reader:
             check_same(path, self._files[name], attempt("read", path, os.stat, path))
 
     def _path(self, name: str) -> Path:
-        return self._elsewhere.get(name, self._root / name)
+        return self._paths.get(name, self._root / name)
 
     def _open(self, name: str) -> tuple[int, int | None]:
         with self._lock:
@@ -125,7 +125,7 @@ class Reader:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SourceFile:
+class FileStat:
     """A file as it was found, so that a later change of it can be told."""
 
     name: str
@@ -133,7 +133,7 @@ class SourceFile:
     mtime_ns: int
 
 
-def check_same(path: Path, file: SourceFile, status: os.stat_result) -> None:
+def check_same(path: Path, file: FileStat, status: os.stat_result) -> None:
     """Raises: SourceChangedError where a file is no longer what was planned with."""
     if (status.st_size, status.st_mtime_ns) != (file.nbytes, file.mtime_ns):
         what = (

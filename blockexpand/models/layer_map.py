@@ -1,6 +1,6 @@
 """Positions → layer map: for each output layer, the source layer that it is taken from.
 
-The general form of every wish. It knows nothing of tensors, files or model families.
+The general form of every request. It knows nothing of tensors, files or model families.
 Source: LLaMA Pro, arXiv 2401.02415, section 3.2 (identity blocks are interleaved, one after each
 group of layers, each a copy of the group's last layer).
 """

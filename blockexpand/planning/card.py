@@ -13,7 +13,7 @@ from typing import Any
 
 from .._version import __version__
 from ..checkpoints.files import CARD_FILE, MANIFEST_FILE
-from ..checkpoints.sources import SourceName
+from ..checkpoints.sources import ModelRef
 from ..formats.safetensors import FLOAT_DTYPES
 from ..models.layer_map import LayerMap
 from .manifest import render_manifest
@@ -25,14 +25,14 @@ _MOST_CARD_NBYTES = 1 << 20
 
 _MOST_FIELD_CHARACTERS = 1 << 13
 
-_CARRIED_FIELDS = ("license", "license_name", "license_link", "language")
+_KEPT_FIELDS = ("license", "license_name", "license_link", "language")
 
 
 def add_card(
     plan: Plan,
-    source: SourceName,
+    source: ModelRef,
     command: str,
-    others: Mapping[str, SourceName] | None = None,
+    others: Mapping[str, ModelRef] | None = None,
 ) -> Plan:
     """Return the plan with the model card and the manifest among its documents.
 
@@ -56,20 +56,18 @@ def _as_unicode(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def _render_card(
-    plan: Plan, source: SourceName, command: str, others: Mapping[str, SourceName]
-) -> str:
+def _render_card(plan: Plan, source: ModelRef, command: str, others: Mapping[str, ModelRef]) -> str:
     # Not ModelCard too: it would load the whole client of the Hub to put two strings together.
     from huggingface_hub import ModelCardData
 
     known = _read_front_matter(plan.source_card)
-    carried = {key: known[key] for key in _CARRIED_FIELDS if key in known}
+    kept = {key: known[key] for key in _KEPT_FIELDS if key in known}
     base_model: Any = source.repo or known.get("base_model")
     repos = [other.repo for other in others.values() if other.repo is not None]
     if repos and isinstance(base_model, str):
         base_model = [base_model, *repos]
     data = ModelCardData(
-        **carried,
+        **kept,
         base_model=base_model,
         library_name="transformers",
         pipeline_tag=known.get("pipeline_tag", "text-generation"),
@@ -84,9 +82,7 @@ def _render_card(
     return f"---\n{data.to_yaml()}\n---\n\n{body}"
 
 
-def _render_body(
-    plan: Plan, source: SourceName, command: str, others: Mapping[str, SourceName]
-) -> str:
+def _render_body(plan: Plan, source: ModelRef, command: str, others: Mapping[str, ModelRef]) -> str:
     sections = _introduce(plan, source) if plan.keeps_function else _warn(plan, source, others)
     sections.append(f"Made with blockexpand {__version__}:\n\n```\n{command}\n```")
     sections.append(f"## Layers\n\n{_render_layer_map(plan, source, others)}")
@@ -105,7 +101,7 @@ def _render_body(
     return "\n\n".join(sections) + "\n"
 
 
-def _introduce(plan: Plan, source: SourceName) -> list[str]:
+def _introduce(plan: Plan, source: ModelRef) -> list[str]:
     count = len(plan.new_layers)
     blocks = "block" if count == 1 else "blocks"
     return [
@@ -118,7 +114,7 @@ def _introduce(plan: Plan, source: SourceName) -> list[str]:
     ]
 
 
-def _warn(plan: Plan, source: SourceName, others: Mapping[str, SourceName]) -> list[str]:
+def _warn(plan: Plan, source: ModelRef, others: Mapping[str, ModelRef]) -> list[str]:
     """Introduce a model that computes something else than what it was made of."""
     made_of = " and ".join(_render_source(name) for name in (source, *others.values()))
     return [
@@ -129,7 +125,7 @@ def _warn(plan: Plan, source: SourceName, others: Mapping[str, SourceName]) -> l
     ]
 
 
-def _render_recipe(plan: Plan, source: SourceName) -> str:
+def _render_recipe(plan: Plan, source: ModelRef) -> str:
     if plan.recipe_text is not None:
         text = plan.recipe_text.rstrip("\n")
         fence = "```"
@@ -148,7 +144,7 @@ def _render_recipe(plan: Plan, source: SourceName) -> str:
     )
 
 
-def _render_source(source: SourceName) -> str:
+def _render_source(source: ModelRef) -> str:
     if source.repo is None:
         return f"`{source.model}`"
     known = {"revision": source.revision, "commit": source.commit}
@@ -161,7 +157,7 @@ def _is_converted(plan: Plan) -> bool:
     return any(isinstance(tensor.origin, Convert) for file in plan.files for tensor in file.tensors)
 
 
-def _render_layer_map(plan: Plan, source: SourceName, others: Mapping[str, SourceName]) -> str:
+def _render_layer_map(plan: Plan, source: ModelRef, others: Mapping[str, ModelRef]) -> str:
     rows = ["| layers | taken from |", "|---|---|"]
     for first, last, origin, is_new in layer_runs(plan.layer_map):
         other = others.get(plan.name_model(plan.layer_map[first].model) or "")
@@ -241,7 +237,7 @@ def _read_front_matter(card: bytes | None) -> dict[str, Any]:
     # A field begins in the first column; its value, also a list, does not.
     blocks = re.split(r"\n(?=[^\s#-])", match.group(1)) if match else ()
     named = {block.partition(":")[0].strip().strip("\"'"): block for block in blocks}
-    wanted = (*_CARRIED_FIELDS, "base_model", "pipeline_tag")
+    wanted = (*_KEPT_FIELDS, "base_model", "pipeline_tag")
     values = {name: _parse_field(named[name], name) for name in wanted if name in named}
     return {name: value for name, value in values.items() if value is not None}
 

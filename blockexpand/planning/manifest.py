@@ -14,7 +14,7 @@ from typing import Any, NoReturn, TypeGuard
 
 from .._version import __version__
 from ..checkpoints.files import MANIFEST_FILE
-from ..checkpoints.sources import SourceName
+from ..checkpoints.sources import ModelRef
 from ..errors import CheckpointError
 from ..formats.json_object import JsonObject, parse_json_object
 from ..fs.paths import expand_home
@@ -149,7 +149,7 @@ def read_manifest(out: Path) -> JsonObject:
     return parse_json_object(path.read_bytes(), str(path))
 
 
-def stated_models(manifest: JsonObject) -> dict[str, SourceName]:
+def stated_models(manifest: JsonObject) -> dict[str, ModelRef]:
     """Return the further models of an output's recipe by the names that it gives them.
 
     Raises: CheckpointError where the manifest is damaged.
@@ -172,8 +172,8 @@ def _damaged(error: Exception) -> CheckpointError:
     )
 
 
-def _stated_source(fields: Mapping[str, Any]) -> SourceName:
-    return SourceName(
+def _stated_source(fields: Mapping[str, Any]) -> ModelRef:
+    return ModelRef(
         model=str(fields["model"]),
         repo=_text(fields.get("repo")),
         revision=_text(fields.get("revision")),
@@ -181,7 +181,7 @@ def _stated_source(fields: Mapping[str, Any]) -> SourceName:
     )
 
 
-def stated_recipe(manifest: JsonObject) -> tuple[Recipe, SourceName, str]:
+def stated_recipe(manifest: JsonObject) -> tuple[Recipe, ModelRef, str]:
     try:
         position = manifest["position"]
         numbers = position.split(",")
@@ -218,7 +218,7 @@ def _text(value: object) -> str | None:
 
 
 def render_manifest(
-    plan: Plan, source: SourceName, command: str, others: Mapping[str, SourceName]
+    plan: Plan, source: ModelRef, command: str, others: Mapping[str, ModelRef]
 ) -> bytes:
     recipe = plan.recipe
     manifest = {
@@ -249,6 +249,6 @@ def render_manifest(
     return (json.dumps(manifest, indent=2) + "\n").encode()
 
 
-def _name_fields(source: SourceName, **more: str) -> dict[str, str]:
+def _name_fields(source: ModelRef, **more: str) -> dict[str, str]:
     known = {"repo": source.repo, "revision": source.revision, "commit": source.commit}
     return {"model": source.model} | more | {k: v for k, v in known.items() if v is not None}

@@ -17,7 +17,7 @@ from ..checkpoints.files import CONFIG_FILE, INDEX_FILE
 from ..formats.elements import encode_element
 from ..formats.json_object import edit_json_object
 from ..formats.safetensors import TensorSpec
-from ..fs.reading import SourceFile
+from ..fs.reading import FileStat
 from ..models.decoder import find_decoder
 from ..models.layer_map import LayerMap, has_equal_groups, map_position
 from ..models.surgery import plan_surgery
@@ -25,16 +25,16 @@ from .dtypes import make_dtype_policy
 from .origins import Fill, Origin, Zeros
 from .recipe import Recipe
 from .shards import Document, PlannedFile, plan_files, render_index
-from .tensor_map import Stock, Use, assign
+from .tensor_map import SourceModel, TensorUse, map_tensors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """Everything that the output will be. Only `root` and `elsewhere` have absolute paths.
+    """Everything that the output will be. Only `root` and `paths` have absolute paths.
 
     `neutral` maps the suffix of every tensor that makes a new block the identity to the constant
     that it is set to; `dtype` is the floating-point dtype that most of the output's bytes have.
-    Files of sources are named relative to `root`; `elsewhere` has the paths of those that are not
+    Files of sources are named relative to `root`; `paths` has the paths of those that are not
     there, because a mergekit recipe (`recipe_text`) takes from several `models`, named as in that
     recipe. Such a plan need not keep the function of its source: `keeps_function` tells.
     """
@@ -49,13 +49,13 @@ class Plan:
     dtype: str
     files: tuple[PlannedFile, ...]
     documents: tuple[Document, ...]
-    side_files: tuple[SourceFile, ...]
-    source_files: tuple[SourceFile, ...]
+    side_files: tuple[FileStat, ...]
+    source_files: tuple[FileStat, ...]
     source_card: bytes | None
     left_behind: tuple[str, ...]
     notes: tuple[str, ...]
     fingerprint: str
-    elsewhere: Mapping[str, Path] = field(default_factory=dict)
+    paths: Mapping[str, Path] = field(default_factory=dict)
     recipe_text: str | None = None
     models: tuple[str, ...] = ()
     keeps_function: bool = True
@@ -71,7 +71,7 @@ class Plan:
 
     def path(self, file: str) -> Path:
         """Return where a source file is."""
-        return self.elsewhere.get(file, self.root / file)
+        return self.paths.get(file, self.root / file)
 
     def name_model(self, model: int) -> str | None:
         """Return what the recipe calls one of its models; None without a recipe."""
@@ -86,18 +86,18 @@ class Plan:
 def make_plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
     """Compute the whole output from the headers and the config.
 
-    Raises: RecipeError for a wish that makes no sense; UnsupportedModelError where the expansion
-    would not compute the same function, or the source is quantised.
+    Raises: RecipeError for a recipe that does not fit the model; UnsupportedModelError where
+    the expansion would not compute the same function, or the source is quantised.
     """
     decoder = find_decoder(checkpoint.config, checkpoint.specs)
     layer_map = map_position(decoder.layers, recipe.position, recipe.new_layers)
-    # A list may come with its count or without: the same wish.
+    # A list may come with its count or without: the same recipe.
     recipe = replace(recipe, new_layers=sum(entry.is_new for entry in layer_map))
     surgery = plan_surgery(decoder, checkpoint.config, layer_map)
     dtypes = make_dtype_policy(checkpoint, recipe.dtype, decoder)
-    stock = Stock(model=0, checkpoint=checkpoint, decoder=decoder)
+    source = SourceModel(model=0, checkpoint=checkpoint, decoder=decoder)
 
-    def make(use: Use) -> tuple[TensorSpec, Origin]:
+    def make(use: TensorUse) -> tuple[TensorSpec, Origin]:
         spec, origin = dtypes.plan(use.name, use.spec, use.extent)
         if use.layer is not None and layer_map[use.layer].is_new:
             placed = decoder.placed[use.name]
@@ -106,9 +106,9 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
                 return spec, make_constant(spec, constant)
         return spec, origin
 
-    residents, blocks = assign((stock,), layer_map, make, lambda stock, name: True)
+    kept, blocks = map_tensors((source,), layer_map, make, lambda source, name: True)
     files = plan_files(
-        residents,
+        kept,
         blocks,
         {shard.file.name: shard for shard in checkpoint.shards},
         recipe.max_shard_nbytes,

@@ -13,7 +13,7 @@ from ..errors import RecipeError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """The wish. `position` is a name, or the original layers that a clone follows.
+    """What is asked for. `position` is a name, or the original layers that a clone follows.
 
     `dtype` is `bfloat16`, `float16`, `float32` or `source`; `max_shard_nbytes` None mirrors the
     source's shards; `block_nbytes` is the file system's block, to which data is aligned.

@@ -42,16 +42,16 @@ class Arrangement:
 
 
 def mirror_shards(
-    residents: Sequence[tuple[str, Sequence[Part]]],
+    kept: Sequence[tuple[str, Sequence[Part]]],
     blocks: Sequence[Sequence[Part]],
     block_nbytes: int,
 ) -> list[Arrangement]:
     """Keep each source shard as an output file, and put the new blocks into further files.
 
-    `residents` are the source shards' names with the parts that stay in them, `blocks` the new
+    `kept` are the source shards' names with the parts that stay in them, `blocks` the new
     blocks' parts in the source's order.
     """
-    mirrored = [_arrange(parts, block_nbytes, mirrors=name) for name, parts in residents if parts]
+    mirrored = [_arrange(parts, block_nbytes, mirrors=name) for name, parts in kept if parts]
     files: list[_OpenFile] = []
     for block in blocks:
         for piece in _split_block(block):
@@ -196,7 +196,7 @@ class Document:
 
 
 def plan_files(
-    residents: Sequence[tuple[str, Sequence[Part]]],
+    kept: Sequence[tuple[str, Sequence[Part]]],
     blocks: Sequence[Sequence[Part]],
     shards: Mapping[str, Shard],
     max_shard_nbytes: int | None,
@@ -204,13 +204,13 @@ def plan_files(
 ) -> tuple[PlannedFile, ...]:
     """Arrange parts in files and fix every offset.
 
-    `residents` are the source shards' keys with the parts that stay in them, `blocks` the parts of
+    `kept` are the source shards' keys with the parts that stay in them, `blocks` the parts of
     each further copy of a layer. `max_shard_nbytes` None mirrors the source's shards.
     """
     if max_shard_nbytes is None:
-        arrangements = mirror_shards(residents, blocks, block_nbytes)
+        arrangements = mirror_shards(kept, blocks, block_nbytes)
     else:
-        in_order = [part for _, parts in residents for part in parts]
+        in_order = [part for _, parts in kept for part in parts]
         in_order += [part for block in blocks for part in block]
         arrangements = pack_shards(in_order, max_shard_nbytes, block_nbytes)
     return tuple(

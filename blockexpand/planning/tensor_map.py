@@ -18,7 +18,7 @@ from .origins import Extent, Origin, Part
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Stock:
+class SourceModel:
     """A source model. `model` is the number by which layer maps name it."""
 
     model: int
@@ -30,63 +30,66 @@ class Stock:
         return f"{self.model}/{file}" if self.model else file
 
 
-class Use(NamedTuple):
+class TensorUse(NamedTuple):
     """A tensor of a source for one place of the output: in layer `layer`, None outside of them."""
 
-    stock: Stock
+    source: SourceModel
     name: str
     spec: TensorSpec
     extent: Extent
     layer: int | None = None
 
 
-Make = Callable[[Use], tuple[TensorSpec, Origin]]
+Make = Callable[[TensorUse], tuple[TensorSpec, Origin]]
 
 
-def assign(
-    stocks: Sequence[Stock], layer_map: LayerMap, make: Make, keeps: Callable[[Stock, str], bool]
+def map_tensors(
+    models: Sequence[SourceModel],
+    layer_map: LayerMap,
+    make: Make,
+    is_kept: Callable[[SourceModel, str], bool],
 ) -> tuple[list[tuple[str, list[Part]]], list[list[Part]]]:
     """Return the parts that stay in each source shard, and those of each further copy of a layer.
 
-    `make` tells what an output tensor is; `keeps` whether a tensor outside of the decoder's layers
-    (or of a layer stored past their end) is taken from this model.
+    `make` returns what an output tensor is; `is_kept` whether a tensor outside of the decoder's
+    layers (or of a layer stored past their end) is taken from this model.
     """
-    home: dict[tuple[int, int], int] = {}
+    first: dict[tuple[int, int], int] = {}
     further: dict[tuple[int, int], list[int]] = {}
     for index, mapped in enumerate(layer_map):
         place = mapped.model, mapped.source
-        if mapped.is_new or place in home:
+        if mapped.is_new or place in first:
             further.setdefault(place, []).append(index)
         else:
-            home[place] = index
+            first[place] = index
     blocks: dict[int, list[Part]] = {index: [] for copies in further.values() for index in copies}
-    residents: list[tuple[str, list[Part]]] = []
-    for stock in stocks:
-        decoder = stock.decoder
-        for shard in stock.checkpoint.shards:
-            file, data_start = stock.key(shard.file.name), shard.header.data_start
-            staying: list[Part] = []
+    kept: list[tuple[str, list[Part]]] = []
+    for source in models:
+        decoder = source.decoder
+        for shard in source.checkpoint.shards:
+            file, data_start = source.key(shard.file.name), shard.header.data_start
+            parts: list[Part] = []
             for entry in shard.header.entries:
                 name, spec = entry.name, entry.spec
                 placed = decoder.placed.get(name)
                 extent = Extent(file, data_start + entry.data_offset, spec.nbytes)
                 if placed is None:
-                    if keeps(stock, name):
-                        staying.append(Part(name, *make(Use(stock, name, spec, extent))))
+                    if is_kept(source, name):
+                        parts.append(Part(name, *make(TensorUse(source, name, spec, extent))))
                     continue
-                place = stock.model, placed.layer
+                place = source.model, placed.layer
                 if placed.layer >= decoder.layers:
-                    if keeps(stock, name):
+                    if is_kept(source, name):
                         tail = placed.layer - decoder.layers + len(layer_map)
                         named = output_name(decoder, placed, tail)
-                        staying.append(Part(named, *make(Use(stock, name, spec, extent))))
-                elif place in home:
-                    index = home[place]
-                    kept = name if index == placed.layer else output_name(decoder, placed, index)
-                    staying.append(Part(kept, *make(Use(stock, name, spec, extent, index))))
+                        parts.append(Part(named, *make(TensorUse(source, name, spec, extent))))
+                elif place in first:
+                    index = first[place]
+                    named = name if index == placed.layer else output_name(decoder, placed, index)
+                    parts.append(Part(named, *make(TensorUse(source, name, spec, extent, index))))
                 for index in further.get(place, ()):
                     named = output_name(decoder, placed, index)
-                    use = Use(stock, name, spec, extent, index)
+                    use = TensorUse(source, name, spec, extent, index)
                     blocks[index].append(Part(named, *make(use)))
-            residents.append((file, staying))
-    return residents, [blocks[index] for index in sorted(blocks)]
+            kept.append((file, parts))
+    return kept, [blocks[index] for index in sorted(blocks)]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..formats.safetensors import DTYPE_BITS, Header
-from ..fs.reading import Reader, SourceFile, make_buffer
+from ..fs.reading import FileStat, Reader, make_buffer
 from ..fs.threads import work_through
 from ..planning.origins import Convert, Copy, Fill, Scale, Zeros, compute_slice
 from ..planning.plan import Plan
@@ -51,10 +51,10 @@ class Comparer:
         self,
         plan: Plan,
         out: Path,
-        headers: Mapping[str, tuple[Header, SourceFile]],
+        headers: Mapping[str, tuple[Header, FileStat]],
         report: Report,
     ) -> None:
-        self._source = (plan.root, {file.name: file for file in plan.source_files}, plan.elsewhere)
+        self._source = (plan.root, {file.name: file for file in plan.source_files}, plan.paths)
         self._output = (out, {name: file for name, (_, file) in headers.items()})
         self._report = report
         self._lock = threading.Lock()

@@ -92,7 +92,7 @@ def compare_checkpoints(
         if key not in mine:
             tensors.append(_judge(base, other, key, None, name, None))
     return Difference(
-        base=base_name, other=other_name, matched_by=matching.told_by, tensors=tuple(tensors)
+        base=base_name, other=other_name, matched_by=matching.matched_by, tensors=tuple(tensors)
     )
 
 

@@ -42,22 +42,22 @@ class Matching:
 
     base: Mapping[str, TensorKey]
     other: Mapping[str, TensorKey]
-    told_by: str
+    matched_by: str
 
 
 def match_tensors(base: Checkpoint, other: Checkpoint) -> Matching:
     """Key the tensors of two checkpoints. Raises: CheckpointError for a damaged manifest."""
-    mine, theirs, told_by = _match_layers(base, other)
+    mine, theirs, matched_by = _match_layers(base, other)
     if mine is None or theirs is None:
         keys = [{name: TensorKey(name) for name in side.specs} for side in (base, other)]
-        return Matching(base=keys[0], other=keys[1], told_by=told_by)
+        return Matching(base=keys[0], other=keys[1], matched_by=matched_by)
     base_prefix = _find_prefix(base.specs, mine.manifest.layer_prefix)
     other_prefix = _find_prefix(other.specs, theirs.manifest.layer_prefix)
     # transformers saves transformer.h.0 and transformer.wte; files of the Hub have h.0 and wte.
     return Matching(
         base=_keys(base, mine, base_prefix, _lead(base_prefix, other_prefix)),
         other=_keys(other, theirs, other_prefix, _lead(other_prefix, base_prefix)),
-        told_by=told_by,
+        matched_by=matched_by,
     )
 
 
@@ -77,7 +77,7 @@ def _match_layers(
     base_layers = _count_layers(base, mine, theirs)
     other_layers = _count_layers(other, theirs, mine)
 
-    def told_by(side: str, manifest: Manifest) -> str:
+    def describe(side: str, manifest: Manifest) -> str:
         new = len(manifest.new_layers)
         return (
             f"layers matched through {MANIFEST_FILE} of {side}: {manifest.original_layers} + {new} "
@@ -86,18 +86,18 @@ def _match_layers(
 
     if mine and theirs and mine.layer_map == theirs.layer_map:
         sides = _Layers(manifest=mine, expanded=True), _Layers(manifest=theirs, expanded=True)
-        return *sides, told_by("both", mine)
+        return *sides, describe("both", mine)
     if theirs and theirs.original_layers == base_layers:
         return (
             _Layers(manifest=theirs, expanded=False),
             _Layers(manifest=theirs, expanded=True),
-            told_by("OTHER", theirs),
+            describe("OTHER", theirs),
         )
     if mine and mine.original_layers == other_layers:
         return (
             _Layers(manifest=mine, expanded=True),
             _Layers(manifest=mine, expanded=False),
-            told_by("BASE", mine),
+            describe("BASE", mine),
         )
     if mine and theirs and mine.original_layers == theirs.original_layers:
         sides = _Layers(manifest=mine, expanded=True), _Layers(manifest=theirs, expanded=True)
@@ -105,7 +105,7 @@ def _match_layers(
     for side, manifest in (("BASE", mine), ("OTHER", theirs)):
         if manifest and base_layers == other_layers == len(manifest.layer_map):
             both = _Layers(manifest=manifest, expanded=True)
-            return both, both, told_by(side, manifest)
+            return both, both, describe(side, manifest)
     return None, None, f"tensors matched by name: no {MANIFEST_FILE} relates the two"
 
 

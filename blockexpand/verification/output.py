@@ -18,7 +18,7 @@ from ..checkpoints.files import CONFIG_FILE, INDEX_FILE, MANIFEST_FILE
 from ..errors import CheckpointError, HeaderError
 from ..formats.json_object import JsonObject, parse_json_object
 from ..formats.safetensors import Header, TensorSpec, parse_header, parse_header_nbytes
-from ..fs.reading import SourceFile, check_same
+from ..fs.reading import FileStat, check_same
 from ..planning.card import add_card
 from ..planning.manifest import read_manifest, stated_models, stated_recipe
 from ..planning.mergekit.parsing import parse_recipe
@@ -60,12 +60,12 @@ def verify_output(
     """
     plan = _plan_again(read_manifest(out), checkpoint, others or {})
     nbytes = sum(tensor.spec.nbytes for file in plan.files for tensor in file.tensors)
-    progress.total("comparing", nbytes + sum(file.nbytes for file in plan.side_files))
+    progress.begin("comparing", nbytes + sum(file.nbytes for file in plan.side_files))
     findings = [*_compare_names(plan, out), *_compare_documents(plan, out)]
     headers, strange = _read_headers(plan, out)
     planned = {tensor.name: tensor for file in plan.files for tensor in file.tensors}
     findings += _compare_headers(plan, headers)
-    comparer = Comparer(plan, out, headers, progress.done)
+    comparer = Comparer(plan, out, headers, progress.advance)
     for file, (header, _) in headers.items():
         placed = [
             PlannedTensor(
@@ -81,7 +81,7 @@ def verify_output(
     # Where a tensor is named, that the header's bytes differ says nothing more.
     named = {finding.file for finding in findings}
     findings += [finding for finding in strange if finding.file not in named]
-    findings += _compare_side_files(plan, out, progress.done)
+    findings += _compare_side_files(plan, out, progress.advance)
     return Verification(
         tensors=len(planned),
         nbytes=plan.nbytes,
@@ -95,7 +95,7 @@ def verify_output(
 def _plan_again(
     manifest: JsonObject, checkpoint: Checkpoint, others: Mapping[str, Checkpoint]
 ) -> Plan:
-    """Make the plan anew from what the manifest says was wished."""
+    """Make the plan again from the recipe that the manifest states."""
     recipe, name, command = stated_recipe(manifest)
     if "recipe" not in manifest:
         return add_card(make_plan(checkpoint, recipe), name, command)
@@ -183,8 +183,8 @@ def _short(value: object) -> str:
 
 def _read_headers(
     plan: Plan, out: Path
-) -> tuple[dict[str, tuple[Header, SourceFile]], list[Finding]]:
-    headers: dict[str, tuple[Header, SourceFile]] = {}
+) -> tuple[dict[str, tuple[Header, FileStat]], list[Finding]]:
+    headers: dict[str, tuple[Header, FileStat]] = {}
     findings = []
     for file in plan.files:
         path = out / file.name
@@ -206,7 +206,7 @@ def _read_headers(
                 continue
         headers[file.name] = (
             header,
-            SourceFile(name=file.name, nbytes=status.st_size, mtime_ns=status.st_mtime_ns),
+            FileStat(name=file.name, nbytes=status.st_size, mtime_ns=status.st_mtime_ns),
         )
         if prefix + text != file.header:
             metadata = parse_header(file.header[8:], file.nbytes).metadata
@@ -219,7 +219,7 @@ def _read_headers(
 
 
 def _compare_headers(
-    plan: Plan, headers: Mapping[str, tuple[Header, SourceFile]]
+    plan: Plan, headers: Mapping[str, tuple[Header, FileStat]]
 ) -> Iterator[Finding]:
     """Find tensors that are missing, too many, in another file, or of another dtype or shape."""
     places: dict[str, list[tuple[str, TensorSpec]]] = {}

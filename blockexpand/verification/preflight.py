@@ -1,4 +1,4 @@
-"""Prove a plan before it is carried out, on a model of toy width with the same layers.
+"""Prove a plan before it is written, on a model of toy width with the same layers.
 
 The source's toy has random weights under the checkpoint's own tensor names; the output's toy is
 made of them by the plan's own origins and has the plan's own config. Both are loaded as the real

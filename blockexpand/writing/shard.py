@@ -14,7 +14,7 @@ from pathlib import Path
 from ..errors import OutputError
 from ..fs.io import attempt, open_target, sync_file, sync_folder
 from ..fs.journal import Range, append_journal, count_nbytes, read_journal, remove_journal, subtract
-from ..fs.reading import Reader, SourceFile
+from ..fs.reading import FileStat, Reader
 from ..fs.sharing import share_range
 from ..planning.origins import Convert, Copy, Scale, Zeros
 from ..planning.segments import Segment, make_segments
@@ -48,19 +48,19 @@ class Moved:
 def write_file(
     file: PlannedFile,
     root: Path,
-    sources: Mapping[str, SourceFile],
+    sources: Mapping[str, FileStat],
     target: Path,
     journal: Path,
     *,
     reflink: str,
     block_nbytes: int,
     report: Report,
-    elsewhere: Mapping[str, Path] | None = None,
+    paths: Mapping[str, Path] | None = None,
     taking: frozenset[str] | None = None,
 ) -> Moved:
     """Write a planned shard to `target` and force it onto the disk.
 
-    `sources` are in the folder `root`, but for those whose paths `elsewhere` has.
+    `sources` are in the folder `root`, but for those that `paths` names.
     `reflink` is `auto`, `always` or `never`; `report` is told of bytes as they are done, from any
     thread. A `target` that an earlier run left is gone on with where its journal ends.
     `taking` limits this pass to what comes from these source files or from none; the journal then
@@ -69,13 +69,13 @@ def write_file(
     """
     segments = make_segments(file)
     with ExitStack() as stack:
-        source = stack.enter_context(Reader(root, sources, elsewhere))
+        source = stack.enter_context(Reader(root, sources, paths))
         fd = open_target(target)
         stack.callback(os.close, fd)
         done = _resume(fd, target, journal, file.nbytes)
         holes, shareable = _plan_ranges(segments, file.nbytes, block_nbytes)
         if reflink != "never":
-            shared = _share(shareable, source, fd, target, must=reflink == "always")
+            shared = _share(shareable, source, fd, target, required=reflink == "always")
         else:
             shared = []
         rest = subtract([(0, file.nbytes)], holes + shared)
@@ -172,7 +172,7 @@ def _share(
     fd: int,
     target: Path,
     *,
-    must: bool,
+    required: bool,
 ) -> list[Range]:
     """Share blocks range by range; stop at the first that the file system does not share."""
     shared: list[Range] = []
@@ -182,7 +182,7 @@ def _share(
         source_offset = extent.offset + start - segment.offset
         source_fd = source.fd(extent.file)
         if not share_range(source_fd, source_offset, fd, start, end - start, target):
-            if must:
+            if required:
                 raise OutputError(
                     f"{target}: the file system cannot share blocks with the source; put the "
                     "output on the same XFS or Btrfs file system, or use --reflink=auto"

@@ -12,11 +12,11 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
-from ..checkpoints.sources import Stream
+from ..checkpoints.sources import ShardStream
 from ..errors import SourceChangedError
 from ..fs.io import attempt
 from ..fs.journal import remove_journal
-from ..fs.reading import SourceFile
+from ..fs.reading import FileStat
 from ..planning.plan import Plan
 from ..planning.shards import PlannedFile
 from ..progress import Report
@@ -26,7 +26,7 @@ from .tasks import FileTask
 
 
 def write_from_stream(
-    plan: Plan, staging: Staging, tasks: Sequence[FileTask], stream: Stream, report: Report
+    plan: Plan, staging: Staging, tasks: Sequence[FileTask], stream: ShardStream, report: Report
 ) -> Moved:
     """Write all planned shards; shards that nothing unfinished takes from are not fetched.
 
@@ -72,7 +72,7 @@ class _GrowingFile:
         self.moved = Moved()
         self.left = find_sources_left(file, self._partial, self._journal, task.block_nbytes)
 
-    def add(self, path: Path, planned: SourceFile) -> None:
+    def add(self, path: Path, planned: FileStat) -> None:
         """Write all that comes from one source shard."""
         status = attempt("read", path, os.stat, path)
         if status.st_size != planned.nbytes:
@@ -81,7 +81,7 @@ class _GrowingFile:
                 "command again"
             )
         # The plan knows the shard as the Hub lists it, without a time of change.
-        found = SourceFile(name=planned.name, nbytes=planned.nbytes, mtime_ns=status.st_mtime_ns)
+        found = FileStat(name=planned.name, nbytes=planned.nbytes, mtime_ns=status.st_mtime_ns)
         self._pass(path.parent, {planned.name: found})
         self.left.remove(planned.name)
         if not self.left:
@@ -99,7 +99,7 @@ class _GrowingFile:
         remove_journal(self._journal)
         self._report(self.file.nbytes - self._reported)
 
-    def _pass(self, root: Path, sources: Mapping[str, SourceFile]) -> None:
+    def _pass(self, root: Path, sources: Mapping[str, FileStat]) -> None:
         self.moved += write_file(
             self.file,
             root,

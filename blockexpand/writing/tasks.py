@@ -23,7 +23,7 @@ from ..fs.io import (
     write_from,
 )
 from ..fs.journal import remove_journal
-from ..fs.reading import SourceFile, check_same
+from ..fs.reading import FileStat, check_same
 from ..planning.origins import Fill, Zeros
 from ..planning.plan import Plan
 from ..planning.shards import PlannedFile
@@ -38,14 +38,14 @@ _BUFFER_NBYTES = 1 << 20
 class FileTask:
     """A planned shard, or a side file to copy, with all that is needed to write it.
 
-    `sources` are the files that it takes from, below `root` or where `elsewhere` says. `is_link`
+    `sources` are the files that it takes from, below `root` or where `paths` says. `is_link`
     makes a hard link of a shard that repeats its source's.
     """
 
-    file: PlannedFile | SourceFile
+    file: PlannedFile | FileStat
     root: Path
-    elsewhere: Mapping[str, Path]
-    sources: tuple[SourceFile, ...]
+    paths: Mapping[str, Path]
+    sources: tuple[FileStat, ...]
     staging: Staging
     reflink: str
     block_nbytes: int
@@ -57,7 +57,7 @@ class FileTask:
 
     def path(self, name: str) -> Path:
         """Return where a source file is."""
-        return self.elsewhere.get(name, self.root / name)
+        return self.paths.get(name, self.root / name)
 
 
 def make_tasks(
@@ -66,11 +66,11 @@ def make_tasks(
     """Return the tasks of a plan, shards first; its documents are none."""
     known = {file.name: file for file in plan.source_files}
 
-    def make(file: PlannedFile | SourceFile, sources: tuple[SourceFile, ...]) -> FileTask:
+    def make(file: PlannedFile | FileStat, sources: tuple[FileStat, ...]) -> FileTask:
         return FileTask(
             file=file,
             root=plan.root,
-            elsewhere={s.name: plan.path(s.name) for s in sources if s.name in plan.elsewhere},
+            paths={s.name: plan.path(s.name) for s in sources if s.name in plan.paths},
             sources=sources,
             staging=staging,
             reflink=reflink,
@@ -90,7 +90,7 @@ def do_task(task: FileTask, report: Report) -> Moved:
     Raises: TransferError, SourceChangedError, OutputError.
     """
     final = task.staging.files / task.name
-    if isinstance(task.file, SourceFile):
+    if isinstance(task.file, FileStat):
         _copy_side_file(task.path(task.name), task.file, final, report)
         return Moved()
     partial = task.staging.partial / task.file.name
@@ -112,7 +112,7 @@ def do_task_apart(task: FileTask) -> Moved:
         )
     name = uuid.uuid4().hex
     partial, journal = task.staging.partial / name, task.staging.journals / name
-    if isinstance(task.file, SourceFile):
+    if isinstance(task.file, FileStat):
         _copy_side_file(task.path(task.name), task.file, partial, _ignore)
         final = task.staging.files / task.name
         make_folders(final.parent)
@@ -159,14 +159,14 @@ def _add_shard(
         reflink=task.reflink,
         block_nbytes=task.block_nbytes,
         report=report,
-        elsewhere=task.elsewhere,
+        paths=task.paths,
     )
     attempt("rename", final, os.rename, partial, final)
     remove_journal(journal)
     return moved
 
 
-def _copy_side_file(source: Path, file: SourceFile, target: Path, report: Report) -> None:
+def _copy_side_file(source: Path, file: FileStat, target: Path, report: Report) -> None:
     make_folders(target.parent)
     source_fd = open_source(source)
     try:

@@ -1,4 +1,4 @@
-"""Carry out a plan: all refusals first, then every file into a staging folder, then one rename.
+"""Write a plan: all refusals first, then every file into a staging folder, then one rename.
 
 The only writer of checkpoints. It decides nothing about content: that is all in the plan.
 """
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..checkpoints.sources import Stream
+from ..checkpoints.sources import ShardStream
 from ..errors import BlockExpandError, OutputError, RecipeError
 from ..fs.io import attempt, explain, make_folders, sync_folder, write_document
 from ..fs.paths import overlaps
@@ -76,7 +76,7 @@ def check_write(plan: Plan, out: Path, options: WriteOptions) -> None:
     """
     check_target(out, overwrite=options.overwrite)
     root = resolve_target(plan.root)
-    files = {file.name for file in plan.source_files}.union(plan.elsewhere)
+    files = {file.name for file in plan.source_files}.union(plan.paths)
     places = {root} | {resolve_target(plan.path(name)).parent for name in files}
     for place in places:
         if out == place:
@@ -109,7 +109,7 @@ def write(
     options: WriteOptions,
     report: Report,
     executor: Executor | None = None,
-    stream: Stream | None = None,
+    stream: ShardStream | None = None,
 ) -> Written:
     """Make the output folder. `report` is told of bytes as they are done, from any thread.
 
@@ -134,7 +134,7 @@ def write(
     return written
 
 
-def identify(plan: Plan, out: Path, stream: Stream | None = None) -> dict[str, Any]:
+def identify(plan: Plan, out: Path, stream: ShardStream | None = None) -> dict[str, Any]:
     """Return what has to be equal for the files of an earlier run to be used again."""
     sources: list[list[object]] = []
     for file in plan.source_files if stream is None else ():
@@ -157,7 +157,7 @@ def _write_alone(
     options: WriteOptions,
     report: Report,
     executor: Executor | None,
-    stream: Stream | None,
+    stream: ShardStream | None,
 ) -> Written:
     """Make an output that no other run is at work on. `identity` tells what can be used again."""
     restored = restore_replaced(out)
@@ -251,7 +251,7 @@ def _check_links(plan: Plan, out: Path) -> None:
 
 
 def _check_space(
-    plan: Plan, staging: Staging, options: WriteOptions, stream: Stream | None
+    plan: Plan, staging: Staging, options: WriteOptions, stream: ShardStream | None
 ) -> None:
     shares = shares_blocks(plan, staging.folder, reflink=options.reflink)
     needed = count_missing(
@@ -273,7 +273,7 @@ def _fill(
     options: WriteOptions,
     report: Report,
     executor: Executor | None,
-    stream: Stream | None,
+    stream: ShardStream | None,
 ) -> Moved:
     """Bring every file of the plan into the staging folder, each forced onto the disk."""
     tasks = make_tasks(plan, staging, reflink=options.reflink, hardlink=options.hardlink)

@@ -17,7 +17,7 @@ from hub_server import HubServer, read_folder
 import blockexpand
 from blockexpand.api import batch as batch_module
 from blockexpand.api.batch import JobResult, expand_batch
-from blockexpand.api.pipeline import carry_out
+from blockexpand.api.pipeline import write_and_publish
 from blockexpand.cli.app import main
 from blockexpand.errors import BlockExpandError, TransferError
 from blockexpand.progress import Progress
@@ -271,9 +271,9 @@ def second_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*arguments: Any) -> Any:
         if arguments[3].name == NAMES[1]:
             raise TransferError("the disk reports a fault")
-        return carry_out(*arguments)
+        return write_and_publish(*arguments)
 
-    monkeypatch.setattr(batch_module, "carry_out", fail)
+    monkeypatch.setattr(batch_module, "write_and_publish", fail)
 
 
 def test_one_failure_does_not_stop_the_others(
@@ -371,7 +371,7 @@ def test_interrupt_says_how_far_it_came_and_a_rerun_goes_on(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt, match=r"[01] of 3 jobs are done: run the same"):
-        expand_batch(path, parallel=parallel, progress=Progress(done=interrupt))
+        expand_batch(path, parallel=parallel, progress=Progress(advance=interrupt))
     assert names(tmp_path / "family")[-1:] != [NAMES[2]]
     results = expand_batch(path)
     assert set(states(results)) <= {"done", "skipped"}
@@ -382,7 +382,7 @@ def test_interrupt_says_how_far_it_came_and_a_rerun_goes_on(
 def test_progress_counts_every_byte_once(write_jobs: Callable[[str], Path]) -> None:
     totals: list[tuple[str, int]] = []
     counted: list[int] = []
-    progress = Progress(total=lambda what, n: totals.append((what, n)), done=counted.append)
+    progress = Progress(begin=lambda what, n: totals.append((what, n)), advance=counted.append)
     expand_batch(write_jobs(MATRIX.replace("{src", "{verify: tensors, src")), progress=progress)
     ((what, nbytes),) = totals
     assert what == "writing" and sum(counted) == nbytes

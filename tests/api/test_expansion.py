@@ -35,7 +35,7 @@ ZEROED = ("self_attn.o_proj.weight", "mlp.down_proj.weight")
 
 
 class Case(NamedTuple):
-    """A wish, and what it means: for each output layer its source, with a `*` if it is new."""
+    """A request, and what it means: for each output layer its source, with a `*` if it is new."""
 
     options: dict[str, Any]
     layers: str
@@ -317,7 +317,7 @@ def test_the_source_and_its_surroundings_stay_as_they_were(
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_the_same_wish_makes_the_same_bytes(tiny_mistral: Path, tmp_path: Path) -> None:
+def test_the_same_request_makes_the_same_bytes(tiny_mistral: Path, tmp_path: Path) -> None:
     for name in ("one", "two"):
         blockexpand.expand(tiny_mistral, tmp_path / name, new_layers=1, command="the same")
     one, two = ({p.name: p.read_bytes() for p in (tmp_path / n).iterdir()} for n in ("one", "two"))
@@ -327,7 +327,7 @@ def test_the_same_wish_makes_the_same_bytes(tiny_mistral: Path, tmp_path: Path) 
 def test_progress_counts_every_byte_once(tiny_mistral_f32: Path, tmp_path: Path) -> None:
     totals: list[tuple[str, int]] = []
     done: list[int] = []
-    progress = Progress(total=lambda what, n: totals.append((what, n)), done=done.append)
+    progress = Progress(begin=lambda what, n: totals.append((what, n)), advance=done.append)
     result = blockexpand.expand(tiny_mistral_f32, tmp_path / "out", new_layers=1, progress=progress)
     nbytes = sum(path.stat().st_size for path in (tmp_path / "out").rglob("*") if path.is_file())
     assert totals == [("writing", nbytes)]

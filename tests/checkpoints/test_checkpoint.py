@@ -26,7 +26,7 @@ from blockexpand.checkpoints.checkpoint import (
     summarize_faults,
 )
 from blockexpand.errors import CheckpointError, SourceChangedError
-from blockexpand.fs.reading import SourceFile, check_same
+from blockexpand.fs.reading import FileStat, check_same
 
 INDEX = "model.safetensors.index.json"
 SHARD = "model-00001-of-00002.safetensors"
@@ -359,7 +359,7 @@ def test_a_checkpoint_can_be_made_without_any_file() -> None:
     checkpoint = assemble_checkpoint(
         Path("/nowhere"),
         {"config.json": config},
-        [(SourceFile(name="model.safetensors", nbytes=len(data), mtime_ns=0), data[:start])],
+        [(FileStat(name="model.safetensors", nbytes=len(data), mtime_ns=0), data[:start])],
     )
     assert checkpoint.specs.keys() == mistral_tensors().keys()
     assert checkpoint.card is None
@@ -376,7 +376,7 @@ def test_a_file_that_changed_is_told(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"abc")
     os.utime(path, ns=(5, 5))
-    file = SourceFile(name="file", nbytes=3, mtime_ns=5)
+    file = FileStat(name="file", nbytes=3, mtime_ns=5)
     check_same(path, file, path.stat())
     os.utime(path, ns=(5, 6))
     with pytest.raises(SourceChangedError, match="its time of change is another"):

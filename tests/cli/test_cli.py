@@ -281,7 +281,7 @@ def test_the_home_of_a_user_that_is_none_is_a_name_like_others(
         (["--new-layers", "1", "--max-shard-size", "9" * 400 + "GB"], "expected something like"),
     ],
 )
-def test_wishes_that_cannot_be_granted_are_one_line_and_leave_nothing(
+def test_requests_that_cannot_be_met_are_one_line_and_leave_nothing(
     options: list[str], message: str, source: Path, run: Callable[..., Result]
 ) -> None:
     before = snapshot(source.parent)

@@ -75,7 +75,7 @@ def test_interleaved_groups_are_as_even_as_can_be(layers: int, new_layers: int) 
         ((1, 2), 3, "--new-layers 3 contradicts a list of 2"),
     ],
 )
-def test_wishes_without_sense_are_refused(
+def test_requests_without_sense_are_refused(
     position: str | tuple[int, ...], new_layers: int | None, message: str
 ) -> None:
     with pytest.raises(RecipeError, match=message):

@@ -13,7 +13,7 @@ from checkpoints import mistral_tensors, write_checkpoint
 
 import blockexpand
 from blockexpand.checkpoints.checkpoint import open_checkpoint
-from blockexpand.checkpoints.sources import SourceName
+from blockexpand.checkpoints.sources import ModelRef
 from blockexpand.models.layer_map import LayerEntry
 from blockexpand.planning.card import add_card, describe_neutral, layer_runs
 from blockexpand.planning.plan import make_plan
@@ -45,7 +45,7 @@ merge_method: passthrough
 dtype: bfloat16
 """
 COMMIT = "0123456789abcdef" * 2 + "01234567"
-OPENCHAT = SourceName(
+OPENCHAT = ModelRef(
     model="openchat/openchat-3.5-0106",
     repo="openchat/openchat-3.5-0106",
     revision="main",
@@ -58,7 +58,7 @@ def make_card(
     card: bytes | None = None,
     *,
     layers: int = 4,
-    source: SourceName | None = None,
+    source: ModelRef | None = None,
     command: str = "the command",
     **recipe: Any,
 ) -> tuple[str, dict[str, Any]]:
@@ -67,7 +67,7 @@ def make_card(
     if card is not None:
         (folder / "README.md").write_bytes(card)
     plan = make_plan(open_checkpoint(folder), Recipe(**({"new_layers": 4} | recipe)))
-    plan = add_card(plan, source or SourceName(model="local/model"), command)
+    plan = add_card(plan, source or ModelRef(model="local/model"), command)
     documents = {document.name: document.data for document in plan.documents}
     return documents["README.md"].decode(), json.loads(documents["block_expansion.json"])
 
@@ -274,7 +274,7 @@ def test_paths_that_are_no_utf8_are_spelled_out(tmp_path: Path) -> None:
     import os
 
     path = os.fsdecode(b"caf\xe9")
-    card, manifest = make_card(tmp_path, source=SourceName(model=path), command=f"--src {path}")
+    card, manifest = make_card(tmp_path, source=ModelRef(model=path), command=f"--src {path}")
     assert "--src caf\\udce9" in card
     assert manifest["source"]["model"] == "caf\\udce9"
 

@@ -70,7 +70,7 @@ def test_the_config_is_of_the_base_model_and_every_model_is_named_once() -> None
         "merge_method: passthrough\nbase_model: c\ntokenizer_source: base\nout_dtype: float16\n"
     )
     assert recipe.models == ("c", "a", "b@v1")
-    assert recipe.home == recipe.tokenizer_source == "c"
+    assert recipe.base == recipe.tokenizer_source == "c"
     assert recipe.out_dtype == "float16"
 
 

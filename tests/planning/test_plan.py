@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from blockexpand.checkpoints.checkpoint import Checkpoint, assemble_checkpoint, open_checkpoint
 from blockexpand.errors import CheckpointError, RecipeError, UnsupportedModelError
-from blockexpand.fs.reading import SourceFile
+from blockexpand.fs.reading import FileStat
 from blockexpand.planning.origins import Convert, Copy, Zeros
 from blockexpand.planning.plan import Plan, make_plan
 from blockexpand.planning.recipe import Recipe
@@ -39,7 +39,7 @@ def by_hand(shards: list[Shapes], config: dict[str, Any], *, dtype: str = "BF16"
         # Each header is padded otherwise, so that no place within a block is kept by chance.
         text += b" " * (-len(text) % 8 + 24 * number)
         name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        file = SourceFile(name=name, nbytes=8 + len(text) + end, mtime_ns=0)
+        file = FileStat(name=name, nbytes=8 + len(text) + end, mtime_ns=0)
         files.append((file, len(text).to_bytes(8, "little") + text))
     return assemble_checkpoint(Path("/no"), {"config.json": json.dumps(config).encode()}, files)
 
@@ -247,7 +247,7 @@ def test_the_fingerprint_tells_plans_apart(tmp_path: Path) -> None:
     assert len(set(prints)) == len(prints)
 
 
-def test_a_list_with_its_count_is_the_same_wish(tmp_path: Path) -> None:
+def test_a_list_with_its_count_is_the_same_recipe(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(write_checkpoint(tmp_path / "a", [mistral_tensors()]))
     with_count = make_plan(checkpoint, Recipe(position=(0, 1), new_layers=2))
     assert with_count == make_plan(checkpoint, Recipe(position=(0, 1)))

@@ -853,7 +853,7 @@ def test_a_run_is_gone_on_with_after_it_was_cut(models: dict[str, Path], tmp_pat
 
     path = write_recipe(tmp_path, WANTED["two-models"].text, models)
     out = tmp_path / "out"
-    silent = Progress(total=lambda what, nbytes: None, done=cut)
+    silent = Progress(begin=lambda what, nbytes: None, advance=cut)
     with pytest.raises(KeyboardInterrupt):
         blockexpand.merge(path, out, progress=silent)
     assert not out.exists()

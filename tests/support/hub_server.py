@@ -453,15 +453,15 @@ class _Handler(BaseHTTPRequestHandler):
 
     # ------------------------------------------------------------------ uploads
 
-    def _create_repo(self, wish: dict[str, Any]) -> None:
-        owner = wish.get("organization") or "user"
-        repo_id = f"{owner}/{wish['name']}"
+    def _create_repo(self, body: dict[str, Any]) -> None:
+        owner = body.get("organization") or "user"
+        repo_id = f"{owner}/{body['name']}"
         if self.token is None:
             self._refuse(401, None, "Invalid username or password.")
         elif repo_id in self.hub.repos:
             self._send_json({"error": "exists", "url": f"{self.hub.url}/{repo_id}"}, 409)
         else:
-            private = wish.get("private") or wish.get("visibility") == "private"
+            private = body.get("private") or body.get("visibility") == "private"
             repo = self.hub.repos[repo_id] = Repo(private=bool(private), readers={self.token})
             self.hub._commit(repo, {}, "main")
             self._send_json({"url": f"{self.hub.url}/{repo_id}"})

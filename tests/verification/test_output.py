@@ -556,7 +556,7 @@ def test_a_source_that_changes_meanwhile_is_refused(
 def test_every_byte_of_the_tensors_is_reported_once(source: Path, out: Path) -> None:
     done: list[int] = []
     totals: list[tuple[str, int]] = []
-    progress = Progress(total=lambda what, n: totals.append((what, n)), done=done.append)
+    progress = Progress(begin=lambda what, n: totals.append((what, n)), advance=done.append)
     blockexpand.verify(source, out, progress=progress)
     tensors = sum(
         len(tensor.data)

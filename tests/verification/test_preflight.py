@@ -24,7 +24,7 @@ from blockexpand.checkpoints.checkpoint import Checkpoint, assemble_checkpoint, 
 from blockexpand.cli.app import main
 from blockexpand.errors import ProofError
 from blockexpand.formats.safetensors import TensorSpec, render_header
-from blockexpand.fs.reading import SourceFile
+from blockexpand.fs.reading import FileStat
 from blockexpand.planning.origins import Copy, Fill, Scale, Zeros
 from blockexpand.planning.plan import Plan, make_plan
 from blockexpand.planning.recipe import Recipe
@@ -59,7 +59,7 @@ def real_width(model_type: str, **fields: Any) -> Checkpoint:
     return assemble_checkpoint(
         Path("no such folder"),
         {"config.json": config.to_json_string().encode()},
-        [(SourceFile(name="model.safetensors", nbytes=nbytes, mtime_ns=0), header)],
+        [(FileStat(name="model.safetensors", nbytes=nbytes, mtime_ns=0), header)],
     )
 
 
@@ -300,7 +300,7 @@ def test_a_source_that_lacks_a_tensor_proves_nothing(qwen: tuple[Checkpoint, Pla
     incomplete = assemble_checkpoint(
         checkpoint.root,
         {"config.json": checkpoint.config_bytes},
-        [(SourceFile(name="model.safetensors", nbytes=nbytes, mtime_ns=0), header)],
+        [(FileStat(name="model.safetensors", nbytes=nbytes, mtime_ns=0), header)],
     )
     plan = make_plan(incomplete, Recipe(new_layers=1))
     assert "misses 'model.norm.weight' in the source itself" in check_plan(incomplete, plan)

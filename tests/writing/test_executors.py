@@ -121,7 +121,7 @@ def test_progress_counts_every_byte_once(source: Path, tmp_path: Path) -> None:
             source,
             tmp_path / "out",
             pool,
-            progress=blockexpand.progress.Progress(done=counted.append),
+            progress=blockexpand.progress.Progress(advance=counted.append),
         )
     assert sum(counted) == result.plan.nbytes
 

@@ -129,7 +129,7 @@ def test_same_bytes_as_without(
     done: list[int] = []
     out, whole = tmp_path / "a" / "out", tmp_path / "b" / "out"
     result = blockexpand.expand(
-        remote, out, stream=True, progress=Progress(done=done.append), **options
+        remote, out, stream=True, progress=Progress(advance=done.append), **options
     )
     # No shard has come into the cache, each was fetched once, and the header before.
     assert not [path for path in hub_cache.rglob("*.safetensors")]

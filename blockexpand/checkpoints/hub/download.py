@@ -1,6 +1,6 @@
 """A Hub repository → a local folder, or its headers: one commit, only the files that are needed.
 
-The door to the other `hub_…` modules. The commit is looked up once, at the start; every later
+The commit is looked up once, at the start; every later
 request names it, so a branch that moves meanwhile mixes nothing. It knows nothing of layers, writes
 to the Hub's cache only, and raises HubError with one line, never a token in it.
 """

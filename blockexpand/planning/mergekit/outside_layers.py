@@ -13,12 +13,12 @@ from ...checkpoints.checkpoint import Checkpoint
 from ...checkpoints.files import CONFIG_FILE
 from ...errors import BlockExpandError, RecipeError
 from ...formats.json_object import JsonEdit, parse_json_object
-from ...fs.reading import SourceFile
+from ...fs.reading import FileStat
 from ...models.decoder import Decoder, find_decoder
 from ...models.families import MULTIMODAL
 from ..dtypes import MergeDtypes
 from ..shards import PlannedFile
-from ..tensor_map import Stock
+from ..tensor_map import SourceModel
 from .recipe import MergeRecipe
 from .vocabulary import is_embedding
 
@@ -80,33 +80,33 @@ def is_scaled_outside(decoder: Decoder, name: str) -> bool:
     return own or decoder.model_type not in MULTIMODAL
 
 
-def compare_models(merge: MergeRecipe, stocks: Mapping[str, Stock]) -> tuple[str, ...]:
+def compare_models(merge: MergeRecipe, models: Mapping[str, SourceModel]) -> tuple[str, ...]:
     """Return what to know of models whose configs are not the same."""
-    home = stocks[merge.home].checkpoint.config
+    base = models[merge.base].checkpoint.config
     notes = []
-    for name, stock in stocks.items():
-        other = stock.checkpoint.config
+    for name, source in models.items():
+        other = source.checkpoint.config
         fields = [
             key
-            for key in dict.fromkeys((*home, *other))
-            if key not in _COSMETIC and home.get(key) != other.get(key)
+            for key in dict.fromkeys((*base, *other))
+            if key not in _COSMETIC and base.get(key) != other.get(key)
         ]
         if fields:
             shown = ", ".join(fields[:_MOST_FIELDS_SHOWN])
             more = f" and {len(fields) - _MOST_FIELDS_SHOWN} more" if len(fields) > 6 else ""
             notes.append(
-                f"the config is that of {merge.home}; in {name} these fields are others: "
+                f"the config is that of {merge.base}; in {name} these fields are others: "
                 f"{shown}{more}"
             )
     return tuple(notes)
 
 
-def note_float32(stocks: Sequence[Stock], policy: MergeDtypes) -> tuple[str, ...]:
+def note_float32(models: Sequence[SourceModel], policy: MergeDtypes) -> tuple[str, ...]:
     """Say how many tensors are left float32 against the letter of the recipe."""
     count = sum(
-        policy.stays_float32(stock.decoder, name, spec)
-        for stock in stocks
-        for name, spec in stock.checkpoint.specs.items()
+        policy.stays_float32(source.decoder, name, spec)
+        for source in models
+        for name, spec in source.checkpoint.specs.items()
     )
     if not count:
         return ()
@@ -118,7 +118,7 @@ def note_float32(stocks: Sequence[Stock], policy: MergeDtypes) -> tuple[str, ...
 
 def check_result(
     merge: MergeRecipe,
-    home: Stock,
+    base: SourceModel,
     files: Sequence[PlannedFile],
     config: bytes,
     rows: int | None,
@@ -127,10 +127,10 @@ def check_result(
     specs = {tensor.name: tensor.spec for file in files for tensor in file.tensors}
     outside = {
         name: spec
-        for name, spec in home.checkpoint.specs.items()
-        if name not in home.decoder.placed
+        for name, spec in base.checkpoint.specs.items()
+        if name not in base.decoder.placed
     }
-    placed = home.decoder.prefix
+    placed = base.decoder.prefix
     for name in sorted(outside.keys() | {name for name in specs if not name.startswith(placed)}):
         expected = list(outside[name].shape) if name in outside else None
         if expected and rows is not None and is_embedding(name):
@@ -139,7 +139,7 @@ def check_result(
         if expected != found:
             raise RecipeError(
                 f"{merge.file}: tensor {name!r} does not fit the config, which is that of "
-                f"{merge.home}; expected {expected or 'none'}, found {found or 'none'}; name the "
+                f"{merge.base}; expected {expected or 'none'}, found {found or 'none'}; name the "
                 "model that it comes from as base_model, or take models of one vocabulary"
             )
     try:
@@ -148,25 +148,25 @@ def check_result(
         raise RecipeError(f"{merge.file}: these layers are no whole model: {error}") from None
 
 
-def cuts_rows(home: Stock, rows: int | None) -> bool:
+def cuts_rows(base: SourceModel, rows: int | None) -> bool:
     """Tell whether embeddings lose rows."""
     return rows is not None and any(
         is_embedding(name) and spec.shape[:1] != (rows,)
-        for name, spec in home.checkpoint.specs.items()
-        if name not in home.decoder.placed
+        for name, spec in base.checkpoint.specs.items()
+        if name not in base.decoder.placed
     )
 
 
-def vocabulary_edits(home: Stock, rows: int | None) -> tuple[JsonEdit, ...]:
+def vocabulary_edits(base: SourceModel, rows: int | None) -> tuple[JsonEdit, ...]:
     """Return the edit of the config that goes with it."""
-    if not cuts_rows(home, rows):
+    if not cuts_rows(base, rows):
         return ()
-    return (JsonEdit(path=(*home.decoder.config_path, "vocab_size"), value=rows),)
+    return (JsonEdit(path=(*base.decoder.config_path, "vocab_size"), value=rows),)
 
 
-def note_rows(home: Stock, rows: int | None) -> tuple[str, ...]:
+def note_rows(base: SourceModel, rows: int | None) -> tuple[str, ...]:
     """Say that embeddings lose rows."""
-    if not cuts_rows(home, rows):
+    if not cuts_rows(base, rows):
         return ()
     return (
         f"the embeddings are cut to the {rows} rows of the tokenizer's tokens, as mergekit does "
@@ -176,16 +176,16 @@ def note_rows(home: Stock, rows: int | None) -> tuple[str, ...]:
 
 def choose_side_files(
     merge: MergeRecipe, checkpoints: Mapping[str, Checkpoint]
-) -> tuple[tuple[SourceFile, ...], dict[str, Path]]:
-    """Return the output's side files, and the paths of those that are not the home model's.
+) -> tuple[tuple[FileStat, ...], dict[str, Path]]:
+    """Return the output's side files, and the paths of those that are not the base model's.
 
     The tokenizer is that of the recipe's `tokenizer_source`; all else comes with the config.
     """
-    home = checkpoints[merge.home]
-    source = checkpoints[merge.tokenizer_source or merge.home]
-    if source is home:
-        return home.side_files, {}
-    kept = [file for file in home.side_files if not _is_tokenizer(file.name)]
+    base = checkpoints[merge.base]
+    source = checkpoints[merge.tokenizer_source or merge.base]
+    if source is base:
+        return base.side_files, {}
+    kept = [file for file in base.side_files if not _is_tokenizer(file.name)]
     taken = [file for file in source.side_files if _is_tokenizer(file.name)]
     files = sorted([*kept, *taken], key=lambda file: file.name)
     return tuple(files), {file.name: source.root / file.name for file in taken}

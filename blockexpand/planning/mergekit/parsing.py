@@ -99,7 +99,7 @@ def _read_recipe(nodes: NodeReader, root: yaml.Node, recipe: MergeRecipe) -> Mer
     )
     tokenizer = _read_tokenizer(nodes, top)
     if tokenizer == "base" and slices:
-        tokenizer = recipe.home
+        tokenizer = recipe.base
     return replace(recipe, tokenizer_source=tokenizer)
 
 

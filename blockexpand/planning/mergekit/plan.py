@@ -19,7 +19,7 @@ from ...checkpoints.files import CONFIG_FILE, INDEX_FILE
 from ...errors import BlockExpandError, RecipeError, UnsupportedModelError
 from ...formats.json_object import edit_json_object
 from ...formats.safetensors import TensorSpec
-from ...fs.reading import SourceFile
+from ...fs.reading import FileStat
 from ...models.decoder import find_decoder
 from ...models.families.tensor_roles import is_silenced
 from ...models.layer_map import LayerEntry, LayerMap
@@ -29,7 +29,7 @@ from ..origins import Fill, Origin, Zeros
 from ..plan import Plan
 from ..recipe import Recipe
 from ..shards import Document, PlannedFile, plan_files, render_index
-from ..tensor_map import Stock, Use, assign
+from ..tensor_map import SourceModel, TensorUse, map_tensors
 from .outside_layers import (
     check_result,
     choose_side_files,
@@ -47,9 +47,9 @@ from .vocabulary import Vocabulary, count_rows, cut_rows
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Taken:
-    """A layer of the output: layer `number` of `stock`, at `t` of its slice."""
+    """A layer of the output: layer `number` of `source`, at `t` of its slice."""
 
-    stock: Stock
+    source: SourceModel
     number: int
     part: MergeSlice
     t: float
@@ -69,57 +69,57 @@ def make_merge_plan(
     `vocabularies` are those of `read_vocabularies`.
     Raises: RecipeError for a recipe that these models cannot be given; UnsupportedModelError.
     """
-    stocks = _make_stocks(merge, checkpoints)
-    home = stocks[merge.home]
-    taken = _take_layers(merge, stocks)
+    models = _find_models(merge, checkpoints)
+    base = models[merge.base]
+    taken = _take_layers(merge, models)
     policy = MergeDtypes(dtype=merge.dtype, out_dtype=merge.out_dtype)
 
     rows = count_rows(merge, checkpoints, vocabularies)
 
-    def make(use: Use) -> tuple[TensorSpec, Origin]:
+    def make(use: TensorUse) -> tuple[TensorSpec, Origin]:
         spec, extent = use.spec, use.extent
         if use.layer is None:
             spec, extent = cut_rows(use.name, spec, extent, rows)
-            factor = _outside_factor(merge, use.stock, use.name)
+            factor = _outside_factor(merge, use.source, use.name)
         else:
             layer = taken[use.layer]
             factor = find_factor(layer.part.scales, use.name, layer.t)
-        return policy.plan(use.stock.decoder, use.name, spec, extent, factor)
+        return policy.plan(use.source.decoder, use.name, spec, extent, factor)
 
-    def keeps(stock: Stock, name: str) -> bool:
-        return stock is stocks[_outside_slice(merge, stock, name).model]
+    def is_kept(source: SourceModel, name: str) -> bool:
+        return source is models[_outside_slice(merge, source, name).model]
 
-    expansion = _recognise(home, taken, merge, policy) if not cuts_rows(home, rows) else None
-    layer_map, surgery = expansion or _rearrange(home, taken)
-    used = tuple(dict.fromkeys([home, *(layer.stock for layer in taken)]))
-    residents, blocks = assign(used, layer_map, make, keeps)
+    expansion = _recognise(base, taken, merge, policy) if not cuts_rows(base, rows) else None
+    layer_map, surgery = expansion or _rearrange(base, taken)
+    used = tuple(dict.fromkeys([base, *(layer.source for layer in taken)]))
+    kept, blocks = map_tensors(used, layer_map, make, is_kept)
     shards = {
-        stock.key(shard.file.name): shard for stock in used for shard in stock.checkpoint.shards
+        source.key(shard.file.name): shard for source in used for shard in source.checkpoint.shards
     }
-    files = plan_files(residents, blocks, shards, max_shard_nbytes, block_nbytes)
+    files = plan_files(kept, blocks, shards, max_shard_nbytes, block_nbytes)
     dtype = name_main_dtype(tensor.spec for file in files for tensor in file.tensors)
     config = edit_json_object(
-        home.checkpoint.config_bytes,
+        base.checkpoint.config_bytes,
         surgery.config_edits
-        + policy.config_edits(home.checkpoint.config)
-        + vocabulary_edits(home, rows),
+        + policy.config_edits(base.checkpoint.config)
+        + vocabulary_edits(base, rows),
     )
-    notes = surgery.notes + compare_models(merge, stocks) + note_float32(used, policy)
-    notes += note_rows(home, rows)
-    check_result(merge, home, files, config, rows)
+    notes = surgery.notes + compare_models(merge, models) + note_float32(used, policy)
+    notes += note_rows(base, rows)
+    check_result(merge, base, files, config, rows)
     documents = [Document(name=CONFIG_FILE, data=config)]
     if len(files) > 1:
         documents.append(Document(name=INDEX_FILE, data=render_index(files)))
     names = _used_files(files)
     sources = [
-        (stock, shard.file)
-        for stock in used
-        for shard in stock.checkpoint.shards
-        if stock.key(shard.file.name) in names
+        (source, shard.file)
+        for source in used
+        for shard in source.checkpoint.shards
+        if source.key(shard.file.name) in names
     ]
     side_files, side_paths = choose_side_files(merge, checkpoints)
     return Plan(
-        root=home.checkpoint.root,
+        root=base.checkpoint.root,
         recipe=Recipe(
             new_layers=None,
             position="recipe",
@@ -127,9 +127,9 @@ def make_merge_plan(
             max_shard_nbytes=max_shard_nbytes,
             block_nbytes=block_nbytes,
         ),
-        model_type=home.decoder.model_type,
-        layer_prefix=home.decoder.prefix,
-        original_layers=max(stock.decoder.layers for stock in used),
+        model_type=base.decoder.model_type,
+        layer_prefix=base.decoder.prefix,
+        original_layers=max(source.decoder.layers for source in used),
         layer_map=layer_map,
         neutral={
             suffix: constant
@@ -141,18 +141,18 @@ def make_merge_plan(
         documents=tuple(documents),
         side_files=side_files,
         source_files=tuple(
-            SourceFile(name=stock.key(file.name), nbytes=file.nbytes, mtime_ns=file.mtime_ns)
-            for stock, file in sources
+            FileStat(name=source.key(file.name), nbytes=file.nbytes, mtime_ns=file.mtime_ns)
+            for source, file in sources
         ),
-        source_card=home.checkpoint.card,
-        left_behind=home.checkpoint.left_behind,
+        source_card=base.checkpoint.card,
+        left_behind=base.checkpoint.left_behind,
         notes=notes,
         fingerprint=_fingerprint(merge, checkpoints, max_shard_nbytes, block_nbytes, rows),
-        elsewhere=side_paths
+        paths=side_paths
         | {
-            stock.key(file.name): stock.checkpoint.root / file.name
-            for stock, file in sources
-            if stock.model
+            source.key(file.name): source.checkpoint.root / file.name
+            for source, file in sources
+            if source.model
         },
         recipe_text=merge.text,
         models=merge.models,
@@ -160,11 +160,13 @@ def make_merge_plan(
     )
 
 
-def _make_stocks(merge: MergeRecipe, checkpoints: Mapping[str, Checkpoint]) -> dict[str, Stock]:
+def _find_models(
+    merge: MergeRecipe, checkpoints: Mapping[str, Checkpoint]
+) -> dict[str, SourceModel]:
     """Find the decoder of every model that tensors or the config come from."""
-    stocks: dict[str, Stock] = {}
-    by_identity: dict[int, Stock] = {}
-    for name in (merge.home, *(part.model for part in merge.slices)):
+    models: dict[str, SourceModel] = {}
+    by_identity: dict[int, SourceModel] = {}
+    for name in (merge.base, *(part.model for part in merge.slices)):
         checkpoint = checkpoints[name]
         known = by_identity.get(id(checkpoint))
         if known is None:
@@ -172,28 +174,30 @@ def _make_stocks(merge: MergeRecipe, checkpoints: Mapping[str, Checkpoint]) -> d
                 decoder = find_decoder(checkpoint.config, checkpoint.specs)
             except BlockExpandError as error:
                 raise type(error)(f"{name}: {error}") from None
-            known = Stock(model=merge.models.index(name), checkpoint=checkpoint, decoder=decoder)
+            known = SourceModel(
+                model=merge.models.index(name), checkpoint=checkpoint, decoder=decoder
+            )
             by_identity[id(checkpoint)] = known
-        stocks[name] = known
-    home = stocks[merge.home].decoder
-    for name, stock in stocks.items():
-        other = stock.decoder
-        if (other.model_type, other.prefix) != (home.model_type, home.prefix):
+        models[name] = known
+    base = models[merge.base].decoder
+    for name, source in models.items():
+        other = source.decoder
+        if (other.model_type, other.prefix) != (base.model_type, base.prefix):
             raise RecipeError(
-                f"{merge.file}: models of different families cannot be joined: {merge.home} is "
-                f"{home.model_type!r} ({home.prefix}<i>), {name} is {other.model_type!r} "
+                f"{merge.file}: models of different families cannot be joined: {merge.base} is "
+                f"{base.model_type!r} ({base.prefix}<i>), {name} is {other.model_type!r} "
                 f"({other.prefix}<i>)"
             )
-    return stocks
+    return models
 
 
-def _take_layers(merge: MergeRecipe, stocks: Mapping[str, Stock]) -> tuple[_Taken, ...]:
+def _take_layers(merge: MergeRecipe, models: Mapping[str, SourceModel]) -> tuple[_Taken, ...]:
     """Raises: RecipeError naming every range that its model does not have."""
     taken: list[_Taken] = []
     faults = []
     for part in merge.slices:
-        stock = stocks[part.model]
-        layers = stock.decoder.layers
+        source = models[part.model]
+        layers = source.decoder.layers
         first, last = part.first or 0, layers if part.last is None else part.last
         if last > layers:
             faults.append(
@@ -201,7 +205,7 @@ def _take_layers(merge: MergeRecipe, stocks: Mapping[str, Stock]) -> tuple[_Take
                 f"{layers - 1}; expected at most [0, {layers}], found [{first}, {last}]"
             )
         taken += [
-            _Taken(stock=stock, number=number, part=part, t=layer_position(index, last - first))
+            _Taken(source=source, number=number, part=part, t=layer_position(index, last - first))
             for index, number in enumerate(range(first, last))
         ]
     if faults:
@@ -209,25 +213,25 @@ def _take_layers(merge: MergeRecipe, stocks: Mapping[str, Stock]) -> tuple[_Take
     return tuple(taken)
 
 
-def _outside_slice(merge: MergeRecipe, stock: Stock, name: str) -> MergeSlice:
+def _outside_slice(merge: MergeRecipe, source: SourceModel, name: str) -> MergeSlice:
     """Return the slice whose model and parameters hold for a tensor outside of the layers."""
-    return merge.slices[-1 if is_after_layers(stock.decoder, name) else 0]
+    return merge.slices[-1 if is_after_layers(source.decoder, name) else 0]
 
 
-def _outside_factor(merge: MergeRecipe, stock: Stock, name: str) -> float:
-    if not is_scaled_outside(stock.decoder, name):
+def _outside_factor(merge: MergeRecipe, source: SourceModel, name: str) -> float:
+    if not is_scaled_outside(source.decoder, name):
         return 1.0
-    return find_factor(_outside_slice(merge, stock, name).scales, name, 0.0)
+    return find_factor(_outside_slice(merge, source, name).scales, name, 0.0)
 
 
 def _recognise(
-    home: Stock, taken: Sequence[_Taken], merge: MergeRecipe, policy: MergeDtypes
+    base: SourceModel, taken: Sequence[_Taken], merge: MergeRecipe, policy: MergeDtypes
 ) -> tuple[LayerMap, Surgery] | None:
     """Return the layer map of a recipe that at most adds blocks which add nothing, else None."""
-    if not _is_plain(home, taken, merge, policy):
+    if not _is_plain(base, taken, merge, policy):
         return None
     suffixes: dict[int, dict[str, str]] = {}
-    for name, placed in home.decoder.placed.items():
+    for name, placed in base.decoder.placed.items():
         suffixes.setdefault(placed.layer, {})[placed.suffix] = name
     entries = []
     neutral: dict[int, dict[str, float]] = {}
@@ -238,18 +242,18 @@ def _recognise(
         }
         zeroed = {suffix: 0.0 for suffix, factor in factors.items() if factor == 0}
         if any(factor not in (0, 1) for factor in factors.values()) or (
-            zeroed and not is_silenced(home.decoder.family, tuple(factors), tuple(zeroed))
+            zeroed and not is_silenced(base.decoder.family, tuple(factors), tuple(zeroed))
         ):
             return None
         if zeroed and neutral.setdefault(layer.number, zeroed) != zeroed:
             return None
         entries.append(LayerEntry(source=layer.number, is_new=bool(zeroed)))
     originals = [entry.source for entry in entries if not entry.is_new]
-    if originals != list(range(home.decoder.layers)):
+    if originals != list(range(base.decoder.layers)):
         return None
     layer_map = tuple(entries)
     try:
-        surgery = plan_surgery(home.decoder, home.checkpoint.config, layer_map)
+        surgery = plan_surgery(base.decoder, base.checkpoint.config, layer_map)
     except UnsupportedModelError:
         return None
     return layer_map, Surgery(
@@ -258,27 +262,27 @@ def _recognise(
 
 
 def _is_plain(
-    home: Stock, taken: Sequence[_Taken], merge: MergeRecipe, policy: MergeDtypes
+    base: SourceModel, taken: Sequence[_Taken], merge: MergeRecipe, policy: MergeDtypes
 ) -> bool:
     """Tell whether all is taken from one model, and what is outside of the layers as it is."""
-    if any(layer.stock is not home for layer in taken):
+    if any(layer.source is not base for layer in taken):
         return False
-    if any(policy.rounds_twice(spec.dtype) for spec in home.checkpoint.specs.values()):
+    if any(policy.rounds_twice(spec.dtype) for spec in base.checkpoint.specs.values()):
         return False
-    layers = {name: placed.layer for name, placed in home.decoder.placed.items()}
+    layers = {name: placed.layer for name, placed in base.decoder.placed.items()}
     return all(
-        _outside_factor(merge, home, name) == 1
-        for name in home.checkpoint.specs
-        if layers.get(name, home.decoder.layers) >= home.decoder.layers
+        _outside_factor(merge, base, name) == 1
+        for name in base.checkpoint.specs
+        if layers.get(name, base.decoder.layers) >= base.decoder.layers
     )
 
 
-def _rearrange(home: Stock, taken: Sequence[_Taken]) -> tuple[LayerMap, Surgery]:
-    layer_map = tuple(LayerEntry(source=layer.number, model=layer.stock.model) for layer in taken)
+def _rearrange(base: SourceModel, taken: Sequence[_Taken]) -> tuple[LayerMap, Surgery]:
+    layer_map = tuple(LayerEntry(source=layer.number, model=layer.source.model) for layer in taken)
     surgery = plan_rearrangement(
-        home.decoder,
-        home.checkpoint.config,
-        [(layer.stock.decoder, layer.stock.checkpoint.config, layer.number) for layer in taken],
+        base.decoder,
+        base.checkpoint.config,
+        [(layer.source.decoder, layer.source.checkpoint.config, layer.number) for layer in taken],
     )
     return layer_map, surgery
 
@@ -301,13 +305,13 @@ def _fingerprint(
 ) -> str:
     """Digest all that a plan depends on, but for where its models are."""
     numbers = {name: str(number) for number, name in enumerate(merge.models)}
-    wish = (
+    recipe = (
         [(numbers[part.model], part.first, part.last, part.scales) for part in merge.slices],
-        (merge.dtype, merge.out_dtype, numbers[merge.home], max_shard_nbytes, block_nbytes, rows),
+        (merge.dtype, merge.out_dtype, numbers[merge.base], max_shard_nbytes, block_nbytes, rows),
         numbers.get(merge.tokenizer_source or ""),
     )
     digest = hashlib.sha256()
-    items = [__version__.encode(), repr(wish).encode()]
+    items = [__version__.encode(), repr(recipe).encode()]
     for name in merge.models:
         checkpoint = checkpoints[name]
         items.append(checkpoint.config_bytes)

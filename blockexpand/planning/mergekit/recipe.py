@@ -61,14 +61,14 @@ class MergeRecipe:
     tokenizer_source: str | None = None
 
     @property
-    def home(self) -> str:
+    def base(self) -> str:
         """The model whose config the output has."""
         return self.base_model or self.slices[0].model
 
     @property
     def models(self) -> tuple[str, ...]:
         """Every model that is named, the one whose config the output has first."""
-        named = [self.home, *(part.model for part in self.slices)]
+        named = [self.base, *(part.model for part in self.slices)]
         if self.tokenizer_source is not None:
             named.append(self.tokenizer_source)
         return tuple(dict.fromkeys(named))
