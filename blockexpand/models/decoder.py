@@ -10,6 +10,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any, NamedTuple
 
 from ..errors import CheckpointError, UnsupportedModelError
@@ -41,7 +42,7 @@ def find_model_type(config: Mapping[str, Any]) -> str:
     if not isinstance(model_type, str) or not model_type:
         raise UnsupportedModelError(
             "config.json: 'model_type' is missing; expected the name of a supported family "
-            f"({_supported()})"
+            f"({_TABLE})"
         )
     return model_type
 
@@ -56,8 +57,10 @@ def find_text_model(
     text = get_field(config, ".".join(wrapper.path))
     if not isinstance(text, Mapping):
         return (), wrapper.text_type, wrapper.prefixes
-    text_type = text.get("model_type") or wrapper.text_type
-    return wrapper.path, str(text_type), wrapper.prefixes
+    named = text.get("model_type")
+    if not named or wrapper.fixed_text or named in wrapper.text_names:
+        return wrapper.path, wrapper.text_type, wrapper.prefixes
+    return wrapper.path, str(named), wrapper.prefixes
 
 
 def find_family(config: Mapping[str, Any], model_type: str) -> Family:
@@ -70,14 +73,15 @@ def find_family(config: Mapping[str, Any], model_type: str) -> Family:
                 raise UnsupportedModelError(f"model_type {model_type!r}: {refusal.reason}")
         return FAMILIES[model_type]
     custom = " and runs custom code ('auto_map')" if config.get("auto_map") else ""
+    alike = get_close_matches(model_type, sorted({*FAMILIES, *MULTIMODAL}), 3)
+    closest = f"; the closest names are {', '.join(map(repr, alike))}" if alike else ""
     raise UnsupportedModelError(
         f"model_type {model_type!r} is not in the table of families{custom}: which of its tensors "
-        f"must be zero is unknown; supported are {_supported()}"
+        f"must be zero is unknown{closest} ({_TABLE})"
     )
 
 
-def _supported() -> str:
-    return ", ".join(sorted({*FAMILIES, *MULTIMODAL}))
+_TABLE = "docs/families.md lists them all"
 
 
 def descend(config: Mapping[str, Any], path: Sequence[str]) -> Mapping[str, Any]:
@@ -116,13 +120,22 @@ def place_layers(
     if not found:
         raise CheckpointError(
             f"no tensor of a decoder layer was found; expected names such as "
-            f"'{prefixes[0]}0.<tensor>', found e.g. {next(iter(sorted(tensors)), 'none')!r}"
+            f"'{prefixes[0]}0.<tensor>', found e.g. {_example(tensors)!r}"
         )
     if len(found) > 1:
         raise CheckpointError(
             f"decoder layers under several prefixes: {', '.join(map(repr, found))}; expected one"
         )
     return found.popitem()
+
+
+def _example(tensors: Mapping[str, TensorSpec]) -> str:
+    """Return a name that looks like a decoder layer's, else any name."""
+    names = sorted(
+        tensors, key=lambda name: (re.search(r"visi|visual|audio", name) is not None, name)
+    )
+    numbered = (name for name in names if re.search(r"\.[0-9]+\.", name))
+    return next(numbered, names[0] if names else "none")
 
 
 def count_layers(
@@ -212,7 +225,7 @@ def find_decoder(config: Mapping[str, Any], tensors: Mapping[str, TensorSpec]) -
     for name, tensor in placed.items():
         by_layer[tensor.layer][tensor.suffix] = tensors[name]
     known = [repr([kind[i] for kind in kinds if kind is not None]) for i in range(layers)]
-    check_tensors(family, prefix, by_layer, known)
+    check_tensors(family, text_type, prefix, by_layer, known)
     return decoder
 
 

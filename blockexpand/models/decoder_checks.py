@@ -78,6 +78,7 @@ def refuse_unknown_fields(rules: Sequence[FieldRule], text: Mapping[str, Any], l
 
 def check_tensors(
     family: Family,
+    model_type: str,
     prefix: str,
     layers: Mapping[int, Mapping[str, TensorSpec]],
     kinds: Sequence[object],
@@ -97,12 +98,14 @@ def check_tensors(
                 continue
             checked.add(question)
             known = is_known(family, suffix) or layer >= len(kinds)
-            _check_tensor(family, f"{prefix}{layer}.{suffix}", suffix, spec, known=known)
+            _check_tensor(
+                family, model_type, f"{prefix}{layer}.{suffix}", suffix, spec, known=known
+            )
     complete: set[frozenset[str]] = set()
     for layer in range(len(kinds)):
         suffixes = frozenset(layers[layer])
         if suffixes not in complete:
-            _check_branches(family, prefix, layer, layers[layer])
+            _check_branches(family, model_type, prefix, layer, layers[layer])
             complete.add(suffixes)
     by_kind: dict[object, int] = {}
     differs = 1 if family.first_layer_differs else 0
@@ -118,7 +121,7 @@ def _could_be_per_layer(value: Any, layers: int) -> bool:
 
 
 def _check_branches(
-    family: Family, prefix: str, layer: int, tensors: Mapping[str, TensorSpec]
+    family: Family, model_type: str, prefix: str, layer: int, tensors: Mapping[str, TensorSpec]
 ) -> None:
     for branch in family.branches:
         forms = find_form(branch, tensors)
@@ -128,7 +131,7 @@ def _check_branches(
         fact = "more than one of" if forms else "no tensor"
         raise CheckpointError(
             f"layer {layer} has {fact} {names} ({prefix}{layer}.*); expected one of them in every "
-            f"layer of a {family.model_types[0]!r} model"
+            f"layer of a {model_type!r} model"
         )
 
 
@@ -147,7 +150,9 @@ def _compare_layers(prefix: str, like: int, expected: Shapes, layer: int, found:
             )
 
 
-def _check_tensor(family: Family, name: str, suffix: str, spec: TensorSpec, *, known: bool) -> None:
+def _check_tensor(
+    family: Family, model_type: str, name: str, suffix: str, spec: TensorSpec, *, known: bool
+) -> None:
     if QUANTIZED.fullmatch(suffix) and not is_known(family, suffix):
         raise UnsupportedModelError(
             f"tensor {name!r} belongs to quantized weights, which cannot be expanded; "
@@ -155,7 +160,7 @@ def _check_tensor(family: Family, name: str, suffix: str, spec: TensorSpec, *, k
         )
     if not known:
         raise UnsupportedModelError(
-            f"tensor {name!r} is unknown in a layer of a {family.model_types[0]!r} model: it could "
+            f"tensor {name!r} is unknown in a layer of a {model_type!r} model: it could "
             "belong to an adapter or to a further branch that would have to be zero"
         )
     if spec.dtype not in FLOAT_DTYPES and not BUFFER.fullmatch(suffix):

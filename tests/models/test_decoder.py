@@ -11,7 +11,7 @@ import pytest
 
 from blockexpand.errors import CheckpointError, UnsupportedModelError
 from blockexpand.formats.safetensors import TensorSpec
-from blockexpand.models.decoder import find_decoder, keeps_float32, output_name
+from blockexpand.models.decoder import find_decoder, find_text_model, keeps_float32, output_name
 from blockexpand.models.families.layer_places import rescaling
 from blockexpand.models.layer_map import LayerEntry, LayerMap, map_position
 from blockexpand.models.surgery import plan_surgery
@@ -252,6 +252,38 @@ def test_a_model_is_refused_with_the_reason(fields: dict[str, Any], reason: str)
         find_decoder(config(**fields), catalogue())
 
 
+def test_an_unknown_model_type_is_refused_with_the_closest_names_alone() -> None:
+    with pytest.raises(UnsupportedModelError) as caught:
+        find_decoder(config(model_type="qwen3_next_text"), catalogue())
+    assert "'qwen3_next'" in str(caught.value)
+    assert "docs/families.md" in str(caught.value)
+    assert len(str(caught.value)) < 300
+
+
+def test_a_message_names_the_model_type_of_the_checkpoint() -> None:
+    with pytest.raises(UnsupportedModelError, match="in a layer of a 'mistral' model"):
+        find_decoder(config(), catalogue() | {"model.layers.0.adapter.weight": spec((8,))})
+    tensors = {name: s for name, s in catalogue().items() if "mlp.down_proj" not in name}
+    with pytest.raises(CheckpointError, match="every layer of a 'mistral' model"):
+        find_decoder(config(), tensors)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "text_type", "family"),
+    [
+        ("kimi_k25", "kimi_k2", "deepseek_v3"),
+        ("exaone4_5", "exaone4_5_text", "exaone4"),
+        ("gemma3", "gemma3", "gemma3_text"),  # transformers has one class for it
+        ("llava", "mistral", "mistral"),
+    ],
+)
+def test_a_text_model_is_what_transformers_takes_it_for(
+    model_type: str, text_type: str, family: str
+) -> None:
+    found = find_text_model({"text_config": {"model_type": text_type}}, model_type)
+    assert found[:2] == (("text_config",), family)
+
+
 def test_a_position_list_of_the_vision_tower_that_is_none_is_refused() -> None:
     settings = {
         "model_type": "qwen3_vl",
@@ -308,6 +340,9 @@ def test_an_incomplete_layer_is_refused(suffix: str) -> None:
 def test_a_checkpoint_without_layers_is_refused() -> None:
     with pytest.raises(CheckpointError, match="no tensor of a decoder layer"):
         find_decoder(config(), {"model.norm.weight": spec((8,))})
+    towers = {"lm_head.weight": spec((8,)), "model.visual.blocks.0.norm.weight": spec((8,))}
+    with pytest.raises(CheckpointError, match="found e.g. 'model.text.layers.0.norm.weight'"):
+        find_decoder(config(), towers | {"model.text.layers.0.norm.weight": spec((8,))})
 
 
 def test_layers_under_two_prefixes_are_refused() -> None:

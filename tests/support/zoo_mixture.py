@@ -21,6 +21,16 @@ DSA = {"index_topk": 4, "index_n_heads": 2, "index_head_dim": 16}
 SPARSE_FROM_2 = ["dense", "dense", *["sparse"] * 4]
 ALTERNATE = ["sliding_attention", "full_attention", "sliding_attention"] * 2
 
+SPARSE_ATTENTION = {
+    "use_sparse_attention": True,
+    "sparse_index_dim": 8,
+    "sparse_num_index_heads": 2,
+    "sparse_topk_blocks": 2,
+    "sparse_block_size": 4,
+    "sparse_attention_freq": [0, 0, 1, 1, 0, 1],
+    "sparse_disable_index_value": [0, 0, 1, 1, 0, 1],
+}
+
 MIXTURE = (
     Zoo(name="mixtral", model_type="mixtral", config={**LOCAL, "sliding_window": 6}),
     Zoo(name="minimax_m2", model_type="minimax_m2", config={**LOCAL, "head_dim": 8}),
@@ -344,6 +354,35 @@ MIXTURE = (
                 "full_attention",
                 "minimax_m3_sparse",
             ],
+        },
+    ),
+    Zoo(
+        name="minimax_m3_vl_released",
+        model_type="minimax_m3_vl",
+        config={
+            "vision_config": {
+                "hidden_size": 32,
+                "intermediate_size": 48,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+            },
+            "projector_hidden_size": 32,
+        },
+        text={
+            **LOCAL,
+            "head_dim": 8,
+            "rotary_dim": 4,
+            "dense_intermediate_size": 48,
+            "shared_intermediate_size": 24,
+            "moe_layer_freq": [0, 0, 1, 1, 1, 1],
+            "sparse_attention_config": SPARSE_ATTENTION,
+        },
+        # In place of what transformers makes of them.
+        on_disk={
+            "text_config.layer_types": None,
+            "text_config.mlp_layer_types": None,
+            "text_config.moe_layer_freq": [0, 0, 1, 1, 1, 1],
+            "text_config.sparse_attention_config": SPARSE_ATTENTION,
         },
     ),
     Zoo(

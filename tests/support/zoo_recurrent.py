@@ -150,6 +150,18 @@ RECURRENT = (
     ),
     Zoo(name="qwen3_5_text", model_type="qwen3_5_text", config=DELTA),
     Zoo(name="qwen3_5_moe_text", model_type="qwen3_5_moe_text", config={**QWEN2, **DELTA}),
+    *(  # a multimodal checkpoint that was cut down to its text model
+        Zoo(
+            name=f"{name}_cut",
+            model_type=name,
+            config=config,
+            rename=lambda tensor: tensor.replace("model.", "model.language_model.", 1),
+        )
+        for name, config in (
+            ("qwen3_5_text", DELTA),
+            ("qwen3_5_moe_text", {**QWEN2, **DELTA}),
+        )
+    ),
     Zoo(name="olmo_hybrid", model_type="olmo_hybrid", config=DELTA),
     Zoo(
         name="olmo_hybrid_legacy",

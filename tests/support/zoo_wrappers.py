@@ -211,6 +211,13 @@ WRAPPERS = (
         text={"model_type": "exaone4", "sliding_window": 6, "head_dim": 8},
     ),
     Zoo(
+        name="exaone4_5_released",
+        model_type="exaone4_5",
+        config={"vision_config": QWEN_TOWER, **TOKENS},
+        text={"model_type": "exaone4", "sliding_window": 6, "head_dim": 8},
+        on_disk={"text_config.model_type": "exaone4_5_text"},
+    ),
+    Zoo(
         name="fuyu",
         model_type="fuyu",
         config={**IMAGE, "image_size": 28, "patch_size": 14, "hidden_size": 32},

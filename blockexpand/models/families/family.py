@@ -71,7 +71,9 @@ class Wrapper:
     """A multimodal model whose text decoder is a family of its own.
 
     The text config is the object at `path`, or the root where that is absent (the layout of the
-    first Qwen2-VL checkpoints); `text_type` is its model type where it names none. `deepstack` is
+    first Qwen2-VL checkpoints); `text_type` is its model type where it names none. It is so too
+    where it names one of `text_names`, which released configs have for the same class, and, with
+    `fixed_text`, whatever it names: transformers then has one class for it. `deepstack` is
     the dotted path of a list whose length is the number of first layers that the vision tower adds
     features to, `talker` that of the number of first layers whose output a talker listens to.
     `auto_class` is the class of transformers that loads the whole model.
@@ -84,6 +86,8 @@ class Wrapper:
         "language_model.model.layers.",
     )
     path: tuple[str, ...] = ("text_config",)
+    text_names: tuple[str, ...] = ()
+    fixed_text: bool = False
     deepstack: str | None = None
     talker: str | None = None
     auto_class: str = "AutoModelForImageTextToText"

@@ -43,7 +43,7 @@ _BY_MODULE: Mapping[str, str] = {
         attn_sub_norm inner_attn_ln
         q_a_proj q_b_proj q_a_layernorm kv_a_proj_with_mqa kv_a_layernorm kv_b_proj
         sinks attention_sink_bias softmax_offset gate_bias
-        linear_gate learnable_sink_param
+        linear_gate learnable_sink_param index_q_proj index_k_proj index_q_norm index_k_norm
         lambda_q1 lambda_k1 lambda_q2 lambda_k2 A dt_proj {_LINEAR_MIXER}
     """,
     "self_attn.q_layernorm.norms": "{e}",

@@ -338,6 +338,7 @@ MIXTURE: tuple[Family, ...] = (
             ),
             listed("mlp_layer_types", derive=minimax_m3_mlp),
             listed("sparse_attention_config.sparse_attention_freq"),
+            listed("sparse_attention_config.sparse_disable_index_value"),
             listed("moe_layer_freq", or_scalar=True),
         ),
     ),

@@ -25,7 +25,7 @@ MULTIMODAL_LM = "AutoModelForMultimodalLM"
 DEEPSTACK = "vision_config.deepstack_visual_indexes"
 
 WRAPPERS: tuple[Wrapper, ...] = (
-    Wrapper(model_types=("gemma3",), text_type="gemma3_text"),
+    Wrapper(model_types=("gemma3",), text_type="gemma3_text", fixed_text=True),
     Wrapper(
         model_types=("shieldgemma2",),
         text_type="gemma3_text",
@@ -35,8 +35,8 @@ WRAPPERS: tuple[Wrapper, ...] = (
             "model.model.language_model.layers.",
         ),
     ),
-    Wrapper(model_types=("gemma4",), text_type="gemma4_text"),
-    Wrapper(model_types=("gemma4_unified",), text_type="gemma4_unified_text"),
+    Wrapper(model_types=("gemma4",), text_type="gemma4_text", fixed_text=True),
+    Wrapper(model_types=("gemma4_unified",), text_type="gemma4_unified_text", fixed_text=True),
     Wrapper(model_types=("mistral3",), text_type="mistral"),
     Wrapper(
         model_types=(
@@ -75,24 +75,41 @@ WRAPPERS: tuple[Wrapper, ...] = (
         prefixes=(LANGUAGE_MODEL, NESTED, "language_model.model.encoder.layers."),
     ),
     Wrapper(model_types=("paligemma",), text_type="gemma"),
-    Wrapper(model_types=("qwen2_vl",), text_type="qwen2_vl_text", prefixes=AT_THE_ROOT),
-    Wrapper(model_types=("qwen2_5_vl",), text_type="qwen2_5_vl_text", prefixes=AT_THE_ROOT),
-    Wrapper(model_types=("qwen3_vl",), text_type="qwen3_vl_text", deepstack=DEEPSTACK),
-    Wrapper(model_types=("qwen3_vl_moe",), text_type="qwen3_vl_moe_text", deepstack=DEEPSTACK),
+    Wrapper(
+        model_types=("qwen2_vl",), text_type="qwen2_vl_text", fixed_text=True, prefixes=AT_THE_ROOT
+    ),
+    Wrapper(
+        model_types=("qwen2_5_vl",),
+        text_type="qwen2_5_vl_text",
+        fixed_text=True,
+        prefixes=AT_THE_ROOT,
+    ),
+    Wrapper(
+        model_types=("qwen3_vl",), text_type="qwen3_vl_text", fixed_text=True, deepstack=DEEPSTACK
+    ),
+    Wrapper(
+        model_types=("qwen3_vl_moe",),
+        text_type="qwen3_vl_moe_text",
+        fixed_text=True,
+        deepstack=DEEPSTACK,
+    ),
     Wrapper(
         model_types=("qwen2_5_omni_thinker",),
         text_type="qwen2_5_omni_text",
+        fixed_text=True,
         prefixes=AT_THE_ROOT,
     ),
     Wrapper(
         model_types=("qwen3_omni_moe_thinker",),
         text_type="qwen3_omni_moe_text",
+        fixed_text=True,
         prefixes=AT_THE_ROOT,
         deepstack=DEEPSTACK,
     ),
     Wrapper(
         model_types=("qwen2_5_omni",),
         text_type="qwen2_5_omni_text",
+        fixed_text=True,
         prefixes=OF_THE_THINKER,
         path=THINKER,
         auto_class=MULTIMODAL_LM,
@@ -100,6 +117,7 @@ WRAPPERS: tuple[Wrapper, ...] = (
     Wrapper(
         model_types=("qwen3_omni_moe",),
         text_type="qwen3_omni_moe_text",
+        fixed_text=True,
         prefixes=OF_THE_THINKER,
         path=THINKER,
         deepstack="thinker_config.vision_config.deepstack_visual_indexes",
@@ -107,12 +125,13 @@ WRAPPERS: tuple[Wrapper, ...] = (
         auto_class=MULTIMODAL_LM,
     ),
     Wrapper(
-        model_types=("qwen3_5", "minicpm_ocr", "minicpmv4_6", "minicpmv4_7"),
+        model_types=("minicpm_ocr", "minicpmv4_6", "minicpmv4_7"),
         text_type="qwen3_5_text",
     ),
-    Wrapper(model_types=("qwen3_5_moe",), text_type="qwen3_5_moe_text"),
-    Wrapper(model_types=("llama4",), text_type="llama4_text"),
-    Wrapper(model_types=("mllama",), text_type="mllama_text_model"),
+    Wrapper(model_types=("qwen3_5",), text_type="qwen3_5_text", fixed_text=True),
+    Wrapper(model_types=("qwen3_5_moe",), text_type="qwen3_5_moe_text", fixed_text=True),
+    Wrapper(model_types=("llama4",), text_type="llama4_text", fixed_text=True),
+    Wrapper(model_types=("mllama",), text_type="mllama_text_model", fixed_text=True),
     Wrapper(
         model_types=("idefics2",),
         text_type="mistral",
@@ -123,29 +142,44 @@ WRAPPERS: tuple[Wrapper, ...] = (
         text_type="llama",
         prefixes=("model.text_model.layers.",),
     ),
-    Wrapper(model_types=("aria",), text_type="aria_text"),
+    Wrapper(model_types=("aria",), text_type="aria_text", fixed_text=True),
     Wrapper(model_types=("aya_vision", "cohere2_vision"), text_type="cohere2"),
     Wrapper(model_types=("lfm2_vl",), text_type="lfm2"),
     Wrapper(model_types=("lfm3_vl",), text_type="lfm3"),
-    Wrapper(model_types=("glm4v", "glm46v", "glmga"), text_type="glm4v_text"),
-    Wrapper(model_types=("glm4v_moe",), text_type="glm4v_moe_text"),
-    Wrapper(model_types=("glm_ocr",), text_type="glm_ocr_text"),
+    Wrapper(model_types=("glm4v",), text_type="glm4v_text", fixed_text=True),
+    Wrapper(model_types=("glm46v", "glmga"), text_type="glm4v_text"),
+    Wrapper(model_types=("glm4v_moe",), text_type="glm4v_moe_text", fixed_text=True),
+    Wrapper(model_types=("glm_ocr",), text_type="glm_ocr_text", fixed_text=True),
     Wrapper(
         model_types=("ernie4_5_vl_moe",),
         text_type="ernie4_5_vl_moe_text",
+        fixed_text=True,
         prefixes=AT_THE_ROOT,
     ),
-    Wrapper(model_types=("exaone4_5",), text_type="exaone4"),
+    Wrapper(model_types=("exaone4_5",), text_type="exaone4", text_names=("exaone4_5_text",)),
     Wrapper(model_types=("hyperclovax_vision_v2",), text_type="hyperclovax"),
-    Wrapper(model_types=("hunyuan_vl",), text_type="hunyuan_vl_text", prefixes=AT_THE_ROOT),
-    Wrapper(model_types=("paddleocr_vl",), text_type="paddleocr_vl_text", prefixes=AT_THE_ROOT),
+    Wrapper(
+        model_types=("hunyuan_vl",),
+        text_type="hunyuan_vl_text",
+        fixed_text=True,
+        prefixes=AT_THE_ROOT,
+    ),
+    Wrapper(
+        model_types=("paddleocr_vl",),
+        text_type="paddleocr_vl_text",
+        fixed_text=True,
+        prefixes=AT_THE_ROOT,
+    ),
     Wrapper(
         model_types=("granite_docling",),
         text_type="granite_docling_text",
+        fixed_text=True,
         prefixes=TEXT_MODEL,
         deepstack=DEEPSTACK,
     ),
-    Wrapper(model_types=("emu3",), text_type="emu3_text_model", prefixes=TEXT_MODEL),
+    Wrapper(
+        model_types=("emu3",), text_type="emu3_text_model", fixed_text=True, prefixes=TEXT_MODEL
+    ),
     Wrapper(
         model_types=("granite_speech", "granite_speech_plus"),
         text_type="granite",
@@ -159,10 +193,11 @@ WRAPPERS: tuple[Wrapper, ...] = (
     Wrapper(
         model_types=("kimi_k25",),
         text_type="deepseek_v3",
+        text_names=("kimi_k2",),
         # transformers saves the third name.
         prefixes=(LANGUAGE_MODEL, NESTED, "language_model.model.blocks."),
     ),
-    Wrapper(model_types=("minimax_m3_vl",), text_type="minimax_m3_vl_text"),
+    Wrapper(model_types=("minimax_m3_vl",), text_type="minimax_m3_vl_text", fixed_text=True),
     Wrapper(
         model_types=("nemotron_h_omni",),
         text_type="nemotron_h",
@@ -172,11 +207,13 @@ WRAPPERS: tuple[Wrapper, ...] = (
     Wrapper(
         model_types=("kosmos-2",),
         text_type="kosmos_2_text_model",
+        fixed_text=True,
         prefixes=("text_model.model.layers.",),
     ),
     Wrapper(
         model_types=("kosmos-2.5",),
         text_type="kosmos_2_5_text_model",
+        fixed_text=True,
         prefixes=("text_model.model.layers.",),
     ),
     Wrapper(

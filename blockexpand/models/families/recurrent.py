@@ -126,6 +126,8 @@ RECURRENT: tuple[Family, ...] = (
     ),
     Family(
         model_types=("qwen3_5_text", "qwen3_5_moe_text"),
+        # The second is what is left where a multimodal checkpoint is cut down to its text model.
+        prefixes=("model.layers.", "model.language_model.layers."),
         branches=(LINEAR_OR_ATTENTION, DENSE_OR_EXPERTS),
         fields=(FULL_EVERY_FOURTH,),
     ),
