@@ -341,7 +341,7 @@ def test_a_checkpoint_without_layers_is_refused() -> None:
     with pytest.raises(CheckpointError, match="no tensor of a decoder layer"):
         find_decoder(config(), {"model.norm.weight": spec((8,))})
     towers = {"lm_head.weight": spec((8,)), "model.visual.blocks.0.norm.weight": spec((8,))}
-    with pytest.raises(CheckpointError, match="found e.g. 'model.text.layers.0.norm.weight'"):
+    with pytest.raises(CheckpointError, match=r"found e\.g\. 'model\.text\.layers"):
         find_decoder(config(), towers | {"model.text.layers.0.norm.weight": spec((8,))})
 
 
