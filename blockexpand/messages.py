@@ -1,8 +1,9 @@
-"""How values that may be a stranger's are spelt in a message, on one line. Text only."""
+"""How values and lists are spelt in a message, on one line, also a stranger's. Text only."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Sequence
 
 _SHOWN_CHARACTERS = 200
 
@@ -27,3 +28,25 @@ def show(value: object) -> str:
 
 def show_text(text: str) -> str:
     return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}…"
+
+
+def one_line(error: object, limit: int = 300) -> str:
+    """Spell what another library says, often on many lines, on one line of limited length."""
+    return " ".join(str(error).split())[:limit]
+
+
+def join(values: Iterable[object]) -> str:
+    return ", ".join(map(str, values))
+
+
+def either(words: Sequence[str]) -> str:
+    """Spell a choice: `a, b or c`."""
+    return " or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def and_more(values: Sequence[str], most: int = 1, separator: str = ", ") -> str:
+    """Name the first `most` values, and count the others: `a, b and 3 more`."""
+    shown = separator.join(values[:most])
+    more = len(values) - most
+    ending = " " if separator == ", " else separator
+    return shown if more <= 0 else f"{shown}{ending}and {more} more"

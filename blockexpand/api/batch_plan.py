@@ -18,7 +18,7 @@ from ..checkpoints.files import CONFIG_FILE, INDEX_FILE, MANIFEST_FILE
 from ..checkpoints.sources import HubOptions, OpenedSource, open_headers
 from ..errors import BlockExpandError, OutputError, RecipeError
 from ..formats.json_object import parse_json_object
-from ..fs.paths import expand_home, overlaps
+from ..fs.paths import existing_folder, expand_home, overlaps
 from ..messages import show
 from ..planning.card import add_card
 from ..planning.plan import Plan, make_plan
@@ -27,7 +27,7 @@ from ..writing.space import count_missing, shares_blocks, would_share
 from ..writing.staging import check_target, clear_debris, find_staging, is_untidy
 from ..writing.writer import WriteOptions, check_write, resolve_target
 from .jobs_file import Job, fill_template
-from .options import make_recipe
+from .options import make_hub_options, make_recipe
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,12 +72,11 @@ def plan_batch(
     Each source is opened once. Raises: RecipeError with all faults on one line; OutputError where
     the disk has no room for all jobs together.
     """
-    folder = Path(cache_dir) if cache_dir else None
     sources: dict[tuple[str, HubOptions], OpenedSource | BlockExpandError] = {}
     faults: dict[str, None] = {}
     planned: list[PlannedJob] = []
     for job in jobs:
-        hub = HubOptions(revision=job.revision, token=token, cache_dir=folder)
+        hub = make_hub_options(job.revision, token, cache_dir)
         key = job.src, hub
         if key not in sources:
             try:
@@ -257,7 +256,7 @@ def _count_disk(jobs: Sequence[PlannedJob]) -> tuple[DiskNeed, ...]:
     for job in jobs:
         if job.is_finished:
             continue
-        folder = _existing(job.out.parent)
+        folder = existing_folder(job.out.parent)
         options = job.options
         if job.source.snapshot is None:
             shares = shares_blocks(job.plan, folder, reflink=options.reflink)
@@ -265,7 +264,7 @@ def _count_disk(jobs: Sequence[PlannedJob]) -> tuple[DiskNeed, ...]:
             from ..checkpoints.hub.client import cache_folder
             from ..checkpoints.hub.download import count_uncached
 
-            cache = _existing(cache_folder(job.hub.cache_dir))
+            cache = existing_folder(cache_folder(job.hub.cache_dir))
             shares = would_share(cache, folder, reflink=options.reflink)
             if id(job.source) not in fetched:
                 fetched.add(id(job.source))
@@ -280,7 +279,3 @@ def _count_disk(jobs: Sequence[PlannedJob]) -> tuple[DiskNeed, ...]:
         DiskNeed(folder=folder, nbytes=nbytes, free=shutil.disk_usage(folder).free)
         for folder, nbytes in needs.values()
     )
-
-
-def _existing(path: Path) -> Path:
-    return next(folder for folder in (path, *path.parents) if folder.is_dir())

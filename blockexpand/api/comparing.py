@@ -6,10 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..checkpoints.checkpoint import open_checkpoint
-from ..checkpoints.sources import (
-    HubOptions,
-    open_source,
-)
+from ..checkpoints.sources import open_source
 from ..fs.paths import expand_home
 from ..planning.manifest import read_manifest, stated_commit, stated_models
 from ..progress import SILENT, Progress
@@ -17,6 +14,7 @@ from ..verification.difference import Difference, compare_checkpoints
 from ..verification.logits import LogitsProof
 from ..verification.output import Verification
 from .opening import open_others
+from .options import make_hub_options
 from .pipeline import prove_logits
 
 
@@ -35,9 +33,7 @@ def verify(
     `src` is, of a recipe's output, the model whose config it has; it names the others itself.
     Raises: ProofError where logits differ; what differs in the bytes is in the findings.
     """
-    hub = HubOptions(
-        revision=revision, token=token, cache_dir=Path(cache_dir) if cache_dir else None
-    )
+    hub = make_hub_options(revision, token, cache_dir)
     folder = expand_home(out)
     manifest = read_manifest(folder)
     stated = stated_models(manifest)
@@ -61,9 +57,7 @@ def diff(
 
     Raises: CheckpointError, HubError; SourceChangedError where a file is written to meanwhile.
     """
-    hub = HubOptions(
-        revision=revision, token=token, cache_dir=Path(cache_dir) if cache_dir else None
-    )
+    hub = make_hub_options(revision, token, cache_dir)
     theirs = open_checkpoint(expand_home(other))
     mine, _ = open_source(str(base), hub, progress=progress)
     progress.begin("comparing", sum(spec.nbytes for spec in mine.specs.values()))

@@ -12,7 +12,6 @@ from pathlib import Path
 
 from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.sources import (
-    HubOptions,
     ModelRef,
     OpenedSource,
     fetch_side_files,
@@ -28,7 +27,7 @@ from ..planning.recipe import render_command
 from ..progress import SILENT, Progress
 from ..writing.staging import check_target, clear_debris
 from ..writing.writer import WriteOptions, check_write, resolve_target
-from .options import make_recipe
+from .options import make_hub_options, make_recipe
 from .pipeline import Expansion, PublishOptions, write_and_publish
 
 
@@ -67,9 +66,7 @@ def expand(
     target = resolve_target(expand_home(out))
     recipe = make_recipe(target, new_layers, position, dtype, max_shard_size)
     options = WriteOptions(reflink=reflink, hardlink=hardlink, overwrite=overwrite)
-    hub = HubOptions(
-        revision=revision, token=token, cache_dir=Path(cache_dir) if cache_dir else None
-    )
+    hub = make_hub_options(revision, token, cache_dir)
     clear_debris(target)
     check_target(target, overwrite=overwrite)
     if push_to_hub is not None:
@@ -150,9 +147,7 @@ def plan_expansion(
     """
     target = resolve_target(expand_home(out))
     recipe = make_recipe(target, new_layers, position, dtype, max_shard_size)
-    hub = HubOptions(
-        revision=revision, token=token, cache_dir=Path(cache_dir) if cache_dir else None
-    )
+    hub = make_hub_options(revision, token, cache_dir)
     checkpoint, name = open_source(str(src), hub, headers_only=True)
     plan = make_plan(checkpoint, recipe)
     plan = add_card(plan, name, render_command(str(src), str(out), recipe, max_shard_size))

@@ -14,7 +14,7 @@ from pathlib import Path
 from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.sources import HubOptions, ModelRef
 from ..errors import RecipeError
-from ..fs.paths import expand_home
+from ..fs.paths import existing_folder, expand_home
 from ..fs.sharing import file_system_block
 from ..planning.card import add_card
 from ..planning.mergekit.plan import make_merge_plan
@@ -26,6 +26,7 @@ from ..progress import SILENT, Progress
 from ..writing.staging import check_target, clear_debris
 from ..writing.writer import WriteOptions, check_write, resolve_target
 from .opening import find_others, open_models, read_recipe
+from .options import make_hub_options
 from .pipeline import Expansion, PublishOptions, write_and_publish
 
 
@@ -132,16 +133,13 @@ def _read_request(
     token: str | None,
     cache_dir: str | Path | None,
 ) -> _Request:
-    existing = next(folder for folder in (target, *target.parents) if folder.is_dir())
     source = None if src is None else str(src)
     return _Request(
         merge=read_recipe(recipe, source),
         src=source,
-        hub=HubOptions(
-            revision=revision, token=token, cache_dir=Path(cache_dir) if cache_dir else None
-        ),
+        hub=make_hub_options(revision, token, cache_dir),
         max_shard_nbytes=parse_size(max_shard_size),
-        block_nbytes=file_system_block(existing),
+        block_nbytes=file_system_block(existing_folder(target)),
     )
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..checkpoints.sources import HubOptions
+from ..fs.paths import existing_folder
 from ..fs.sharing import file_system_block
 from ..planning.recipe import Recipe, parse_position, parse_size
 
@@ -17,11 +19,18 @@ def make_recipe(
     max_shard_size: str | int | None,
 ) -> Recipe:
     """Resolve the arguments of an expansion that do not depend on the source."""
-    existing = next(folder for folder in (out, *out.parents) if folder.is_dir())
     return Recipe(
         new_layers=new_layers,
         position=parse_position(position),
         dtype=dtype,
         max_shard_nbytes=parse_size(max_shard_size),
-        block_nbytes=file_system_block(existing),
+        block_nbytes=file_system_block(existing_folder(out)),
+    )
+
+
+def make_hub_options(
+    revision: str | None, token: str | None, cache_dir: str | Path | None
+) -> HubOptions:
+    return HubOptions(
+        revision=revision, token=token, cache_dir=Path(cache_dir) if cache_dir else None
     )

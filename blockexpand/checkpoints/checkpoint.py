@@ -17,7 +17,7 @@ from ..errors import CheckpointError, HeaderError
 from ..formats.json_object import JsonObject, parse_json_object
 from ..formats.safetensors import Header, TensorSpec, parse_header, parse_header_nbytes
 from ..fs.reading import FileStat
-from ..messages import show
+from ..messages import and_more, show
 from .files import CARD_FILE, CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE, list_files, split_side_files
 
 _MOST_FAULTS_SHOWN = 5
@@ -173,9 +173,7 @@ def _is_plain_shard_name(name: str) -> bool:
 
 def summarize_faults(faults: Sequence[str]) -> str:
     """Join faults to one line, the first few in full."""
-    shown = "; ".join(faults[:_MOST_FAULTS_SHOWN])
-    more = len(faults) - _MOST_FAULTS_SHOWN
-    return shown if more <= 0 else f"{shown}; and {more} more"
+    return and_more(faults, _MOST_FAULTS_SHOWN, "; ")
 
 
 def _read_document(path: Path) -> bytes:
@@ -202,9 +200,8 @@ def explain_missing_weights(names: frozenset[str]) -> str:
     loose = [name for name in top if name.endswith(".safetensors")]
     if loose:
         return (
-            f"neither {WEIGHTS_FILE} nor {INDEX_FILE}, only {loose[0]}"
-            + (f" and {len(loose) - 1} more" if len(loose) > 1 else "")
-            + f": the index is missing; fetch {INDEX_FILE} too"
+            f"neither {WEIGHTS_FILE} nor {INDEX_FILE}, only {and_more(loose)}: the index is "
+            f"missing; fetch {INDEX_FILE} too"
         )
     if any(name.endswith((".bin", ".pt", ".pth")) for name in top):
         return (

@@ -53,7 +53,9 @@ def main(words: Sequence[str] | None = None) -> int:
         )
     except ImportError as error:
         # torch and transformers are only loaded where they are needed.
-        said = " ".join(str(error).split())[:200]
+        from ..messages import one_line
+
+        said = one_line(error, 200)
         return fail(
             f"cannot load what this needs: {said}; install it, or, if it is installed, see that it "
             "suits this machine and that there is memory enough"

@@ -8,7 +8,8 @@ from typing import Any
 
 from ..api.pipeline import Expansion
 from ..checkpoints.sources import ModelRef
-from ..fs.paths import expand_home
+from ..fs.paths import existing_folder, expand_home
+from ..messages import and_more
 from ..planning.card import describe_neutral, layer_runs
 from ..planning.plan import Plan
 from ..planning.segments import Tally, tally_file
@@ -44,7 +45,7 @@ def describe_plan(plan: Plan, name: ModelRef, out: Path, *, verbose: bool) -> st
         lines += [f"    {file.name}" for file in plan.side_files]
     lines.append("")
     lines.append(f"total {format_size(plan.nbytes)}: {_parts(total)}")
-    lines.append(f"free  {format_size(_free(out))} at {_existing(out)}")
+    lines.append(f"free  {format_size(_free(out))} at {existing_folder(expand_home(out))}")
     lines += _remarks(plan.notes, plan.left_behind)
     return "\n".join(lines)
 
@@ -232,9 +233,7 @@ def _verified(verification: Verification, proof: LogitsProof | None) -> str:
 def _remarks(notes: tuple[str, ...], left_behind: tuple[str, ...]) -> list[str]:
     lines = [f"note: {note}" for note in notes]
     if left_behind:
-        shown = ", ".join(left_behind[:5])
-        more = f" and {len(left_behind) - 5} more" if len(left_behind) > 5 else ""
-        lines.append(f"note: left behind, weights in other forms: {shown}{more}")
+        lines.append(f"note: left behind, weights in other forms: {and_more(left_behind, 5)}")
     return lines
 
 
@@ -243,10 +242,5 @@ def _shown(out: Path) -> Path:
     return out.relative_to(Path.cwd()) if out.is_relative_to(Path.cwd()) else out
 
 
-def _existing(out: Path) -> Path:
-    absolute = expand_home(out).absolute()
-    return next(folder for folder in (absolute, *absolute.parents) if folder.is_dir())
-
-
 def _free(out: Path) -> int:
-    return shutil.disk_usage(_existing(out)).free
+    return shutil.disk_usage(existing_folder(expand_home(out))).free

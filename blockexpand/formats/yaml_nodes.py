@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 import yaml
 
 from ..errors import RecipeError
+from ..messages import and_more, either, one_line
 
 _MOST_NBYTES = 1 << 20
 
@@ -42,7 +43,7 @@ def compose(data: bytes, file: str) -> tuple[yaml.Node | None, str]:
         where = f"{file}:{mark.line + 1}" if mark else file
         raise RecipeError(f"{where}: this is no YAML: {error.problem or error.context}") from None
     except (yaml.YAMLError, RecursionError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise RecipeError(f"{file}: this is no YAML: {reason}") from None
 
 
@@ -62,10 +63,8 @@ class NodeReader:
     def check(self) -> None:
         """Raises: RecipeError with all faults in the order of their lines, if there are any."""
         lines = [text for _, text in sorted(self._faults, key=lambda fault: fault[0])]
-        more = len(lines) - _MOST_FAULTS
         if lines:
-            shown = "; ".join(lines[:_MOST_FAULTS])
-            raise RecipeError(shown if more <= 0 else f"{shown}; and {more} more")
+            raise RecipeError(and_more(lines, _MOST_FAULTS, "; "))
 
     def members(self, node: yaml.Node, key: str, allowed: Sequence[str]) -> Members:
         """Return an object's members, null ones left out; others than those allowed are faults."""
@@ -79,7 +78,7 @@ class NodeReader:
                     self.fault(name, f"{text}: {self._refused[text]}")
             else:
                 hint = did_you_mean(text, allowed)
-                self.fault(name, f"{text}: unknown key; {hint or f'expected {_join(allowed)}'}")
+                self.fault(name, f"{text}: unknown key; {hint or f'expected {either(allowed)}'}")
         return known
 
     def names(self, node: yaml.Node, key: str) -> Members:
@@ -170,7 +169,3 @@ def _construct(node: yaml.Node) -> object:
 
 def _is_null(node: yaml.Node) -> bool:
     return isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:null"
-
-
-def _join(words: Sequence[str]) -> str:
-    return " or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)

@@ -1,4 +1,4 @@
-"""Whether two folders are one, or lie inside each other, by whatever names they go.
+"""Paths as users type them; whether two folders are one, or lie inside each other.
 
 A bind mount, or a file system that does not tell capitals, gives a folder several paths: the folder
 itself has to be looked at, too. It only looks.
@@ -18,6 +18,12 @@ def expand_home(path: str | Path) -> Path:
         return Path(path).expanduser()
     except RuntimeError:
         return Path(path)
+
+
+def existing_folder(path: Path) -> Path:
+    """Return the folder, or the nearest one above it that there is."""
+    absolute = path.absolute()
+    return next(folder for folder in (absolute, *absolute.parents) if folder.is_dir())
 
 
 def overlaps(out: Path, place: Path) -> bool:

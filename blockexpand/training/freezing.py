@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import TrainingError
+from ..messages import join
 from ..models.families import FAMILIES, MULTIMODAL
 from ..planning.manifest import Manifest, open_manifest
 
@@ -62,7 +63,7 @@ def freeze_original_layers(
         chosen = [name for name in chosen if parameters[name].requires_grad]
         if not chosen:
             raise TrainingError(
-                f"no adapter of this PEFT model lies in the new layers {_join(sorted(new))}; give "
+                f"no adapter of this PEFT model lies in the new layers {join(sorted(new))}; give "
                 f"its config layers_to_transform={sorted(new)}, and unfreeze adapters that were "
                 "loaded for inference (is_trainable=True)"
             )
@@ -96,9 +97,9 @@ def place_parameters(names: Iterable[str], manifest: Manifest) -> tuple[PlacedPa
                 )
                 break
     if len(found) != 1:
-        what = f"layers under {_join(found)}" if found else f"no layer under {_join(prefixes)}"
+        what = f"layers under {join(found)}" if found else f"no layer under {join(prefixes)}"
         raise TrainingError(
-            f"the model's decoder was not found: {what}; it has {_join(_stacks(paths.values()))}; "
+            f"the model's decoder was not found: {what}; it has {join(_stacks(paths.values()))}; "
             f"expected the {len(manifest.layer_map)} layers of {manifest.file}"
         )
     ((prefix, placed),) = found.items()
@@ -140,7 +141,3 @@ def _stacks(paths: Iterable[str]) -> Sequence[str]:
     """Name the numbered lists of modules, for a message."""
     stacks = {match[1] for path in paths if (match := re.match(r"(.+?\.)\d+\.", path))}
     return sorted(stacks)[:8] or ("no numbered layers",)
-
-
-def _join(values: Iterable[object]) -> str:
-    return ", ".join(map(str, values))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import TrainingError
+from ..messages import one_line
 from ..models.loading import language_model_classes
 from ..planning.manifest import Manifest
 from .freezing import PlacedParameter, place_parameters
@@ -110,7 +111,7 @@ def _build(out: Path) -> Any:
         with torch.device("meta"):
             return build(config)
     except Exception as error:  # a config that is wrong fails anywhere in there
-        reason = " ".join(str(error).split())[:500]
+        reason = one_line(error, 500)
         raise TrainingError(
             f"{out}: transformers cannot build the model from its config: {reason}"
         ) from error

@@ -17,6 +17,7 @@ from typing import Any
 from ..checkpoints.checkpoint import open_checkpoint
 from ..errors import TrainingError
 from ..fs.paths import expand_home
+from ..messages import join
 from ..models.families import MULTIMODAL
 from ..models.layer_map import has_equal_groups
 from ..planning.manifest import Manifest, open_manifest
@@ -93,7 +94,7 @@ def _llamafactory(manifest: Manifest, out: str) -> TrainerSettings:
         choice = {"freeze_trainable_layers": count, "use_llama_pro": True}
     else:
         raise TrainingError(
-            f"LLaMA-Factory cannot express the new layers {_join(new)} of {layers}: it trains the "
+            f"LLaMA-Factory cannot express the new layers {join(new)} of {layers}: it trains the "
             "first or last N layers, or the last layer of each of N equal groups, and these groups "
             "are uneven; use axolotl, ms-swift, peft or transformers"
         )
@@ -101,7 +102,7 @@ def _llamafactory(manifest: Manifest, out: str) -> TrainerSettings:
     if confused := sorted(_inner_numbers(out, manifest) & set(new)):
         notes.append(
             "LLaMA-Factory looks for '.N.' anywhere in a name, so that modules numbered "
-            f"{_join(confused)} within the original layers (experts, where transformers keeps them "
+            f"{join(confused)} within the original layers (experts, where transformers keeps them "
             "apart) would be trained too: compare the number of trainable parameters that it logs"
         )
     settings = {
@@ -159,7 +160,7 @@ def _ms_swift(manifest: Manifest, out: str) -> TrainerSettings:
     ]
     if not has_equal_groups(manifest.layer_map):
         notes.append(
-            f"llamapro cannot express the new layers {_join(new)} (no equal groups); the names "
+            f"llamapro cannot express the new layers {join(new)} (no equal groups); the names "
             "under trainable_parameters can"
         )
     notes += _notes(manifest)
@@ -286,9 +287,9 @@ def _notes(manifest: Manifest) -> tuple[str, ...]:
         place = "interleaved in equal groups, which trained best in LLaMA Pro (table 5)"
     else:
         place = "between or before the original layers"
-    notes = [f"new layers {_join(new)} of {layers}, counted from 0: {place}"]
+    notes = [f"new layers {join(new)} of {layers}, counted from 0: {place}"]
     if pulled := _pulled_norms(manifest):
-        notes.append(_DECAY_NOTE.format(_join(pulled)))
+        notes.append(_DECAY_NOTE.format(join(pulled)))
     return tuple(notes)
 
 
@@ -318,7 +319,3 @@ def _render_yaml(settings: Mapping[str, Any], notes: list[str]) -> str:
 
     remarks = "".join(f"# {note}\n" for note in notes)
     return remarks + yaml.safe_dump(dict(settings), sort_keys=False, width=1000).rstrip("\n")
-
-
-def _join(values: Any) -> str:
-    return ", ".join(map(str, values))

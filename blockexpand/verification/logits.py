@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import BlockExpandError, ProofError
+from ..messages import one_line
 
 if TYPE_CHECKING:
     import torch
@@ -80,7 +81,7 @@ def _run(folder: Path, dtype: str, ids: torch.Tensor) -> tuple[torch.Tensor, dic
 
 
 def _reason(error: Exception) -> str:
-    return f"transformers cannot run it: {' '.join(str(error).split())[:500]}"
+    return f"transformers cannot run it: {one_line(error, 500)}"
 
 
 def _token_ids(folder: Path) -> torch.Tensor:

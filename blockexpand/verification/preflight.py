@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.files import CONFIG_FILE
 from ..errors import ProofError
+from ..messages import one_line
 from ..models.families import FAMILIES
 from ..models.loading import quiet_transformers
 from ..planning.origins import Fill, Scale, Zeros
@@ -69,7 +70,7 @@ def check_plan(checkpoint: Checkpoint, plan: Plan) -> str:
             try:
                 return _prove(checkpoint, plan, sources, Path(folder), toy)
             except NoToyError as error:
-                reasons.append(" ".join(str(error).split())[:300])
+                reasons.append(one_line(error))
     return f"--check proved nothing: no toy model could be made of this source ({reasons[0]})"
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..checkpoints.files import CONFIG_FILE, WEIGHTS_FILE
 from ..errors import BlockExpandError, ProofError
+from ..messages import one_line
 from ..models.loading import language_model_classes, load_model
 from .toy_config import VOCABULARY, token_numbers
 
@@ -111,7 +112,7 @@ def run_toy(folder: Path, weights: Mapping[str, torch.Tensor], ids: torch.Tensor
     except BlockExpandError:
         raise
     except Exception as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error)
         raise ProofError(
             f"transformers cannot run the toy model: {type(error).__name__}: {reason}"
         ) from None

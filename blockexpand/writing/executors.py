@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
 from ..errors import OutputError
+from ..messages import one_line
 
 
 def _try_tasks(
@@ -89,7 +90,7 @@ def run_tasks(
         is_broken = isinstance(cause, BrokenExecutor)
         if is_broken or attempt == _ATTEMPTS - 1:
             names = ", ".join(task.name for task in left[:3]) + (", …" if len(left) > 3 else "")
-            said = " ".join(str(cause).split())[:200] or type(cause).__name__
+            said = one_line(cause, 200) or type(cause).__name__
             raise OutputError(
                 f"the workers that wrote {names} died or were lost: {said}; see that they have "
                 "memory enough and are not killed, and run the same command again"
@@ -141,7 +142,7 @@ def open_executor(spec: str | None) -> Iterator[Executor | None]:
     try:
         client = distributed.Client(f"tcp://{value}", timeout=10, set_as_default=False)
     except (OSError, ValueError) as error:
-        said = " ".join(str(error).split())[:200]
+        said = one_line(error, 200)
         raise OutputError(
             f"--executor {spec}: no dask scheduler answers there: {said}; start one with "
             "`dask scheduler`, and workers with `dask worker`"

@@ -17,7 +17,7 @@ from typing import Any
 from ..checkpoints.sources import ShardStream
 from ..errors import BlockExpandError, OutputError, RecipeError
 from ..fs.io import attempt, explain, make_folders, sync_folder, write_document
-from ..fs.paths import overlaps
+from ..fs.paths import existing_folder, overlaps
 from ..planning.plan import Plan
 from ..progress import Report
 from .executors import run_tasks
@@ -239,7 +239,7 @@ def _holds(out: Path, plan: Plan) -> bool:
 
 
 def _check_links(plan: Plan, out: Path) -> None:
-    folder = next(parent for parent in out.parents if parent.exists())
+    folder = existing_folder(out.parent)
     for file in plan.files:
         if file.identical_to is not None:
             source = resolve_target(plan.path(file.identical_to))

@@ -18,6 +18,7 @@ from pathlib import Path
 from ..._version import __version__
 from ...errors import CheckpointError, HubError
 from ...formats.safetensors import MAX_HEADER_NBYTES
+from ...fs.paths import existing_folder
 from ...fs.sharing import count_held
 from ..checkpoint import parse_weight_map
 from ..files import INDEX_FILE, WEIGHTS_FILE
@@ -131,7 +132,7 @@ def count_uncached(
 def _check_room(snapshot: RepoSnapshot, names: Collection[str], cache_dir: Path | None) -> None:
     """Refuse a download that would fill the cache's disk. Raises: HubError."""
     cache = cache_folder(cache_dir)
-    existing = next(folder for folder in (cache, *cache.absolute().parents) if folder.is_dir())
+    existing = existing_folder(cache)
     begun = cache / f"models--{snapshot.repo_id.replace('/', '--')}" / "blobs"
     # What an earlier download has of files that are not whole is there already.
     present = sum(count_held(path.stat()) for path in begun.glob("*.incomplete"))

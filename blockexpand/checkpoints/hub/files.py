@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...errors import HubError
+from ...messages import and_more
 from ..checkpoint import explain_missing_weights
 from ..files import CARD_FILE, CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE, split_side_files
 from .client import client_utils
@@ -106,14 +107,13 @@ def wanted_files(
     chosen = (WEIGHTS_FILE,) if single else tuple(sorted(shards))
     missing = [name for name in chosen if name not in names]
     if missing:
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         cause = (
             "the download was not finished: run the same command where the Hub can be asked"
             if cached
             else "the upload is incomplete, or --revision is the wrong one"
         )
         raise HubError(
-            f"{where}: {INDEX_FILE} names {missing[0]}{more}, which is not there; {cause}"
+            f"{where}: {INDEX_FILE} names {and_more(missing)}, which is not there; {cause}"
         )
     documents = (CONFIG_FILE, *(() if single else (INDEX_FILE,)), CARD_FILE)
     side_files, left_behind = split_side_files(names, chosen)

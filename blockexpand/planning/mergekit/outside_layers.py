@@ -14,6 +14,7 @@ from ...checkpoints.files import CONFIG_FILE
 from ...errors import BlockExpandError, RecipeError
 from ...formats.json_object import JsonEdit, parse_json_object
 from ...fs.reading import FileStat
+from ...messages import and_more
 from ...models.decoder import Decoder, find_decoder
 from ...models.families import MULTIMODAL
 from ..dtypes import MergeDtypes
@@ -92,11 +93,9 @@ def compare_models(merge: MergeRecipe, models: Mapping[str, SourceModel]) -> tup
             if key not in _COSMETIC and base.get(key) != other.get(key)
         ]
         if fields:
-            shown = ", ".join(fields[:_MOST_FIELDS_SHOWN])
-            more = f" and {len(fields) - _MOST_FIELDS_SHOWN} more" if len(fields) > 6 else ""
             notes.append(
                 f"the config is that of {merge.base}; in {name} these fields are others: "
-                f"{shown}{more}"
+                f"{and_more(fields, _MOST_FIELDS_SHOWN)}"
             )
     return tuple(notes)
 
