@@ -4,44 +4,141 @@ Block expansion as in LLaMA Pro (arXiv 2401.02415). The command line is `python 
 Importing this package imports neither torch nor transformers.
 """
 
-from ._version import __version__
-from .errors import BlockExpandError
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "BlockExpandError",
-    "Expansion",
-    "Plan",
-    "Recipe",
-    "__version__",
-    "diff",
-    "expand",
-    "expand_batch",
-    "freeze_original_layers",
-    "make_plan",
-    "merge",
-    "open_checkpoint",
-    "verify",
-]
+from ._version import __version__
+from .errors import (
+    ArgumentError,
+    BlockExpandError,
+    CheckpointError,
+    HeaderError,
+    HubError,
+    OutputError,
+    ProofError,
+    RecipeError,
+    SourceChangedError,
+    TrainingError,
+    TransferError,
+    UnsupportedModelError,
+)
+
+if TYPE_CHECKING:
+    # What type checkers and editors see; at run time a name is loaded when it is asked for.
+    from .api.batch import JobResult as JobResult
+    from .api.batch import expand_batch as expand_batch
+    from .api.comparing import diff as diff
+    from .api.comparing import verify as verify
+    from .api.expansion import expand as expand
+    from .api.merging import merge as merge
+    from .api.pipeline import Expansion as Expansion
+    from .api.pipeline import Verified as Verified
+    from .checkpoints.checkpoint import Checkpoint as Checkpoint
+    from .checkpoints.checkpoint import open_checkpoint as open_checkpoint
+    from .checkpoints.sources import ModelRef as ModelRef
+    from .planning.manifest import Manifest as Manifest
+    from .planning.manifest import open_manifest as open_manifest
+    from .planning.parameters import Parameters as Parameters
+    from .planning.parameters import count_parameters as count_parameters
+    from .planning.plan import Plan as Plan
+    from .planning.plan import make_plan as make_plan
+    from .planning.recipe import Recipe as Recipe
+    from .progress import Progress as Progress
+    from .training.freezing import freeze_original_layers as freeze_original_layers
+    from .training.settings import TrainerSettings as TrainerSettings
+    from .training.settings import make_settings as make_settings
+    from .verification.comparison import Finding as Finding
+    from .verification.difference import Difference as Difference
+    from .verification.difference import TensorDifference as TensorDifference
+    from .verification.logits import LogitsProof as LogitsProof
+    from .verification.output import Verification as Verification
+    from .writing.shard import Moved as Moved
 
 _PLACES = {
+    "Checkpoint": "checkpoints.checkpoint",
+    "Difference": "verification.difference",
     "Expansion": "api.pipeline",
+    "Finding": "verification.comparison",
+    "JobResult": "api.batch",
+    "LogitsProof": "verification.logits",
+    "Manifest": "planning.manifest",
+    "Moved": "writing.shard",
+    "Parameters": "planning.parameters",
     "Plan": "planning.plan",
+    "Progress": "progress",
     "Recipe": "planning.recipe",
+    "ModelRef": "checkpoints.sources",
+    "TensorDifference": "verification.difference",
+    "TrainerSettings": "training.settings",
+    "Verification": "verification.output",
+    "Verified": "api.pipeline",
+    "count_parameters": "planning.parameters",
     "diff": "api.comparing",
     "expand": "api.expansion",
     "expand_batch": "api.batch",
     "freeze_original_layers": "training.freezing",
     "make_plan": "planning.plan",
+    "make_settings": "training.settings",
     "merge": "api.merging",
     "open_checkpoint": "checkpoints.checkpoint",
+    "open_manifest": "planning.manifest",
     "verify": "api.comparing",
 }
 
+__all__ = [
+    "ArgumentError",
+    "BlockExpandError",
+    "Checkpoint",
+    "CheckpointError",
+    "Difference",
+    "Expansion",
+    "Finding",
+    "HeaderError",
+    "HubError",
+    "JobResult",
+    "LogitsProof",
+    "Manifest",
+    "ModelRef",
+    "Moved",
+    "OutputError",
+    "Parameters",
+    "Plan",
+    "Progress",
+    "ProofError",
+    "Recipe",
+    "RecipeError",
+    "SourceChangedError",
+    "TensorDifference",
+    "TrainerSettings",
+    "TrainingError",
+    "TransferError",
+    "UnsupportedModelError",
+    "Verification",
+    "Verified",
+    "__version__",
+    "count_parameters",
+    "diff",
+    "expand",
+    "expand_batch",
+    "freeze_original_layers",
+    "make_plan",
+    "make_settings",
+    "merge",
+    "open_checkpoint",
+    "open_manifest",
+    "verify",
+]
 
-def __getattr__(name: str) -> object:
-    # Loaded when asked for, so that `--help` and `--version` start as fast as Python does.
-    if name not in _PLACES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
 
-    return getattr(import_module(f".{_PLACES[name]}", __name__), name)
+if not TYPE_CHECKING:
+    # Hidden from type checkers, to which a module with __getattr__ has every name.
+
+    def __getattr__(name):
+        # Loaded when asked for, so that `--help` and `--version` start as fast as Python does.
+        if name not in _PLACES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib import import_module
+
+        return getattr(import_module(f".{_PLACES[name]}", __name__), name)
+
+    def __dir__():
+        return __all__

@@ -3,6 +3,8 @@
 A message is one line: what, where, what was expected, what to do. It imports nothing of ours.
 """
 
+from __future__ import annotations
+
 
 class BlockExpandError(Exception):
     """The root: the command line prints it on one line and exits with status 1."""
@@ -22,6 +24,18 @@ class UnsupportedModelError(BlockExpandError):
 
 class RecipeError(BlockExpandError):
     """A request that does not fit this checkpoint: a count, a position, a size, a recipe file."""
+
+
+class ArgumentError(RecipeError):
+    """An argument that is wrong in itself; `argument` is its name in Python, `reason` the rest."""
+
+    def __init__(self, argument: str, reason: str) -> None:
+        super().__init__(f"{argument}: {reason}")
+        self.argument = argument
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type[ArgumentError], tuple[str, str]]:
+        return type(self), (self.argument, self.reason)
 
 
 class OutputError(BlockExpandError):

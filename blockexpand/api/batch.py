@@ -17,6 +17,7 @@ from ..errors import BlockExpandError
 from ..progress import SILENT, Progress
 from ..writing.shard import Moved
 from ..writing.writer import check_write
+from .arguments import check_arguments
 from .batch_plan import Batch, PlannedJob, make_job_plan, name_plan, plan_batch
 from .jobs_file import open_jobs
 from .pipeline import Expansion, PublishOptions, verify_and_push, write_and_publish
@@ -53,6 +54,15 @@ def expand_batch(
     Raises: BlockExpandError with the faults of all jobs, before anything is written; what fails
     later is in the results.
     """
+    check_arguments(
+        jobs_file=jobs_file,
+        fail_fast=fail_fast,
+        parallel=parallel,
+        token=token,
+        cache_dir=cache_dir,
+        executor=executor,
+        progress=progress,
+    )
     batch = plan_batch(open_jobs(Path(jobs_file)), token=token, cache_dir=cache_dir)
     return run_batch(
         batch, fail_fast=fail_fast, parallel=parallel, executor=executor, progress=progress

@@ -11,11 +11,10 @@ from ..fs.paths import expand_home
 from ..planning.manifest import read_manifest, stated_commit, stated_models
 from ..progress import SILENT, Progress
 from ..verification.difference import Difference, compare_checkpoints
-from ..verification.logits import LogitsProof
-from ..verification.output import Verification
+from .arguments import check_arguments
 from .opening import open_others
 from .options import make_hub_options
-from .pipeline import prove_logits
+from .pipeline import Verified, prove_logits
 
 
 def verify(
@@ -27,12 +26,21 @@ def verify(
     token: str | None = None,
     cache_dir: str | Path | None = None,
     progress: Progress = SILENT,
-) -> tuple[Verification, LogitsProof | None]:
-    """Prove an output against its source: every byte, and the logits if asked for.
+) -> Verified:
+    """Prove an output against its source: every byte, and optionally the logits.
 
     `src` is, of a recipe's output, the model whose config it has; it names the others itself.
     Raises: ProofError where logits differ; what differs in the bytes is in the findings.
     """
+    check_arguments(
+        src=src,
+        out=out,
+        logits=logits,
+        revision=revision,
+        token=token,
+        cache_dir=cache_dir,
+        progress=progress,
+    )
     hub = make_hub_options(revision, token, cache_dir)
     folder = expand_home(out)
     manifest = read_manifest(folder)
@@ -41,7 +49,7 @@ def verify(
     own = replace(hub, revision=commit) if commit else hub
     checkpoint, _ = open_source(str(src), own, progress=progress)
     others = open_others(stated, hub, progress)
-    return prove_logits(checkpoint, folder, logits, progress, others)
+    return Verified(*prove_logits(checkpoint, folder, logits, progress, others))
 
 
 def diff(
@@ -57,6 +65,14 @@ def diff(
 
     Raises: CheckpointError, HubError; SourceChangedError where a file is written to meanwhile.
     """
+    check_arguments(
+        base=base,
+        other=other,
+        revision=revision,
+        token=token,
+        cache_dir=cache_dir,
+        progress=progress,
+    )
     hub = make_hub_options(revision, token, cache_dir)
     theirs = open_checkpoint(expand_home(other))
     mine, _ = open_source(str(base), hub, progress=progress)

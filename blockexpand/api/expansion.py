@@ -27,6 +27,7 @@ from ..planning.recipe import render_command
 from ..progress import SILENT, Progress
 from ..writing.staging import check_target, clear_debris
 from ..writing.writer import WriteOptions, check_write, resolve_target
+from .arguments import Dtype, Proof, Reflink, check_arguments
 from .options import make_hub_options, make_recipe
 from .pipeline import Expansion, PublishOptions, write_and_publish
 
@@ -37,9 +38,9 @@ def expand(
     *,
     new_layers: int | None = None,
     position: str | Sequence[int] = "end",
-    dtype: str = "bfloat16",
+    dtype: Dtype = "bfloat16",
     max_shard_size: str | int | None = None,
-    reflink: str = "auto",
+    reflink: Reflink = "auto",
     hardlink: bool = False,
     revision: str | None = None,
     token: str | None = None,
@@ -47,7 +48,7 @@ def expand(
     stream: bool = False,
     overwrite: bool = False,
     check: bool = False,
-    verify_after: str | None = None,
+    verify_after: Proof | None = None,
     push_to_hub: str | None = None,
     private: bool = False,
     executor: Executor | None = None,
@@ -63,6 +64,28 @@ def expand(
     Raises: BlockExpandError; then `out` is what it was before. ProofError where `out` was written
     and does not hold what it should; HubError where it is complete and only the upload is not.
     """
+    check_arguments(
+        src=src,
+        out=out,
+        new_layers=new_layers,
+        position=position,
+        dtype=dtype,
+        max_shard_size=max_shard_size,
+        reflink=reflink,
+        hardlink=hardlink,
+        revision=revision,
+        token=token,
+        cache_dir=cache_dir,
+        stream=stream,
+        overwrite=overwrite,
+        check=check,
+        verify_after=verify_after,
+        push_to_hub=push_to_hub,
+        private=private,
+        executor=executor,
+        progress=progress,
+        command=command,
+    )
     target = resolve_target(expand_home(out))
     recipe = make_recipe(target, new_layers, position, dtype, max_shard_size)
     options = WriteOptions(reflink=reflink, hardlink=hardlink, overwrite=overwrite)
@@ -134,7 +157,7 @@ def plan_expansion(
     *,
     new_layers: int | None = None,
     position: str | Sequence[int] = "end",
-    dtype: str = "bfloat16",
+    dtype: Dtype = "bfloat16",
     max_shard_size: str | int | None = None,
     revision: str | None = None,
     token: str | None = None,
@@ -145,6 +168,18 @@ def plan_expansion(
 
     What `check` proves is in the plan's notes.
     """
+    check_arguments(
+        src=src,
+        out=out,
+        new_layers=new_layers,
+        position=position,
+        dtype=dtype,
+        max_shard_size=max_shard_size,
+        revision=revision,
+        token=token,
+        cache_dir=cache_dir,
+        check=check,
+    )
     target = resolve_target(expand_home(out))
     recipe = make_recipe(target, new_layers, position, dtype, max_shard_size)
     hub = make_hub_options(revision, token, cache_dir)

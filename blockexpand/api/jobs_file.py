@@ -20,7 +20,17 @@ from ..errors import BlockExpandError, RecipeError
 from ..formats.yaml_nodes import NodeReader, compose, line_of, show
 from ..fs.paths import expand_home
 from ..models.layer_map import POSITIONS
-from ..planning.recipe import parse_position, parse_size
+from .arguments import (
+    DTYPES,
+    PROOFS,
+    REFLINKS,
+    Dtype,
+    Proof,
+    Reflink,
+    check_count,
+    check_position,
+    check_size,
+)
 
 _MOST_NBYTES = 1 << 20
 
@@ -56,13 +66,13 @@ class Job:
     out: str
     new_layers: int | None = None
     position: str | tuple[int, ...] = "end"
-    dtype: str = "bfloat16"
+    dtype: Dtype = "bfloat16"
     max_shard_size: str | None = None
-    reflink: str = "auto"
+    reflink: Reflink = "auto"
     hardlink: bool = False
     revision: str | None = None
     check: bool = False
-    verify: str | None = None
+    verify: Proof | None = None
     overwrite: bool = False
     push_to_hub: str | None = None
     private: bool = False
@@ -223,27 +233,24 @@ def _flag(node: yaml.Node) -> bool:
 
 def _count(node: yaml.Node) -> int:
     text = _text(node)
-    if not re.fullmatch(r"[0-9]{1,6}", text) or not int(text):
+    if not re.fullmatch(r"[0-9]{1,6}", text):
         raise ValueError
-    return int(text)
+    return check_count(int(text))
 
 
 def _size(node: yaml.Node) -> str:
     text = _text(node)
-    parse_size(text)
+    check_size(text)
     return text
 
 
 def _position(node: yaml.Node) -> str | tuple[int, ...]:
-    if _is_list(node):
-        layers = [_text(item) for item in node.value]
-        if not layers or not all(re.fullmatch(r"[0-9]{1,9}", layer) for layer in layers):
-            raise ValueError
-        return tuple(map(int, layers))
-    position = parse_position(_text(node))
-    if isinstance(position, str) and position not in POSITIONS:
+    if not _is_list(node):
+        return check_position(_text(node))
+    layers = [_text(item) for item in node.value]
+    if not all(re.fullmatch(r"[0-9]{1,9}", layer) for layer in layers):
         raise ValueError
-    return position
+    return check_position([int(layer) for layer in layers])
 
 
 def _template(node: yaml.Node) -> str:
@@ -273,15 +280,15 @@ _TEMPLATE = "a text, in which braces stand for {model} and the like (a brace its
 _OPTIONS: dict[str, tuple[str, Callable[[yaml.Node], Any]]] = {
     "src": ("a folder or a Hub repository", _text),
     "out": (_TEMPLATE, _template),
-    "new-layers": ("a number from 1", _count),
+    "new-layers": ("a whole number from 1", _count),
     "position": (f"{', '.join(POSITIONS)}, or layers such as 7,15,23,31", _position),
-    "dtype": _choice("bfloat16", "float16", "float32", "source"),
+    "dtype": _choice(*DTYPES),
     "max-shard-size": ("a size such as 5GB", _size),
-    "reflink": _choice("auto", "always", "never"),
+    "reflink": _choice(*REFLINKS),
     "hardlink": ("true or false", _flag),
     "revision": ("a branch, tag or commit", _text),
     "check": ("true or false", _flag),
-    "verify": _choice("tensors", "logits"),
+    "verify": _choice(*PROOFS),
     "overwrite": ("true or false", _flag),
     "push-to-hub": (_TEMPLATE, _template),
     "private": ("true or false", _flag),

@@ -25,6 +25,7 @@ from ..planning.recipe import parse_size
 from ..progress import SILENT, Progress
 from ..writing.staging import check_target, clear_debris
 from ..writing.writer import WriteOptions, check_write, resolve_target
+from .arguments import Proof, Reflink, check_arguments
 from .opening import find_others, open_models, read_recipe
 from .options import make_hub_options
 from .pipeline import Expansion, PublishOptions, write_and_publish
@@ -36,14 +37,14 @@ def merge(
     *,
     src: str | Path | None = None,
     max_shard_size: str | int | None = None,
-    reflink: str = "auto",
+    reflink: Reflink = "auto",
     hardlink: bool = False,
     revision: str | None = None,
     token: str | None = None,
     cache_dir: str | Path | None = None,
     overwrite: bool = False,
     check: bool = False,
-    verify_after: str | None = None,
+    verify_after: Proof | None = None,
     push_to_hub: str | None = None,
     private: bool = False,
     executor: Executor | None = None,
@@ -56,6 +57,25 @@ def merge(
     are relative to the current folder.
     Raises: as `expand`; RecipeError with every fault of the recipe, each with its line.
     """
+    check_arguments(
+        recipe=recipe,
+        out=out,
+        optional_src=src,
+        max_shard_size=max_shard_size,
+        reflink=reflink,
+        hardlink=hardlink,
+        revision=revision,
+        token=token,
+        cache_dir=cache_dir,
+        overwrite=overwrite,
+        check=check,
+        verify_after=verify_after,
+        push_to_hub=push_to_hub,
+        private=private,
+        executor=executor,
+        progress=progress,
+        command=command,
+    )
     target = resolve_target(expand_home(out))
     options = WriteOptions(reflink=reflink, hardlink=hardlink, overwrite=overwrite)
     request = _read_request(recipe, target, src, max_shard_size, revision, token, cache_dir)
@@ -96,6 +116,16 @@ def plan_merge(
     check: bool = False,
 ) -> tuple[Plan, ModelRef]:
     """Return the plan of a recipe; of Hub repositories only headers are fetched."""
+    check_arguments(
+        recipe=recipe,
+        out=out,
+        optional_src=src,
+        max_shard_size=max_shard_size,
+        revision=revision,
+        token=token,
+        cache_dir=cache_dir,
+        check=check,
+    )
     target = resolve_target(expand_home(out))
     request = _read_request(recipe, target, src, max_shard_size, revision, token, cache_dir)
     shown = _render_command(recipe, src, out, max_shard_size)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.sources import (
@@ -15,6 +16,7 @@ from ..checkpoints.sources import (
 from ..errors import ProofError
 from ..planning.plan import Plan
 from ..progress import Progress
+from ..verification.comparison import Finding
 from ..verification.logits import LogitsProof, compare_logits
 from ..verification.output import Verification, verify_output
 from ..writing.shard import Moved
@@ -36,6 +38,26 @@ class Expansion:
     verification: Verification | None = None
     proof: LogitsProof | None = None
     pushed: str | None = None
+
+
+class Verified(NamedTuple):
+    """What `verify` found: of the bytes, and of the logits where they were asked for.
+
+    It unpacks as `verification, proof = verify(...)`.
+    """
+
+    verification: Verification
+    proof: LogitsProof | None
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """What differs; empty where the output is as its source and recipe say."""
+        return self.verification.findings
+
+    @property
+    def ok(self) -> bool:
+        """Tell whether nothing differs."""
+        return not self.verification.findings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

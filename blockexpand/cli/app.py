@@ -11,13 +11,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..errors import BlockExpandError
+from ..errors import ArgumentError, BlockExpandError
 from .batch import make_batch_parser, run_batch_command
 from .console import StdoutClosedError, fail, open_closed_streams, print_result
 from .diff import make_diff_parser, run_diff
 from .expand import make_expand_parser, run_expand
 from .train_config import make_train_config_parser, run_train_config
 from .verify import make_verify_parser, run_verify
+
+# Arguments that are not called on the command line as in Python.
+_OPTIONS = {"verify_after": "--verify", "parallel": "--jobs", "jobs_file": "JOBS.yaml"}
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -36,6 +39,9 @@ def main(words: Sequence[str] | None = None) -> int:
         return status
     except StdoutClosedError:
         return 1
+    except ArgumentError as error:
+        name = _OPTIONS.get(error.argument, f"--{error.argument.replace('_', '-')}")
+        return fail(f"{name}: {error.reason}")
     except BlockExpandError as error:
         return fail(str(error))
     except KeyboardInterrupt as interrupt:

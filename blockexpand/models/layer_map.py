@@ -43,10 +43,10 @@ def map_position(layers: int, position: str | Sequence[int], new_layers: int | N
     if not isinstance(position, str):
         return _map_list(layers, position, new_layers)
     if new_layers is None:
-        raise RecipeError(f"position {position!r} needs a count: give --new-layers N")
+        raise RecipeError(f"position {position!r} needs the number of new layers too")
     if new_layers < 1:
         raise RecipeError(
-            f"--new-layers {new_layers}: expected at least 1; there is nothing to add otherwise"
+            f"{new_layers} new layers: expected at least 1; there is nothing to add otherwise"
         )
     _check_total(layers, new_layers)
     match position:
@@ -92,8 +92,8 @@ def _map_list(layers: int, clones: Sequence[int], new_layers: int | None) -> Lay
             )
     if new_layers is not None and new_layers != len(clones):
         raise RecipeError(
-            f"--new-layers {new_layers} contradicts a list of {len(clones)} layers to clone: "
-            "leave --new-layers out"
+            f"{new_layers} new layers contradict a list of {len(clones)} layers to clone: "
+            "leave the number out"
         )
     _check_total(layers, len(clones))
     count = Counter(clones)

@@ -177,13 +177,13 @@ extra: 1
 """)
     assert found == [
         "jobs.yaml:1: dtyp: unknown key; did you mean dtype?",
-        "4: new-layers: expected a number from 1, found '0'",
+        "4: new-layers: expected a whole number from 1, found 0",
         "5: out: unknown {modl} in '{modl}'; expected one of {model}, {layers}, {new-layers}, "
         "{position}, {dtype}",
         "6: jobs: expected an object, found '7'",
         "6: out is missing",
         "6: position end needs new-layers",
-        "8: new-layers: expected a number from 1, found 'x'",
+        "8: new-layers: expected a whole number from 1, found 'x'",
         "8: position: expected end, interleaved, start, or layers such as 7,15,23,31, found "
         "'middle'",
         "9: extra: unknown key; expected defaults, jobs or matrix",
@@ -224,11 +224,11 @@ JOB = "src: a, out: b, new-layers: 1"
         ('jobs: [{src: a, out: "b\\0", new-layers: 1}]', "out: expected a text"),
         ("jobs: [{src: a, out: 'b{', new-layers: 1}]", "out: expected a text"),
         ("jobs: [{src: a, out: 'b{}', new-layers: 1}]", "unknown {}"),
-        ("jobs: [{src: a, out: b, new-layers: 1.5}]", "new-layers: expected a number"),
-        ("jobs: [{src: a, out: b, new-layers: true}]", "new-layers: expected a number"),
-        ("jobs: [{src: a, out: b, new-layers: -1}]", "new-layers: expected a number"),
-        ("jobs: [{src: a, out: b, new-layers: 9999999}]", "new-layers: expected a number"),
-        ("jobs: [{src: a, out: b, new-layers: [1, 2]}]", "new-layers: expected a number"),
+        ("jobs: [{src: a, out: b, new-layers: 1.5}]", "new-layers: expected a whole number"),
+        ("jobs: [{src: a, out: b, new-layers: true}]", "new-layers: expected a whole number"),
+        ("jobs: [{src: a, out: b, new-layers: -1}]", "new-layers: expected a whole number"),
+        ("jobs: [{src: a, out: b, new-layers: 9999999}]", "new-layers: expected a whole number"),
+        ("jobs: [{src: a, out: b, new-layers: [1, 2]}]", "new-layers: expected a whole number"),
         ("jobs: [{src: a, out: b, position: []}]", "position: expected end"),
         ("jobs: [{src: a, out: b, position: [end]}]", "position: expected end"),
         (f"jobs: [{{{JOB}, dtype: int8}}]", "dtype: expected bfloat16, float16, float32 or source"),

@@ -269,13 +269,13 @@ def test_the_home_of_a_user_that_is_none_is_a_name_like_others(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--new-layers", "0"], "--new-layers 0: expected at least 1"),
-        (["--new-layers", "-3"], "--new-layers -3: expected at least 1"),
+        (["--new-layers", "0"], "--new-layers: expected a whole number from 1, found 0"),
+        (["--new-layers", "-3"], "--new-layers: expected a whole number from 1, found -3"),
         (["--new-layers", "1000000000"], "expected at most 10000 layers"),
         (["--new-layers", "9" * 4000], "expected at most 10000 layers"),
         (["--position", "2"], "position 2: the model has layers 0 to 1"),
         (["--position", "0,1,7"], "position 7: the model has layers 0 to 1"),
-        (["--position", "0,1", "--new-layers", "3"], "contradicts a list of 2"),
+        (["--position", "0,1", "--new-layers", "3"], "contradict a list of 2"),
         (["--new-layers", "1", "--max-shard-size", "0"], "expected something like 5GB"),
         (["--new-layers", "1", "--max-shard-size", "5GiB"], "expected something like 5GB"),
         (["--new-layers", "1", "--max-shard-size", "9" * 400 + "GB"], "expected something like"),

@@ -65,14 +65,14 @@ def test_interleaved_groups_are_as_even_as_can_be(layers: int, new_layers: int) 
 @pytest.mark.parametrize(
     ("position", "new_layers", "message"),
     [
-        ("end", 0, "--new-layers 0: expected at least 1"),
-        ("interleaved", -1, "--new-layers -1"),
-        ("end", None, "give --new-layers N"),
+        ("end", 0, "0 new layers: expected at least 1"),
+        ("interleaved", -1, "-1 new layers"),
+        ("end", None, "needs the number of new layers"),
         ("middle", 1, "position 'middle' is unknown"),
         ((4,), None, r"position 4: the model has layers 0 to 3 \(counted from 0\)"),
         ((-1,), None, "position -1"),
         ((), None, "the list of layers to clone is empty"),
-        ((1, 2), 3, "--new-layers 3 contradicts a list of 2"),
+        ((1, 2), 3, "3 new layers contradict a list of 2"),
     ],
 )
 def test_requests_without_sense_are_refused(

@@ -1,0 +1,154 @@
+"""The arguments that all callers give, checked in one place: Python, jobs files, command line.
+
+A check returns the value as the rest expects it and raises RecipeError, which says what was
+expected and what was found; who calls puts the argument's name before it, as it is spelt there.
+"""
+
+from __future__ import annotations
+
+import operator
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, get_args
+
+from ..errors import ArgumentError, RecipeError
+from ..messages import show
+from ..models.layer_map import POSITIONS
+from ..planning.recipe import parse_position, parse_size
+from ..progress import Progress
+
+Dtype = Literal["bfloat16", "float16", "float32", "source"]
+Reflink = Literal["auto", "always", "never"]
+Proof = Literal["tensors", "logits"]
+
+DTYPES: tuple[Dtype, ...] = get_args(Dtype)
+REFLINKS: tuple[Reflink, ...] = get_args(Reflink)
+PROOFS: tuple[Proof, ...] = get_args(Proof)
+
+_MOST_LISTED = 100_000
+
+
+def check_arguments(**values: object) -> None:
+    """Check arguments by their names in Python. Raises: ArgumentError for the first wrong one."""
+    for name, value in values.items():
+        try:
+            _CHECKS[name](value)
+        except RecipeError as error:
+            raise ArgumentError(name.removeprefix("optional_"), str(error)) from None
+
+
+def check_count(value: object) -> int:
+    """Return a whole number from 1."""
+    # A bool is a number to Python, but whoever gives one means something else.
+    if not isinstance(value, bool):
+        try:
+            count = operator.index(value)  # type: ignore[arg-type]  # numpy's integers too
+        except TypeError:
+            pass
+        else:
+            if count >= 1:
+                return count
+    raise _unexpected("a whole number from 1", value)
+
+
+def check_position(value: object) -> str | tuple[int, ...]:
+    """Return the name of a position, or the layers of a list or of a text with commas."""
+    expected = f"{', '.join(POSITIONS)}, or layers such as 7,15,23,31"
+    if isinstance(value, str):
+        position = parse_position(value)
+        if isinstance(position, tuple) or position in POSITIONS:
+            return position
+    elif isinstance(value, Sequence) and 0 < len(value) < _MOST_LISTED:
+        try:
+            layers = tuple(operator.index(layer) for layer in value)
+        except TypeError:
+            raise _unexpected(expected, value) from None
+        if not any(isinstance(layer, bool) for layer in value) and min(layers) >= 0:
+            return layers
+    raise _unexpected(expected, value)
+
+
+def check_choice(value: object, choices: Sequence[str]) -> str:
+    """Return one of some words."""
+    if isinstance(value, str) and value in choices:
+        return value
+    raise _unexpected(f"{', '.join(choices[:-1])} or {choices[-1]}", value)
+
+
+def check_size(value: object) -> int:
+    """Return bytes: of `5GB`, or of a whole number."""
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise _unexpected("a size such as 5GB", value)
+    nbytes = parse_size(value)
+    assert nbytes is not None
+    return nbytes
+
+
+def check_flag(value: object) -> bool:
+    """Return true or false; a text such as "no" is neither."""
+    if isinstance(value, bool):
+        return value
+    raise _unexpected("True or False", value)
+
+
+def _text(value: object) -> str:
+    if isinstance(value, str) and value and "\0" not in value:
+        return value
+    raise _unexpected("a text that is not empty", value)
+
+
+def _path(value: object) -> str:
+    path = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if isinstance(path, str) and path and "\0" not in path:
+        return path
+    raise _unexpected("a path or a name, as text or as a Path", value)
+
+
+def _executor(value: object) -> object:
+    if callable(getattr(value, "submit", None)):
+        return value
+    raise _unexpected("a concurrent.futures.Executor", value)
+
+
+def _progress(value: object) -> object:
+    if isinstance(value, Progress):
+        return value
+    raise _unexpected("a blockexpand.Progress", value)
+
+
+def _optional(check: Callable[[object], object]) -> Callable[[object], object]:
+    return lambda value: None if value is None else check(value)
+
+
+def _one_of(choices: Sequence[str]) -> Callable[[object], object]:
+    return lambda value: check_choice(value, choices)
+
+
+def _unexpected(expected: str, value: object) -> RecipeError:
+    if isinstance(value, str | int | float | bool | list | None):
+        return RecipeError(f"expected {expected}, found {_spell(value)}")
+    return RecipeError(f"expected {expected}, found {type(value).__name__}")
+
+
+def _spell(value: Any) -> str:
+    return repr(value) if value is None or isinstance(value, bool) else show(value)
+
+
+_FLAGS = ("hardlink", "stream", "overwrite", "check", "private", "logits", "fail_fast")
+
+_CHECKS: Mapping[str, Callable[[object], object]] = {
+    **dict.fromkeys(("src", "out", "base", "other", "recipe", "jobs_file"), _path),
+    **dict.fromkeys(_FLAGS, check_flag),
+    **dict.fromkeys(("revision", "token", "push_to_hub", "command"), _optional(_text)),
+    "optional_src": _optional(_path),
+    "cache_dir": _optional(_path),
+    "new_layers": _optional(check_count),
+    "position": check_position,
+    "dtype": _one_of(DTYPES),
+    "max_shard_size": _optional(check_size),
+    "reflink": _one_of(REFLINKS),
+    "verify_after": _optional(_one_of(PROOFS)),
+    "parallel": check_count,
+    "executor": _optional(_executor),
+    "progress": _progress,
+}
