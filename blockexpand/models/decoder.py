@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from ..errors import CheckpointError, UnsupportedModelError
@@ -34,6 +35,21 @@ class LayerTensor(NamedTuple):
 
     layer: int
     suffix: str
+
+
+def split_name(name: str, prefix: str) -> tuple[int, str] | None:
+    """Take `<prefix><layer>.<suffix>` apart, the only place that does; None for other names."""
+    if not name.startswith(prefix):
+        return None
+    number, _, suffix = name[len(prefix) :].partition(".")
+    layer = _parse_layer(number)
+    # Layers share their suffixes: one string for all of them.
+    return None if layer is None or not suffix else (layer, sys.intern(suffix))
+
+
+@lru_cache(maxsize=2 * MAX_LAYERS)
+def _parse_layer(number: str) -> int | None:
+    return int(number) if re.fullmatch(r"0|[1-9][0-9]{0,8}", number) else None
 
 
 def find_model_type(config: Mapping[str, Any]) -> str:
@@ -98,23 +114,18 @@ def place_layers(
     spellings = dict.fromkeys(prefixes)
     spellings |= dict.fromkeys(prefix.partition(".")[2] for prefix in prefixes)
     found: dict[str, dict[str, LayerTensor]] = {}
-    numbers: dict[str, int] = {}
     for prefix in spellings:
         placed = {}
         for name in tensors:
             if not name.startswith(prefix):
                 continue
-            number, _, suffix = name[len(prefix) :].partition(".")
-            layer = numbers.get(number)
-            if layer is None and re.fullmatch(r"0|[1-9][0-9]{0,8}", number):
-                layer = numbers[number] = int(number)
-            if layer is None or not suffix:
+            split = split_name(name, prefix)
+            if split is None:
                 raise CheckpointError(
                     f"tensor {name!r}: no layer number after {prefix!r}; "
                     f"expected e.g. '{prefix}0.<tensor>'"
                 )
-            # Layers share their suffixes: one string for all of them.
-            placed[name] = LayerTensor(layer, sys.intern(suffix))
+            placed[name] = LayerTensor(*split)
         if placed:
             found[prefix] = placed
     if not found:

@@ -15,6 +15,7 @@ from .._version import __version__
 from ..checkpoints.files import CARD_FILE, MANIFEST_FILE
 from ..checkpoints.sources import ModelRef
 from ..formats.safetensors import FLOAT_DTYPES
+from ..models.decoder import split_name
 from ..models.layer_map import LayerMap
 from .manifest import render_manifest
 from .origins import Convert, Copy, Fill, Zeros
@@ -290,11 +291,12 @@ def make_recipe(plan: Plan, model: str) -> dict[str, Any] | None:
     zeroed: dict[int, dict[str, bool]] = {}
     outside: list[str] = []
     for tensor in tensors:
-        number, _, suffix = tensor.name.removeprefix(plan.layer_prefix).partition(".")
-        if tensor.name.startswith(plan.layer_prefix) and number.isdecimal():
-            zeroed.setdefault(int(number), {})[suffix] = isinstance(tensor.origin, Zeros)
-        else:
+        split = split_name(tensor.name, plan.layer_prefix)
+        if split is None:
             outside.append(tensor.name)
+        else:
+            layer, suffix = split
+            zeroed.setdefault(layer, {})[suffix] = isinstance(tensor.origin, Zeros)
     slices: list[dict[str, Any]] = []
     for index, entry in enumerate(plan.layer_map):
         source: dict[str, Any] = {

@@ -67,6 +67,15 @@ class Scale:
 Origin = Copy | Zeros | Fill | Convert | Scale
 
 
+def source_of(origin: Origin) -> Extent | None:
+    """Return where the origin's bytes are in a source file; None for a constant."""
+    match origin:
+        case Copy(extent=extent) | Convert(extent=extent) | Scale(extent=extent):
+            return extent
+        case Zeros() | Fill():
+            return None
+
+
 class Part(NamedTuple):
     """An output tensor that has no place yet."""
 

@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from ..formats.safetensors import TensorSpec
+from ..models.decoder import split_name
 from .plan import Plan
 
 # An element of these is a number that the model computes with.
@@ -65,7 +66,8 @@ def count_tensors(
         count, nbytes = _count(spec)
         total += count
         packed += nbytes
-        if _layer(name, layer_prefix) in marked:
+        split = split_name(name, layer_prefix)
+        if split is not None and split[0] in marked:
             new += count
             new_packed += nbytes
     return Parameters(total=total, new=new, packed_nbytes=packed, new_packed_nbytes=new_packed)
@@ -104,10 +106,3 @@ def _count(spec: TensorSpec) -> tuple[int, int]:
     if spec.dtype in _COUNTED:
         return math.prod(spec.shape), 0
     return 0, spec.nbytes if spec.dtype in _PACKED else 0
-
-
-def _layer(name: str, prefix: str) -> int | None:
-    if not name.startswith(prefix):
-        return None
-    number = name[len(prefix) :].partition(".")[0]
-    return int(number) if number.isascii() and number.isdecimal() and len(number) < 10 else None

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from ..checkpoints.checkpoint import Shard
 from ..checkpoints.files import WEIGHTS_FILE
 from ..formats.safetensors import DTYPE_BITS, TensorSpec, render_header
-from .origins import Convert, Copy, Fill, Origin, Part, Scale, Zeros
+from .origins import Convert, Copy, Origin, Part, Scale, source_of
 
 # New blocks go into further shards of at most this size (the default of the Hub's own tools).
 NEW_SHARD_NBYTES = 5_000_000_000
@@ -115,9 +115,10 @@ def _split_block(block: Sequence[Part]) -> list[list[Part]]:
     file: str | None = None
     nbytes = 0
     for part in block:
-        source = None if isinstance(part.origin, Zeros | Fill) else part.origin.extent.file
-        elsewhere = source is not None and file is not None and source != file
-        if not pieces or elsewhere or nbytes + part.spec.nbytes > NEW_SHARD_NBYTES:
+        extent = source_of(part.origin)
+        source = None if extent is None else extent.file
+        has_moved = source is not None and file is not None and source != file
+        if not pieces or has_moved or nbytes + part.spec.nbytes > NEW_SHARD_NBYTES:
             pieces.append([])
             nbytes = 0
         file = source or file

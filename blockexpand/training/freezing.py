@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import TrainingError
 from ..messages import join
+from ..models.decoder import split_name
 from ..models.families import FAMILIES, MULTIMODAL
 from ..planning.manifest import Manifest, open_manifest
 
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
 _TRANSPARENT = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 
 _OUTER = re.compile(r"(?:(?:module|_forward_module)\.|base_model\.model\.)+")
-
-_LAYER = re.compile(r"(0|[1-9][0-9]{0,8})\.(.+)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,11 +89,10 @@ def place_parameters(names: Iterable[str], manifest: Manifest) -> tuple[PlacedPa
     found: dict[str, list[PlacedParameter]] = defaultdict(list)
     for name, path in paths.items():
         for prefix in prefixes:
-            match = _LAYER.fullmatch(path, len(prefix)) if path.startswith(prefix) else None
-            if match:
-                found[prefix].append(
-                    PlacedParameter(name=name, layer=int(match[1]), suffix=match[2])
-                )
+            split = split_name(path, prefix)
+            if split is not None:
+                layer, suffix = split
+                found[prefix].append(PlacedParameter(name=name, layer=layer, suffix=suffix))
                 break
     if len(found) != 1:
         what = f"layers under {join(found)}" if found else f"no layer under {join(prefixes)}"

@@ -18,6 +18,7 @@ from ..checkpoints.checkpoint import open_checkpoint
 from ..errors import TrainingError
 from ..fs.paths import expand_home
 from ..messages import join
+from ..models.decoder import split_name
 from ..models.families import MULTIMODAL
 from ..models.layer_map import has_equal_groups
 from ..planning.manifest import Manifest, open_manifest
@@ -308,9 +309,9 @@ def _inner_numbers(out: str, manifest: Manifest) -> set[int]:
     """Return the numbers that stand in tensor names behind the layer's own."""
     numbers: set[int] = set()
     for name in open_checkpoint(expand_home(out)).specs:
-        if name.startswith(manifest.layer_prefix):
-            inner = name.removeprefix(manifest.layer_prefix).split(".")[1:]
-            numbers.update(int(part) for part in inner if part.isdecimal())
+        split = split_name(name, manifest.layer_prefix)
+        if split is not None:
+            numbers.update(int(part) for part in split[1].split(".") if part.isdecimal())
     return numbers
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.files import MANIFEST_FILE
-from ..models.decoder import COUNT_FIELDS
+from ..models.decoder import COUNT_FIELDS, split_name
 from ..models.layer_map import LayerEntry
 from ..planning.manifest import Manifest, open_manifest
 
@@ -126,8 +126,8 @@ def _count_layers(
     if like is None:
         return None
     prefix = _find_prefix(checkpoint.specs, like.layer_prefix)
-    numbers = (re.match(rf"{re.escape(prefix)}(\d{{1,9}})\.", name) for name in checkpoint.specs)
-    return max((int(number[1]) + 1 for number in numbers if number), default=None)
+    splits = (split_name(name, prefix) for name in checkpoint.specs)
+    return max((split[0] + 1 for split in splits if split is not None), default=None)
 
 
 def _keys(checkpoint: Checkpoint, layers: _Layers, prefix: str, lead: str) -> dict[str, TensorKey]:
@@ -142,18 +142,18 @@ def _keys(checkpoint: Checkpoint, layers: _Layers, prefix: str, lead: str) -> di
         seen[entry] += 1
     keys = {}
     for name in checkpoint.specs:
-        match = re.compile(r"([0-9]{1,9})\.(.+)").fullmatch(name, len(prefix))
-        if match is None or not name.startswith(prefix):
+        split = split_name(name, prefix)
+        if split is None:
             bare = name.removeprefix(lead)
             keys[name] = TensorKey(name if bare in checkpoint.specs else bare)
             continue
-        layer = int(match[1])
+        layer, suffix = split
         if layer < len(entries):
-            keys[name] = TensorKey(match[2], entries[layer], copies[layer])
+            keys[name] = TensorKey(suffix, entries[layer], copies[layer])
         else:
             # Layers for multi-token prediction stand past the end and are renumbered with it.
             source = layer - len(entries) + layers.manifest.original_layers
-            keys[name] = TensorKey(match[2], LayerEntry(source=source))
+            keys[name] = TensorKey(suffix, LayerEntry(source=source))
     return keys
 
 
@@ -166,7 +166,7 @@ def _find_prefix(names: Iterable[str], stated: str) -> str:
     """Return the prefix of the layers in these names: the stated one, shorter, or longer."""
     present = list(names)
     for prefix in filter(None, (stated, stated.partition(".")[2])):
-        if any(re.match(rf"{re.escape(prefix)}\d+\.", name) for name in present):
+        if any(split_name(name, prefix) is not None for name in present):
             return prefix
     pattern = re.compile(rf"([a-z_]+\.{re.escape(stated)})\d+\.")
     longer = {match[1] for name in present if (match := pattern.match(name))}

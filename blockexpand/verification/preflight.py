@@ -19,9 +19,10 @@ from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.files import CONFIG_FILE
 from ..errors import ProofError
 from ..messages import one_line
+from ..models.decoder import split_name
 from ..models.families import FAMILIES
 from ..models.loading import quiet_transformers
-from ..planning.origins import Fill, Scale, Zeros
+from ..planning.origins import Fill, Scale, Zeros, source_of
 from ..planning.plan import Plan
 from ..planning.shards import PlannedTensor
 from .toy_config import Narrowing, apply_toy_fields, make_toy_fields
@@ -153,8 +154,8 @@ def _sources(checkpoint: Checkpoint, plan: Plan) -> dict[str, str]:
     for file in plan.files:
         for tensor in file.tensors:
             name: str | None
-            if not isinstance(tensor.origin, Zeros | Fill) and tensor.spec.nbytes:
-                extent = tensor.origin.extent
+            extent = source_of(tensor.origin)
+            if extent is not None and tensor.spec.nbytes:
                 name = by_place.get((extent.file, extent.offset))
             else:
                 name = _namesake(plan, tensor.name)
@@ -178,11 +179,7 @@ def _namesake(plan: Plan, name: str) -> str:
 
 def _split(plan: Plan, name: str) -> tuple[int | None, str]:
     """Return the layer of an output tensor, None if it is outside of the layers, and its suffix."""
-    if name.startswith(plan.layer_prefix):
-        number, _, suffix = name[len(plan.layer_prefix) :].partition(".")
-        if number.isdecimal():
-            return int(number), suffix
-    return None, name
+    return split_name(name, plan.layer_prefix) or (None, name)
 
 
 def _output_weights(

@@ -16,8 +16,8 @@ from ..fs.io import attempt, open_target, sync_file, sync_folder
 from ..fs.journal import Range, append_journal, count_nbytes, read_journal, remove_journal, subtract
 from ..fs.reading import FileStat, Reader
 from ..fs.sharing import share_range
-from ..planning.origins import Convert, Copy, Scale, Zeros
-from ..planning.segments import Segment, make_segments
+from ..planning.origins import Copy, Zeros, source_of
+from ..planning.segments import Literal, Segment, make_segments
 from ..planning.shards import PlannedFile
 from ..progress import Report
 from .chunks import ChunkMover
@@ -83,7 +83,7 @@ def write_file(
         if taking is None:
             report(file.nbytes - count_nbytes(left))
         else:
-            others = (s for s in segments if _source_of(s) not in (None, *taking))
+            others = (s for s in segments if _source_file(s) not in (None, *taking))
             left = subtract(left, [(segment.offset, segment.end) for segment in others])
         chunks = ChunkMover(segments, source, fd, target, journal, report)
         converted = chunks.move(left)
@@ -111,7 +111,7 @@ def find_sources_left(
     done = read_journal(journal) if is_begun else []
     left: set[str] = set()
     for segment in segments:
-        source = _source_of(segment)
+        source = _source_file(segment)
         if source is not None and subtract([(segment.offset, segment.end)], holes + done):
             left.add(source)
     return left
@@ -119,7 +119,7 @@ def find_sources_left(
 
 def count_taken(file: PlannedFile, source: str) -> int:
     """Return how many bytes of a planned shard come from a source file."""
-    return sum(s.nbytes for s in make_segments(file) if _source_of(s) == source)
+    return sum(s.nbytes for s in make_segments(file) if _source_file(s) == source)
 
 
 def count_unshared(file: PlannedFile, block_nbytes: int, *, shares: bool) -> int:
@@ -192,9 +192,6 @@ def _share(
     return shared
 
 
-def _source_of(segment: Segment) -> str | None:
-    match segment.origin:
-        case Copy(extent=extent) | Convert(extent=extent) | Scale(extent=extent):
-            return extent.file
-        case _:
-            return None
+def _source_file(segment: Segment) -> str | None:
+    extent = None if isinstance(segment.origin, Literal) else source_of(segment.origin)
+    return None if extent is None else extent.file

@@ -24,7 +24,7 @@ from ..fs.io import (
 )
 from ..fs.journal import remove_journal
 from ..fs.reading import FileStat, check_same
-from ..planning.origins import Fill, Zeros
+from ..planning.origins import source_of
 from ..planning.plan import Plan
 from ..planning.shards import PlannedFile
 from ..progress import Report
@@ -124,8 +124,8 @@ def do_task_apart(task: FileTask) -> Moved:
 def _sources_of(file: PlannedFile) -> set[str]:
     if file.identical_to is not None:
         return {file.identical_to}
-    origins = [tensor.origin for tensor in file.tensors]
-    return {origin.extent.file for origin in origins if not isinstance(origin, Zeros | Fill)}
+    extents = (source_of(tensor.origin) for tensor in file.tensors)
+    return {extent.file for extent in extents if extent is not None}
 
 
 def _ignore(nbytes: int) -> None:

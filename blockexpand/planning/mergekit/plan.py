@@ -25,7 +25,7 @@ from ...models.families.tensor_roles import is_silenced
 from ...models.layer_map import LayerEntry, LayerMap
 from ...models.surgery import Surgery, plan_rearrangement, plan_surgery
 from ..dtypes import MergeDtypes, name_main_dtype
-from ..origins import Fill, Origin, Zeros
+from ..origins import Origin, source_of
 from ..plan import Plan
 from ..recipe import Recipe
 from ..shards import Document, PlannedFile, plan_files, render_index
@@ -288,12 +288,8 @@ def _rearrange(base: SourceModel, taken: Sequence[_Taken]) -> tuple[LayerMap, Su
 
 
 def _used_files(files: Sequence[PlannedFile]) -> set[str]:
-    names = set()
-    for file in files:
-        for tensor in file.tensors:
-            if not isinstance(tensor.origin, Zeros | Fill):
-                names.add(tensor.origin.extent.file)
-    return names
+    extents = (source_of(tensor.origin) for file in files for tensor in file.tensors)
+    return {extent.file for extent in extents if extent is not None}
 
 
 def _fingerprint(
