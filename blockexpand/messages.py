@@ -26,6 +26,23 @@ def show(value: object) -> str:
     return show_text(str(value))
 
 
+def printable(text: str) -> str:
+    """Spell control characters out, so that a stranger's name stays on its line of a terminal."""
+    if text.isprintable():
+        return text
+    return "".join(
+        character
+        if character.isprintable()
+        else character.encode("unicode_escape", "backslashreplace").decode()
+        for character in text
+    )
+
+
+def join_lines(lines: Iterable[str]) -> str:
+    """Join lines that may hold a stranger's names, each of which stays one line."""
+    return "\n".join(map(printable, lines))
+
+
 def show_text(text: str) -> str:
     return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}…"
 

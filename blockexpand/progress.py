@@ -16,12 +16,13 @@ def _ignore(*_: object) -> None:
 class Progress:
     """`begin` is called with what begins and its bytes; `advance` with the bytes of each part.
 
-    `advance` is called from any thread. `is_shown` says that somebody watches: the Hub's client may
-    then draw its own bars on stderr.
+    `advance` and `tell` are called from any thread; `tell` with one line on what is waited for.
+    `is_shown` says that somebody watches: the Hub's client may then draw its own bars on stderr.
     """
 
     begin: Callable[[str, int], None] = _ignore
     advance: Report = _ignore
+    tell: Callable[[str], None] = _ignore
     is_shown: bool = False
 
 

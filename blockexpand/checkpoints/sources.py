@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError, HubError
 from ..fs.paths import expand_home
@@ -20,11 +20,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HubOptions:
-    """How the Hub is asked; as in `huggingface_hub`."""
+    """How the Hub is asked; as in `huggingface_hub`. `tell` hears what is waited for."""
 
     revision: str | None = None
     token: str | None = None
     cache_dir: Path | None = None
+    tell: Callable[[str], object] = SILENT.tell
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,14 +74,14 @@ def open_headers(src: str, options: HubOptions) -> OpenedSource:
         ref = hub.parse_repo_ref(src, options.revision)
     except HubError as error:
         raise CheckpointError(f"{src}: no such folder, and {error}") from None
-    snapshot = hub.open_snapshot(ref, token=options.token, cache_dir=options.cache_dir)
+    snapshot = hub.open_snapshot(ref, **_access(options))
     name = ModelRef(
         model=snapshot.repo_id,
         repo=snapshot.repo_id,
         revision=snapshot.revision,
         commit=snapshot.commit,
     )
-    headers = hub.fetch_headers(snapshot, token=options.token, cache_dir=options.cache_dir)
+    headers = hub.fetch_headers(snapshot, **_access(options))
     checkpoint = assemble_checkpoint(
         Path(snapshot.repo_id),
         headers.documents,
@@ -109,8 +110,7 @@ def fetch_weights(
     progress.begin("downloading", sum(shard.file.nbytes for shard in source.checkpoint.shards))
     root = hub.download_checkpoint(
         source.snapshot,
-        token=options.token,
-        cache_dir=options.cache_dir,
+        **_access(options),
         progress=progress.advance,
     )
     return open_checkpoint(root)
@@ -124,9 +124,7 @@ def fetch_side_files(source: OpenedSource, options: HubOptions) -> Checkpoint:
     from . import hub
 
     assert source.snapshot is not None
-    root = hub.download_side_files(
-        source.snapshot, token=options.token, cache_dir=options.cache_dir
-    )
+    root = hub.download_side_files(source.snapshot, **_access(options))
     side_files = tuple(
         replace(file, mtime_ns=(root / file.name).stat().st_mtime_ns)
         for file in source.checkpoint.side_files
@@ -148,12 +146,16 @@ def open_stream(source: OpenedSource, options: HubOptions) -> ShardStream:
             snapshot,
             names,
             folder,
-            token=options.token,
-            cache_dir=options.cache_dir,
+            **_access(options),
             ahead_nbytes=ahead_nbytes,
         )
 
     return ShardStream(commit=snapshot.commit, fetch=fetch)
+
+
+def _access(options: HubOptions) -> dict[str, Any]:
+    """Return what every function of the Hub takes of the options."""
+    return {"token": options.token, "cache_dir": options.cache_dir, "tell": options.tell}
 
 
 def _looks_like_path(src: str) -> bool:

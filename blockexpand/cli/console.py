@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..errors import OutputError
+from ..messages import join_lines, printable
 from .bars import Bars
 
 
@@ -48,16 +49,6 @@ def fail(message: str) -> int:
     return 1
 
 
-def printable(text: str, keep: str = "") -> str:
-    """Spell control characters out: names in a stranger's checkpoint reach the terminal."""
-    return "".join(
-        character
-        if character.isprintable() or character in keep
-        else character.encode("unicode_escape", "backslashreplace").decode()
-        for character in text
-    )
-
-
 def print_outcome(
     options: argparse.Namespace,
     as_json: Callable[..., dict[str, Any]],
@@ -69,7 +60,8 @@ def print_outcome(
 
         print_result(json.dumps(as_json(*values)))
     elif not options.quiet:
-        print_result(printable(describe(*values, verbose=options.verbose), keep="\n"))
+        text = describe(*values, verbose=options.verbose)
+        print_result(join_lines(text.split("\n")))
 
 
 def make_bars(options: argparse.Namespace) -> Bars:

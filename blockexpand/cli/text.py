@@ -9,7 +9,7 @@ from typing import Any
 from ..api.pipeline import Expansion
 from ..checkpoints.sources import ModelRef
 from ..fs.paths import existing_folder, expand_home
-from ..messages import and_more
+from ..messages import and_more, join_lines, printable
 from ..planning.card import describe_neutral, layer_runs
 from ..planning.plan import Plan
 from ..planning.segments import Tally, tally_file
@@ -47,7 +47,7 @@ def describe_plan(plan: Plan, name: ModelRef, out: Path, *, verbose: bool) -> st
     lines.append(f"total {format_size(plan.nbytes)}: {_parts(total)}")
     lines.append(f"free  {format_size(_free(out))} at {existing_folder(expand_home(out))}")
     lines += _remarks(plan.notes, plan.left_behind)
-    return "\n".join(lines)
+    return join_lines(lines)
 
 
 def plan_as_json(plan: Plan, name: ModelRef, out: Path) -> dict[str, Any]:
@@ -82,7 +82,7 @@ def describe_expansion(result: Expansion, *, verbose: bool) -> str:
     if result.pushed is not None:
         lines.append(f"uploaded: {result.pushed}")
     lines += _remarks(result.notes, plan.left_behind)
-    return "\n".join(lines)
+    return join_lines(lines)
 
 
 def expansion_as_json(result: Expansion) -> dict[str, Any]:
@@ -113,8 +113,8 @@ def describe_verification(
 ) -> str:
     """Return what was compared, or every difference."""
     if verification.findings:
-        return "\n".join(map(str, verification.findings))
-    return f"{out}: {_verified(verification, proof)}"
+        return join_lines(map(str, verification.findings))
+    return printable(f"{out}: {_verified(verification, proof)}")
 
 
 def verification_as_json(

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..api.batch import JobResult
 from ..api.batch_plan import Batch, PlannedJob
+from ..messages import join_lines
 from .text import expansion_as_json, format_size, plan_as_json
 
 
@@ -20,7 +21,7 @@ def describe_batch(batch: Batch, *, verbose: bool) -> str:
         )
     if verbose:
         lines += [f"{job.out}: {note}" for job in batch.jobs for note in job.plan.notes]
-    return "\n".join(lines)
+    return join_lines(lines)
 
 
 def batch_as_json(batch: Batch) -> dict[str, Any]:
@@ -53,7 +54,7 @@ def describe_results(results: Sequence[JobResult], *, verbose: bool) -> str:
                 lines.append(f"{result.planned.out}: uploaded: {result.expansion.pushed}")
             if verbose:
                 lines += [f"{result.planned.out}: {note}" for note in result.expansion.notes]
-    return "\n".join(lines)
+    return join_lines(lines)
 
 
 def results_as_json(results: Sequence[JobResult]) -> dict[str, Any]:

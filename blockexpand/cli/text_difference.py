@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from math import prod
 from typing import Any
 
+from ..messages import join_lines
 from ..verification.difference import Difference, Status, TensorDifference
 from .text import format_size
 
@@ -34,7 +35,7 @@ def describe_difference(difference: Difference, *, verbose: bool) -> str:
         )
     else:
         lines.append(f"all {len(originals)} original tensors are bit-identical")
-    return "\n".join(lines)
+    return join_lines(lines)
 
 
 def difference_as_json(difference: Difference) -> dict[str, Any]:
@@ -81,7 +82,9 @@ def _group(tensors: Iterable[TensorDifference]) -> list[str]:
     groups: dict[str, list[tuple[int, ...]]] = {}
     for tensor in tensors:
         pieces = re.split(r"(?<=\.)(\d+)(?=\.)", tensor.name)
-        groups.setdefault("{}".join(pieces[::2]), []).append(tuple(map(int, pieces[1::2])))
+        # A name may hold braces of its own.
+        between = [piece.replace("{", "{{").replace("}", "}}") for piece in pieces[::2]]
+        groups.setdefault("{}".join(between), []).append(tuple(map(int, pieces[1::2])))
     lines = []
     for pattern, numbers in groups.items():
         columns = [sorted(set(column)) for column in zip(*numbers, strict=True)]

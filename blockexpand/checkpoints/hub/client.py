@@ -56,11 +56,17 @@ def expand(cache_dir: Path | None) -> Path | None:
     return None if cache_dir is None else expand_home(cache_dir)
 
 
-def make_silent_bar(progress: Callable[[int], object] | None) -> type[Any]:
+class StoppedError(Exception):
+    """A download that is no longer wanted; what it has stays, to go on from."""
+
+
+def make_silent_bar(
+    progress: Callable[[int], object] | None, stopped: threading.Event | None = None
+) -> type[Any]:
     """Return a progress bar class that shows nothing and reports bytes to `progress`.
 
     A download has one bar for received bytes and, with Xet, another for written ones: what is
-    reported is the one that is further.
+    reported is the one that is further. Once `stopped` is set it ends the download that it counts.
     """
     from tqdm import tqdm
 
@@ -74,6 +80,8 @@ def make_silent_bar(progress: Callable[[int], object] | None) -> type[Any]:
             super().__init__(*args, **{**kwargs, "disable": True})
 
         def update(self, n: float | None = 1) -> bool | None:
+            if stopped is not None and stopped.is_set():
+                raise StoppedError
             if progress is not None and self._counts_bytes and n:
                 with lock:
                     before = max(counts.values(), default=0)

@@ -7,9 +7,9 @@ to the Hub's cache only, and raises HubError with one line, never a token in it.
 
 from __future__ import annotations
 
-import glob
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,7 +22,9 @@ from ...fs.paths import existing_folder
 from ...fs.sharing import count_held
 from ..checkpoint import parse_weight_map
 from ..files import INDEX_FILE, WEIGHTS_FILE
+from .answers import Tell, tell_nobody
 from .client import cache_folder, expand, find_cached, make_silent_bar
+from .digests import describe_digest, holds, is_whole
 from .failures import explaining
 from .files import RepoFile, RepoSnapshot, WantedFiles, wanted_files
 from .ranges import read_range
@@ -54,7 +56,11 @@ class HeaderSnapshot:
 
 
 def choose_files(
-    snapshot: RepoSnapshot, *, token: str | None = None, cache_dir: Path | None = None
+    snapshot: RepoSnapshot,
+    *,
+    token: str | None = None,
+    cache_dir: Path | None = None,
+    tell: Tell = tell_nobody,
 ) -> WantedFiles:
     """Read the index, if the repository needs one, and say which files are wanted."""
     names = frozenset(file.name for file in snapshot.files)
@@ -63,7 +69,7 @@ def choose_files(
         where += f" in the cache ({snapshot.cached}), as the Hub could not be asked"
     shards: frozenset[str] = frozenset()
     if WEIGHTS_FILE not in names and INDEX_FILE in names:
-        index = _fetch_document(snapshot, INDEX_FILE, token, cache_dir)
+        index = _fetch_document(snapshot, INDEX_FILE, token, cache_dir, tell)
         try:
             shards = frozenset(parse_weight_map(index).values())
         except CheckpointError as error:
@@ -77,35 +83,47 @@ def download_checkpoint(
     token: str | None = None,
     cache_dir: Path | None = None,
     progress: Callable[[int], object] | None = None,
+    tell: Tell = tell_nobody,
 ) -> Path:
     """Download what is needed and return the snapshot's folder in the Hub's cache.
 
     `progress` is called with numbers of bytes, from several threads; what the cache already holds
     is not counted.
     """
-    wanted = choose_files(snapshot, token=token, cache_dir=cache_dir)
+    wanted = choose_files(snapshot, token=token, cache_dir=cache_dir, tell=tell)
     names = (*wanted.documents, *wanted.shards, *wanted.side_files)
     _check_room(snapshot, names, cache_dir)
-    return _download(snapshot, names, token, cache_dir, progress)
+    return _download(snapshot, names, token, cache_dir, progress, tell)
 
 
 def download_side_files(
-    snapshot: RepoSnapshot, *, token: str | None = None, cache_dir: Path | None = None
+    snapshot: RepoSnapshot,
+    *,
+    token: str | None = None,
+    cache_dir: Path | None = None,
+    tell: Tell = tell_nobody,
 ) -> Path:
     """Download all that is needed but the shards; return the snapshot's folder in the cache."""
-    wanted = choose_files(snapshot, token=token, cache_dir=cache_dir)
-    return _download(snapshot, (*wanted.documents, *wanted.side_files), token, cache_dir, None)
+    wanted = choose_files(snapshot, token=token, cache_dir=cache_dir, tell=tell)
+    names = (*wanted.documents, *wanted.side_files)
+    return _download(snapshot, names, token, cache_dir, None, tell)
 
 
 def fetch_headers(
-    snapshot: RepoSnapshot, *, token: str | None = None, cache_dir: Path | None = None
+    snapshot: RepoSnapshot,
+    *,
+    token: str | None = None,
+    cache_dir: Path | None = None,
+    tell: Tell = tell_nobody,
 ) -> HeaderSnapshot:
     """Fetch the documents and the header of each shard, by range requests; no byte of a tensor."""
-    wanted = choose_files(snapshot, token=token, cache_dir=cache_dir)
-    documents = {n: _fetch_document(snapshot, n, token, cache_dir) for n in wanted.documents}
+    wanted = choose_files(snapshot, token=token, cache_dir=cache_dir, tell=tell)
+    documents = {
+        name: _fetch_document(snapshot, name, token, cache_dir, tell) for name in wanted.documents
+    }
 
     def fetch(name: str) -> ShardHeader:
-        return _fetch_header(snapshot, snapshot.file(name), token, cache_dir)
+        return _fetch_header(snapshot, snapshot.file(name), token, cache_dir, tell)
 
     with ThreadPoolExecutor(_CONNECTIONS) as pool:
         shards = tuple(pool.map(fetch, wanted.shards))
@@ -146,7 +164,7 @@ def _check_room(snapshot: RepoSnapshot, names: Collection[str], cache_dir: Path 
 
 
 def _fetch_document(
-    snapshot: RepoSnapshot, name: str, token: str | None, cache_dir: Path | None
+    snapshot: RepoSnapshot, name: str, token: str | None, cache_dir: Path | None, tell: Tell
 ) -> bytes:
     """Return a small file, from the cache if it is there; nothing is added to the cache."""
     file = snapshot.file(name)
@@ -156,13 +174,19 @@ def _fetch_document(
             f"{_LARGEST_DOCUMENT_NBYTES}"
         )
     cached = _find_whole(snapshot, file, cache_dir)
-    if cached is not None:
+    if cached is not None and is_whole(cached, file):
         return cached.read_bytes()
-    return _fetch(snapshot, file, b"", file.nbytes, token)
+    data = _fetch(snapshot, file, b"", file.nbytes, token, tell)
+    if not holds(data, file):
+        raise HubError(
+            f"{snapshot.repo_id}: {name} came with other bytes than the Hub lists "
+            f"({describe_digest(file)}); run the same command again"
+        )
+    return data
 
 
 def _fetch_header(
-    snapshot: RepoSnapshot, file: RepoFile, token: str | None, cache_dir: Path | None
+    snapshot: RepoSnapshot, file: RepoFile, token: str | None, cache_dir: Path | None, tell: Tell
 ) -> ShardHeader:
     """Return the start of a shard; where the announced length is none only its 8 bytes, which the
     parser of headers will judge."""
@@ -172,9 +196,9 @@ def _fetch_header(
             prefix = stream.read(8)
             header = prefix + stream.read(_header_nbytes(prefix, file.nbytes))
         return ShardHeader(name=file.name, nbytes=file.nbytes, header_bytes=header)
-    prefix = _fetch(snapshot, file, b"", min(8, file.nbytes), token)
+    prefix = _fetch(snapshot, file, b"", min(8, file.nbytes), token, tell)
     stop = len(prefix) + _header_nbytes(prefix, file.nbytes)
-    header = _fetch(snapshot, file, prefix, stop, token)
+    header = _fetch(snapshot, file, prefix, stop, token, tell)
     return ShardHeader(name=file.name, nbytes=file.nbytes, header_bytes=header)
 
 
@@ -188,12 +212,12 @@ def _find_whole(snapshot: RepoSnapshot, file: RepoFile, cache_dir: Path | None) 
 
 
 def _fetch(
-    snapshot: RepoSnapshot, file: RepoFile, begun: bytes, stop: int, token: str | None
+    snapshot: RepoSnapshot, file: RepoFile, begun: bytes, stop: int, token: str | None, tell: Tell
 ) -> bytes:
     """Return the first `stop` bytes of a file, of which the first ones are known."""
     buffer = bytearray(begun)
     where = (snapshot.repo_id, snapshot.commit, file.name, file.nbytes)
-    with explaining(snapshot.repo_id, revision=snapshot.revision, token=token):
+    with explaining(snapshot.repo_id, revision=snapshot.revision, token=token, tell=tell):
         read_range(*where, start=len(begun), stop=stop, sink=buffer.extend, token=token)
     return bytes(buffer)
 
@@ -209,34 +233,74 @@ def _download(
     token: str | None,
     cache_dir: Path | None,
     progress: Callable[[int], object] | None,
+    tell: Tell,
 ) -> Path:
-    from huggingface_hub import snapshot_download
-
+    """Bring files into the cache, each checked while others are still on their way."""
     if snapshot.cached is not None:
         return snapshot.cached
-    with explaining(snapshot.repo_id, revision=snapshot.revision, token=token):
-        folder = Path(
-            snapshot_download(
-                snapshot.repo_id,
-                revision=snapshot.commit,
-                allow_patterns=[glob.escape(name) for name in names],
-                token=token,
-                cache_dir=expand(cache_dir),
-                library_name="blockexpand",
-                library_version=__version__,
-                tqdm_class=make_silent_bar(progress),
-            )
-        )
-    for name in names:
-        path, nbytes = folder / name, snapshot.file(name).nbytes
-        if not path.is_file() or path.stat().st_size != nbytes:
-            found = f"has {path.stat().st_size} bytes" if path.is_file() else "is missing"
-            raise HubError(
-                f"{snapshot.repo_id}: {name} {found} in the cache; the Hub lists "
-                f"{nbytes} bytes: delete {path.resolve()} and run the same command again"
-            )
+    stopped = threading.Event()
+
+    def fetch(name: str) -> Path:
+        return _fetch_whole(snapshot, snapshot.file(name), token, cache_dir, progress, stopped)
+
+    with (
+        explaining(snapshot.repo_id, revision=snapshot.revision, token=token, tell=tell),
+        ThreadPoolExecutor(_CONNECTIONS) as pool,
+    ):
+        tasks = [pool.submit(fetch, name) for name in names]
+        try:
+            paths = [task.result() for task in tasks]
+        except BaseException as error:
+            # Shards in flight are not thrown away for another one's fault, but for a Ctrl-C.
+            if not isinstance(error, Exception):
+                stopped.set()
+            pool.shutdown(cancel_futures=True)
+            raise
+    depth = next(iter(names)).count("/")
+    folder = paths[0].parents[depth]
     _remember_revision(snapshot, folder)
     return folder
+
+
+def _fetch_whole(
+    snapshot: RepoSnapshot,
+    file: RepoFile,
+    token: str | None,
+    cache_dir: Path | None,
+    progress: Callable[[int], object] | None,
+    stopped: threading.Event,
+) -> Path:
+    """Return a file's path in the cache, once it holds what the Hub lists. Raises: HubError."""
+    from huggingface_hub import hf_hub_download
+
+    was_there = find_cached(snapshot.repo_id, file.name, snapshot.commit, cache_dir) is not None
+    path = Path(
+        hf_hub_download(
+            snapshot.repo_id,
+            file.name,
+            revision=snapshot.commit,
+            token=token,
+            cache_dir=expand(cache_dir),
+            library_name="blockexpand",
+            library_version=__version__,
+            tqdm_class=make_silent_bar(progress, stopped),
+        )
+    )
+    if is_whole(path, file, noted=True):
+        return path
+    nbytes = path.stat().st_size
+    if nbytes != file.nbytes:
+        what = f"has {nbytes} bytes in the cache; the Hub lists {file.nbytes} bytes"
+    else:
+        what = f"has other bytes in the cache than the Hub lists ({describe_digest(file)})"
+    if was_there:
+        advice = f"delete {path.resolve()} and run the same command again"
+    else:
+        # What came just now is nobody's yet.
+        path.resolve().unlink()
+        path.unlink(missing_ok=True)
+        advice = "it was deleted again: run the same command again"
+    raise HubError(f"{snapshot.repo_id}: {file.name} {what}: {advice}")
 
 
 def _remember_revision(snapshot: RepoSnapshot, folder: Path) -> None:

@@ -13,9 +13,8 @@ from typing import Any
 from urllib.parse import quote
 
 from ...errors import BlockExpandError, HubError
+from .answers import Tell, guarding_answers, tell_nobody
 from .client import http_library, request_headers
-
-RETRIED_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
 
 _HOME = "https://huggingface.co"
 
@@ -32,13 +31,17 @@ _SECRET_SHAPES = (
 
 
 @contextlib.contextmanager
-def explaining(repo_id: str, *, revision: str | None, token: str | None) -> Iterator[None]:
+def explaining(
+    repo_id: str, *, revision: str | None, token: str | None, tell: Tell = tell_nobody
+) -> Iterator[None]:
     """Raise whatever the client raises inside as a HubError of one line.
 
-    The original exception is not chained: its text, its request and its headers may hold a token.
+    `tell` hears what the Hub has the client wait for. The original exception is not chained: its
+    text, its request and its headers may hold a token.
     """
     try:
-        yield
+        with guarding_answers(tell):
+            yield
     except BlockExpandError:
         raise
     except Exception as error:

@@ -6,8 +6,8 @@ It opens no connection and reads no file.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...errors import HubError
@@ -28,11 +28,16 @@ class RepoRef:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RepoFile:
-    """A file of a repository; `sha256` is known for large files only."""
+    """A file of a repository. `sha256` is known for large files only, `blob_id` (git's) for others.
+
+    `xet_hash` names its bytes in the storage of the Hub, where the listing tells it.
+    """
 
     name: str
     nbytes: int
     sha256: str | None = None
+    blob_id: str | None = None
+    xet_hash: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,10 +49,14 @@ class RepoSnapshot:
     commit: str
     files: tuple[RepoFile, ...]
     cached: Path | None = None
+    _by_name: Mapping[str, RepoFile] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_by_name", {file.name: file for file in self.files})
 
     def file(self, name: str) -> RepoFile:
         """Return the file of this name."""
-        return next(file for file in self.files if file.name == name)
+        return self._by_name[name]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

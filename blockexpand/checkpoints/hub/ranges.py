@@ -12,8 +12,8 @@ from contextlib import closing
 from typing import Any
 
 from ...errors import HubError
+from .answers import RETRIED_STATUSES, parse_wait_s
 from .client import client_utils, http_library, request_headers
-from .failures import RETRIED_STATUSES
 
 # As `huggingface_hub` waits: 1, 2, 4, 8, 8 seconds, counted anew when bytes came.
 _MOST_FAILURES = 5
@@ -67,9 +67,8 @@ def read_range(
 
 
 def _wait_s(failures: int, asked: str | None) -> float:
-    if asked is not None and asked.isdecimal():
-        return float(asked)
-    return min(2.0 ** (failures - 1), _LONGEST_WAIT_S)
+    asked_s = parse_wait_s(asked)
+    return float(asked_s) if asked_s is not None else min(2.0 ** (failures - 1), _LONGEST_WAIT_S)
 
 
 def _open_range(

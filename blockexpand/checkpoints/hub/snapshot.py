@@ -14,26 +14,32 @@ from urllib.parse import quote
 from ..._version import __version__
 from ...errors import HubError
 from ..files import CONFIG_FILE
+from .answers import RETRIED_STATUSES, Tell, tell_nobody
 from .client import client_utils, find_cached, http_library, request_headers
-from .failures import RETRIED_STATUSES, explaining
+from .failures import explaining
 from .files import RepoFile, RepoRef, RepoSnapshot
+from .listing import check_files, make_repo_file, parse_siblings
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def open_snapshot(
-    ref: RepoRef, *, token: str | None = None, cache_dir: Path | None = None
+    ref: RepoRef,
+    *,
+    token: str | None = None,
+    cache_dir: Path | None = None,
+    tell: Tell = tell_nobody,
 ) -> RepoSnapshot:
     """Look up the commit of a revision and list its files.
 
     Where the Hub cannot be asked (HF_HUB_OFFLINE, no connection, an error of the Hub) the cached
-    snapshot of that revision is taken, as `huggingface_hub` does.
+    snapshot of that revision is taken, as `huggingface_hub` does. `tell` hears of waits.
     Raises: HubError where there is neither.
     """
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RevisionNotFoundError
 
     revision = ref.revision or "main"
-    with explaining(ref.repo_id, revision=revision, token=token):
+    with explaining(ref.repo_id, revision=revision, token=token, tell=tell):
         transport_errors: type[Exception] = http_library().TransportError
         try:
             found = _look_up(ref.repo_id, revision, token, retrying=False)
@@ -53,7 +59,7 @@ def open_snapshot(
             found = _look_up(ref.repo_id, revision, token, retrying=True)
         commit, files = _parse_answer(found, ref.repo_id)
         if files is None:
-            files = _list_tree(ref.repo_id, commit, token)
+            files = list_tree(ref.repo_id, commit, token)
     return RepoSnapshot(repo_id=ref.repo_id, revision=revision, commit=commit, files=files)
 
 
@@ -101,38 +107,44 @@ def _parse_answer(found: Any, repo_id: str) -> tuple[str, tuple[RepoFile, ...] |
         commit = found["sha"]
         if not _COMMIT.fullmatch(commit):
             raise ValueError
-        files = [
-            RepoFile(
-                name=str(item["rfilename"]),
-                nbytes=-1 if item.get("size") is None else int(item["size"]),
-                sha256=(item.get("lfs") or {}).get("sha256"),
-            )
-            for item in found.get("siblings") or ()
-        ]
+        return commit, parse_siblings(found.get("siblings"), repo_id)
     except (AttributeError, KeyError, TypeError, ValueError):
         raise HubError(
             f"{repo_id}: the answer of the Hub has no commit or no list of files; does HF_ENDPOINT "
             "name a Hub?"
         ) from None
-    known = bool(files) and all(file.nbytes >= 0 for file in files)
-    return commit, tuple(files) if known else None
 
 
-def _list_tree(repo_id: str, commit: str, token: str | None) -> tuple[RepoFile, ...]:
-    """List the files as `snapshot_download` does: mirrors of the Hub know no other way to sizes."""
+def list_tree(repo_id: str, commit: str, token: str | None) -> tuple[RepoFile, ...]:
+    """List the files as `snapshot_download` does: mirrors of the Hub know no other way to sizes.
+
+    Raises: HubError; the client's own errors as they are.
+    """
     from huggingface_hub import HfApi
     from huggingface_hub.hf_api import RepoFile as ListedFile
 
     api = HfApi(token=token, library_name="blockexpand", library_version=__version__)
-    return tuple(
-        RepoFile(
-            name=item.path,
-            nbytes=item.size,
-            sha256=None if item.lfs is None else item.lfs.sha256,
+    try:
+        return check_files(
+            (
+                make_repo_file(
+                    repo_id,
+                    name=item.path,
+                    nbytes=item.size,
+                    sha256=None if item.lfs is None else item.lfs.sha256,
+                    blob_id=None if item.lfs is not None else item.blob_id,
+                    xet_hash=item.xet_hash,
+                )
+                for item in api.list_repo_tree(repo_id, recursive=True, revision=commit)
+                if isinstance(item, ListedFile)
+            ),
+            repo_id,
         )
-        for item in api.list_repo_tree(repo_id, recursive=True, revision=commit)
-        if isinstance(item, ListedFile)
-    )
+    except (AttributeError, KeyError, TypeError) as error:
+        raise HubError(
+            f"{repo_id}: the Hub's list of files is none ({type(error).__name__}); does "
+            "HF_ENDPOINT name a Hub?"
+        ) from None
 
 
 def _open_cached(repo_id: str, revision: str, cache_dir: Path | None) -> RepoSnapshot | None:

@@ -7,7 +7,6 @@ lies where its own output is not yet written. It writes to the folder given to i
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,12 +14,12 @@ from itertools import zip_longest
 from pathlib import Path
 
 from ...errors import HubError
+from .answers import Tell, tell_nobody
 from .client import find_cached
+from .digests import describe_digest, is_whole
 from .failures import explaining
 from .files import RepoFile, RepoSnapshot
 from .ranges import read_range
-
-_BUFFER_NBYTES = 1 << 20
 
 
 def stream_shards(
@@ -32,6 +31,7 @@ def stream_shards(
     cache_dir: Path | None = None,
     ahead_nbytes: Mapping[str, int] | None = None,
     progress: Callable[[int], object] | None = None,
+    tell: Tell = tell_nobody,
 ) -> Generator[Path, None, None]:
     """Yield the path of each shard, `folder / name`, in this order; asking for the next deletes it.
 
@@ -49,7 +49,7 @@ def stream_shards(
     stopped = threading.Event()
 
     def fetch(file: RepoFile, limit: int) -> None:
-        _fetch(snapshot, file, folder, min(limit, file.nbytes), token, progress, stopped)
+        _fetch(snapshot, file, folder, min(limit, file.nbytes), token, progress, tell, stopped)
 
     for file in files:
         _take_what_is_there(snapshot, file, folder, cache_dir)
@@ -88,11 +88,11 @@ def _take_what_is_there(
 ) -> None:
     """Keep a shard of an earlier call if it is whole; else link to the one of the Hub's cache."""
     path = folder / file.name
-    if path.exists() and _is_whole(path, file):
+    if path.exists() and is_whole(path, file):
         return
     path.unlink(missing_ok=True)
     cached = find_cached(snapshot.repo_id, file.name, snapshot.commit, cache_dir)
-    if cached is not None and cached.stat().st_size == file.nbytes:
+    if cached is not None and is_whole(cached, file, noted=True):
         path.symlink_to(cached.resolve())
 
 
@@ -103,6 +103,7 @@ def _fetch(
     limit: int,
     token: str | None,
     progress: Callable[[int], object] | None,
+    tell: Tell,
     stopped: threading.Event,
 ) -> None:
     """Fetch a shard up to `limit` bytes, going on from what is there; name it when it is whole."""
@@ -110,7 +111,7 @@ def _fetch(
     if path.exists():
         return
     with (
-        explaining(snapshot.repo_id, revision=snapshot.revision, token=token),
+        explaining(snapshot.repo_id, revision=snapshot.revision, token=token, tell=tell),
         part.open("ab") as stream,
     ):
         if stream.tell() > file.nbytes:
@@ -125,23 +126,10 @@ def _fetch(
         read_range(*where, start=stream.tell(), stop=limit, sink=sink, token=token, stopped=stopped)
     if part.stat().st_size < file.nbytes:
         return
-    if not _is_whole(part, file):
+    if not is_whole(part, file):
         part.unlink()
         raise HubError(
-            f"{snapshot.repo_id}: {file.name}: what came has another sha256 than the Hub lists "
-            f"({file.sha256}); it was deleted: run the same command again"
+            f"{snapshot.repo_id}: {file.name}: what came has other bytes than the Hub lists "
+            f"({describe_digest(file)}); it was deleted: run the same command again"
         )
     part.rename(path)
-
-
-def _is_whole(path: Path, file: RepoFile) -> bool:
-    """Tell whether a file is what the Hub lists, by its length and, if known, its sha256."""
-    if path.stat().st_size != file.nbytes:
-        return False
-    if file.sha256 is None:
-        return True
-    digest, buffer = hashlib.sha256(), bytearray(_BUFFER_NBYTES)
-    with path.open("rb", buffering=0) as stream:
-        while count := stream.readinto(buffer):
-            digest.update(memoryview(buffer)[:count])
-    return digest.hexdigest() == file.sha256

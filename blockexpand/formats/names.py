@@ -1,0 +1,42 @@
+"""A file's name that comes from outside: accepted as it is, or refused with the reason. Text only.
+
+The one place that judges names: listings of the Hub and of folders, the index, a manifest. What is
+accepted joins to a folder and stays below it, on every system, and prints on one line.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+# What Linux file systems hold of one name, and well below what one path may have.
+_MOST_PART_NBYTES = 255
+_MOST_NBYTES = 2048
+
+_DRIVE = re.compile(r"[A-Za-z]:")
+
+
+def explain_bad_name(name: object) -> str | None:
+    """Return why this is no relative, `/`-separated name of a file; None where it is one."""
+    if type(name) is not str:
+        return "is no text"
+    if not name:
+        return "is empty"
+    try:
+        nbytes = len(name.encode("utf-8"))
+    except UnicodeEncodeError:
+        return "is not valid UTF-8"
+    if any(unicodedata.category(character) == "Cc" for character in name):
+        return "holds a control character"
+    if "\\" in name:
+        return "holds a backslash"
+    parts = name.split("/")
+    if not parts[0] or _DRIVE.match(name):
+        return "is absolute"
+    if "" in parts or "." in parts or ".." in parts:
+        return "has an empty part, '.' or '..'"
+    if nbytes > _MOST_NBYTES or any(
+        len(part.encode("utf-8")) > _MOST_PART_NBYTES for part in parts
+    ):
+        return f"is too long ({nbytes} bytes)"
+    return None
