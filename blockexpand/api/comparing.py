@@ -41,7 +41,7 @@ def verify(
         cache_dir=cache_dir,
         progress=progress,
     )
-    hub = make_hub_options(revision, token, cache_dir)
+    hub = make_hub_options(revision, token, cache_dir, progress)
     folder = expand_home(out)
     manifest = read_manifest(folder)
     stated = stated_models(manifest)
@@ -73,7 +73,7 @@ def diff(
         cache_dir=cache_dir,
         progress=progress,
     )
-    hub = make_hub_options(revision, token, cache_dir)
+    hub = make_hub_options(revision, token, cache_dir, progress)
     theirs = open_checkpoint(expand_home(other))
     mine, _ = open_source(str(base), hub, progress=progress)
     progress.begin("comparing", sum(spec.nbytes for spec in mine.specs.values()))

@@ -89,7 +89,7 @@ def expand(
     target = resolve_target(expand_home(out))
     recipe = make_recipe(target, new_layers, position, dtype, max_shard_size)
     options = WriteOptions(reflink=reflink, hardlink=hardlink, overwrite=overwrite)
-    hub = make_hub_options(revision, token, cache_dir)
+    hub = make_hub_options(revision, token, cache_dir, progress)
     clear_debris(target)
     check_target(target, overwrite=overwrite)
     if push_to_hub is not None:

@@ -78,7 +78,8 @@ def merge(
     )
     target = resolve_target(expand_home(out))
     options = WriteOptions(reflink=reflink, hardlink=hardlink, overwrite=overwrite)
-    request = _read_request(recipe, target, src, max_shard_size, revision, token, cache_dir)
+    hub = make_hub_options(revision, token, cache_dir, progress)
+    request = _read_request(recipe, target, src, max_shard_size, hub)
     clear_debris(target)
     check_target(target, overwrite=overwrite)
     if push_to_hub is not None:
@@ -127,7 +128,8 @@ def plan_merge(
         check=check,
     )
     target = resolve_target(expand_home(out))
-    request = _read_request(recipe, target, src, max_shard_size, revision, token, cache_dir)
+    hub = make_hub_options(revision, token, cache_dir)
+    request = _read_request(recipe, target, src, max_shard_size, hub)
     shown = _render_command(recipe, src, out, max_shard_size)
     opened = _open(request, shown, headers_only=True)
     return (_check(opened, recipe) if check else opened.plan), opened.name
@@ -159,15 +161,13 @@ def _read_request(
     target: Path,
     src: str | Path | None,
     max_shard_size: str | int | None,
-    revision: str | None,
-    token: str | None,
-    cache_dir: str | Path | None,
+    hub: HubOptions,
 ) -> _Request:
     source = None if src is None else str(src)
     return _Request(
         merge=read_recipe(recipe, source),
         src=source,
-        hub=make_hub_options(revision, token, cache_dir),
+        hub=hub,
         max_shard_nbytes=parse_size(max_shard_size),
         block_nbytes=file_system_block(existing_folder(target)),
     )

@@ -9,6 +9,7 @@ from ..checkpoints.sources import HubOptions
 from ..fs.paths import existing_folder
 from ..fs.sharing import file_system_block
 from ..planning.recipe import Recipe, parse_position, parse_size
+from ..progress import SILENT, Progress
 
 
 def make_recipe(
@@ -29,8 +30,14 @@ def make_recipe(
 
 
 def make_hub_options(
-    revision: str | None, token: str | None, cache_dir: str | Path | None
+    revision: str | None,
+    token: str | None,
+    cache_dir: str | Path | None,
+    progress: Progress = SILENT,
 ) -> HubOptions:
     return HubOptions(
-        revision=revision, token=token, cache_dir=Path(cache_dir) if cache_dir else None
+        revision=revision,
+        token=token,
+        cache_dir=Path(cache_dir) if cache_dir else None,
+        tell=progress.tell,
     )

@@ -66,4 +66,4 @@ def print_outcome(
 
 def make_bars(options: argparse.Namespace) -> Bars:
     shown = sys.stderr.isatty() and not (options.no_progress or options.quiet)
-    return Bars(shown=shown)
+    return Bars(shown=shown, quiet=options.quiet)

@@ -663,7 +663,7 @@ def test_main_prints_the_same_wherever_it_is_called_from(
     copy_tree(source, strange)
     done = run_process("--src", strange, "--out", tmp_path / "out", "--new-layers", 1)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "caf\\udce9 \n;'\"$x (mistral): 2 layers" in done.stdout
+    assert "caf\\udce9 \\n;'\"$x (mistral): 2 layers" in done.stdout
     done = run_process("verify", strange, tmp_path / "out")
     assert (done.returncode, done.stderr) == (0, "")
 

@@ -606,6 +606,7 @@ def hub_environment(hub: HubServer, home: Path, **more: str) -> dict[str, str]:
         "HF_HOME": str(home),
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_DISABLE_XET": "1",
+        "XDG_CACHE_HOME": str(home / "cache"),
         "NO_PROXY": "127.0.0.1,localhost",
         "no_proxy": "127.0.0.1,localhost",
         **more,
