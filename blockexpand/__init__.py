@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from .checkpoints.checkpoint import open_checkpoint as open_checkpoint
     from .checkpoints.sources import ModelRef as ModelRef
     from .planning.manifest import Manifest as Manifest
-    from .planning.manifest import open_manifest as open_manifest
     from .planning.parameters import Parameters as Parameters
     from .planning.parameters import count_parameters as count_parameters
     from .planning.plan import Plan as Plan
@@ -44,20 +43,21 @@ if TYPE_CHECKING:
     from .planning.recipe import Recipe as Recipe
     from .progress import Progress as Progress
     from .training.freezing import freeze_original_layers as freeze_original_layers
+    from .training.freezing import open_manifest as open_manifest
     from .training.settings import TrainerSettings as TrainerSettings
     from .training.settings import make_settings as make_settings
-    from .verification.comparison import Finding as Finding
     from .verification.difference import Difference as Difference
     from .verification.difference import TensorDifference as TensorDifference
+    from .verification.findings import Finding as Finding
+    from .verification.findings import Verification as Verification
     from .verification.logits import LogitsProof as LogitsProof
-    from .verification.output import Verification as Verification
     from .writing.shard import Moved as Moved
 
 _PLACES = {
     "Checkpoint": "checkpoints.checkpoint",
     "Difference": "verification.difference",
     "Expansion": "api.pipeline",
-    "Finding": "verification.comparison",
+    "Finding": "verification.findings",
     "JobResult": "api.batch",
     "LogitsProof": "verification.logits",
     "Manifest": "planning.manifest",
@@ -69,7 +69,7 @@ _PLACES = {
     "ModelRef": "checkpoints.sources",
     "TensorDifference": "verification.difference",
     "TrainerSettings": "training.settings",
-    "Verification": "verification.output",
+    "Verification": "verification.findings",
     "Verified": "api.pipeline",
     "count_parameters": "planning.parameters",
     "diff": "api.comparing",
@@ -80,7 +80,7 @@ _PLACES = {
     "make_settings": "training.settings",
     "merge": "api.merging",
     "open_checkpoint": "checkpoints.checkpoint",
-    "open_manifest": "planning.manifest",
+    "open_manifest": "training.freezing",
     "verify": "api.comparing",
 }
 

@@ -14,13 +14,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 
 from ..checkpoints.checkpoint import Checkpoint
-from ..checkpoints.files import CONFIG_FILE, INDEX_FILE, MANIFEST_FILE
+from ..checkpoints.files import CONFIG_FILE, INDEX_FILE, MANIFEST_FILE, read_manifest
 from ..checkpoints.sources import HubOptions, OpenedSource, open_headers
 from ..errors import BlockExpandError, OutputError, RecipeError
-from ..formats.json_object import parse_json_object
 from ..fs.paths import existing_folder, expand_home, overlaps
 from ..messages import show
 from ..planning.card import add_card
+from ..planning.manifest import compare_with_plan, parse_claims, parse_manifest
 from ..planning.plan import Plan, make_plan
 from ..planning.recipe import render_command
 from ..writing.space import count_missing, shares_blocks, would_share
@@ -177,10 +177,12 @@ def _base_name(src: str, source: OpenedSource) -> str:
 def _is_finished(plan: Plan, out: Path) -> bool:
     """Tell whether a folder is the output of this very plan, by its manifest, names and sizes."""
     with suppress(OSError, BlockExpandError):
-        manifest = parse_json_object((out / MANIFEST_FILE).read_bytes(), MANIFEST_FILE)
+        manifest = parse_manifest(*read_manifest(out))
+        # Not the fingerprint: another release may take it otherwise and make the same bytes.
         return (
-            manifest.get("fingerprint") == plan.fingerprint
+            not compare_with_plan(manifest, plan)[0]
             and not is_untidy(out)
+            and all(_begins_with(out / file.name, file.header) for file in plan.files)
             and all((out / file.name).stat().st_size == file.nbytes for file in plan.files)
             and all((out / file.name).stat().st_size == file.nbytes for file in plan.side_files)
             and all(
@@ -192,24 +194,26 @@ def _is_finished(plan: Plan, out: Path) -> bool:
     return False
 
 
+def _begins_with(path: Path, header: bytes) -> bool:
+    with path.open("rb") as stream:
+        return stream.read(len(header)) == header
+
+
 def _find_staleness(source: OpenedSource, out: Path) -> str | None:
     """Say why a finished output may not have the weights that its source has by now.
 
     The headers of two states of a model, or of two models of one shape, are the same, and so are
     their plans.
     """
-    path = out / MANIFEST_FILE
-    manifest = parse_json_object(path.read_bytes(), MANIFEST_FILE)
-    found = manifest.get("source")
-    stated = found if isinstance(found, dict) else {}
-    name, commit = source.name, stated.get("commit")
-    if commit is not None and name.commit is not None:
-        if commit == name.commit:
+    stated = parse_claims(parse_manifest(*read_manifest(out))).source
+    name = source.name
+    if stated.commit is not None and name.commit is not None:
+        if stated.commit == name.commit:
             return None  # the times are those of a download
-        return f"was made from commit {show(commit)} of {name.model}, which is at {name.commit}"
-    if PurePath(str(stated.get("model"))).name != PurePath(name.model).name:
-        return f"was made from {show(stated.get('model'))}, not from {name.model}"
-    made = path.stat().st_mtime_ns
+        return f"was made from commit {stated.commit} of {name.model}, which is at {name.commit}"
+    if PurePath(stated.model).name != PurePath(name.model).name:
+        return f"was made from {show(stated.model)}, not from {name.model}"
+    made = (out / MANIFEST_FILE).stat().st_mtime_ns
     for shard in source.checkpoint.shards:
         if shard.file.mtime_ns > made:
             return f"was made before {shard.file.name} of {name.model} was last changed"

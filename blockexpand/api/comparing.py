@@ -6,9 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..checkpoints.checkpoint import open_checkpoint
+from ..checkpoints.files import read_manifest
 from ..checkpoints.sources import open_source
 from ..fs.paths import expand_home
-from ..planning.manifest import read_manifest, stated_commit, stated_models
+from ..planning.manifest import parse_claims, parse_manifest
 from ..progress import SILENT, Progress
 from ..verification.difference import Difference, compare_checkpoints
 from .arguments import check_arguments
@@ -43,12 +44,13 @@ def verify(
     )
     hub = make_hub_options(revision, token, cache_dir, progress)
     folder = expand_home(out)
-    manifest = read_manifest(folder)
-    stated = stated_models(manifest)
-    commit = stated_commit(manifest, str(src)) if revision is None else None
-    own = replace(hub, revision=commit) if commit else hub
+    claims = parse_claims(parse_manifest(*read_manifest(folder)))
+    made = claims.source
+    # The branch may have moved since, if only by a word in its card.
+    moved = revision is None and made.repo == str(src) and made.revision == "main"
+    own = replace(hub, revision=made.commit) if moved else hub
     checkpoint, _ = open_source(str(src), own, progress=progress)
-    others = open_others(stated, hub, progress)
+    others = open_others(claims.models, hub, progress)
     return Verified(*prove_logits(checkpoint, folder, logits, progress, others))
 
 

@@ -16,9 +16,9 @@ from ..checkpoints.sources import (
 from ..errors import ProofError
 from ..planning.plan import Plan
 from ..progress import Progress
-from ..verification.comparison import Finding
+from ..verification.findings import Finding, Verification
 from ..verification.logits import LogitsProof, compare_logits
-from ..verification.output import Verification, verify_output
+from ..verification.output import verify_output
 from ..writing.shard import Moved
 from ..writing.writer import WriteOptions, write
 

@@ -18,7 +18,16 @@ from ..formats.json_object import JsonObject, parse_json_object
 from ..formats.safetensors import Header, TensorSpec, parse_header, parse_header_nbytes
 from ..fs.reading import FileStat
 from ..messages import and_more, show
-from .files import CARD_FILE, CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE, list_files, split_side_files
+from .files import (
+    CARD_FILE,
+    CONFIG_FILE,
+    INDEX_FILE,
+    MANIFEST_FILE,
+    MOST_MANIFEST_NBYTES,
+    WEIGHTS_FILE,
+    list_files,
+    split_side_files,
+)
 
 _MOST_FAULTS_SHOWN = 5
 
@@ -26,6 +35,9 @@ _MOST_FAULTS_SHOWN = 5
 _MOST_JSON_NBYTES = 1 << 28
 
 _MOST_CARD_NBYTES = 1 << 20
+
+# Of these the beginning is read: what is too long is refused where it is needed, if it is.
+_READ_AT_MOST = {CARD_FILE: _MOST_CARD_NBYTES, MANIFEST_FILE: MOST_MANIFEST_NBYTES + 1}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +51,10 @@ class Shard:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """A catalogue of a checkpoint folder; `specs` maps every tensor's name to what it is."""
+    """A catalogue of a checkpoint folder; `specs` maps every tensor's name to what it is.
+
+    `manifest` is its block_expansion.json as it stands there, if it is an expansion itself.
+    """
 
     root: Path
     config: JsonObject
@@ -49,6 +64,7 @@ class Checkpoint:
     side_files: tuple[FileStat, ...]
     left_behind: tuple[str, ...]
     card: bytes | None = None
+    manifest: bytes | None = None
 
 
 def open_checkpoint(root: Path) -> Checkpoint:
@@ -66,7 +82,7 @@ def open_checkpoint(root: Path) -> Checkpoint:
     names = list_files(root)
     documents = {
         name: _read_document(root / name)
-        for name in (CONFIG_FILE, CARD_FILE, INDEX_FILE)
+        for name in (CONFIG_FILE, CARD_FILE, INDEX_FILE, MANIFEST_FILE)
         if name in names
     }
     weight_map = None
@@ -136,6 +152,7 @@ def assemble_checkpoint(
         side_files=side_files,
         left_behind=left_behind,
         card=documents.get(CARD_FILE),
+        manifest=documents.get(MANIFEST_FILE),
     )
 
 
@@ -178,8 +195,8 @@ def summarize_faults(faults: Sequence[str]) -> str:
 
 def _read_document(path: Path) -> bytes:
     with path.open("rb") as stream:
-        if path.name == CARD_FILE:
-            return stream.read(_MOST_CARD_NBYTES)
+        if path.name in _READ_AT_MOST:
+            return stream.read(_READ_AT_MOST[path.name])
         nbytes = os.fstat(stream.fileno()).st_size
         if nbytes > _MOST_JSON_NBYTES:
             raise CheckpointError(

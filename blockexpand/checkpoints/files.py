@@ -22,6 +22,9 @@ CARD_FILE = "README.md"
 
 MANIFEST_FILE = "block_expansion.json"
 
+# One of 10,000 layers and a recipe of a MiB has half of it; parsed, JSON takes 40 times its size.
+MOST_MANIFEST_NBYTES = 4_000_000
+
 # Written anew for the output, never copied.
 REWRITTEN_FILES = frozenset({WEIGHTS_FILE, INDEX_FILE, CONFIG_FILE, CARD_FILE, MANIFEST_FILE})
 
@@ -87,6 +90,24 @@ def split_side_files(
             continue
         (left if is_foreign_weights(name) else side).append(name)
     return tuple(sorted(side)), tuple(sorted(left))
+
+
+def read_manifest(folder_or_file: Path) -> tuple[bytes, str]:
+    """Return an expansion's block_expansion.json, and what messages call it; the file itself too.
+
+    Raises: CheckpointError where there is none.
+    """
+    path = folder_or_file
+    file = path / MANIFEST_FILE if path.is_dir() else path
+    if not file.is_file():
+        what = f"no {MANIFEST_FILE} in it" if path.is_dir() else "no such file or folder"
+        raise CheckpointError(
+            f"{path}: {what}; expected a folder that blockexpand made. Trainers do not copy "
+            f"{MANIFEST_FILE} to what they save: copy it, or give the expansion's own folder"
+        )
+    with file.open("rb") as stream:
+        # One byte more tells that it is too large, which its parser says.
+        return stream.read(MOST_MANIFEST_NBYTES + 1), str(file)
 
 
 def list_files(root: Path) -> frozenset[str]:

@@ -13,8 +13,8 @@ from ..messages import and_more, join_lines, printable
 from ..planning.card import describe_neutral, layer_runs
 from ..planning.plan import Plan
 from ..planning.segments import Tally, tally_file
+from ..verification.findings import Verification
 from ..verification.logits import LogitsProof
-from ..verification.output import Verification
 from ..writing.shard import Moved
 
 

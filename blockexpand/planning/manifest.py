@@ -1,6 +1,7 @@
-"""block_expansion.json: written from a plan, and read back with every field checked.
+"""block_expansion.json ⇄ values: the one place that writes it and the one that reads it.
 
-It opens no weights, and knows neither trainers nor models.
+It opens no file. A manifest may be a stranger's, so every field is checked before it is used, and
+all faults read alike: file, field, what was expected, what was found, what to do.
 """
 
 from __future__ import annotations
@@ -9,22 +10,32 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NoReturn, TypeGuard
 
 from .._version import __version__
-from ..checkpoints.files import MANIFEST_FILE
+from ..checkpoints.files import MANIFEST_FILE, MOST_MANIFEST_NBYTES
 from ..checkpoints.sources import ModelRef
 from ..errors import CheckpointError
-from ..formats.json_object import JsonObject, parse_json_object
-from ..fs.paths import expand_home
+from ..formats.json_object import parse_json_object
 from ..messages import show
-from ..models.layer_map import LayerEntry, LayerMap
+from ..models.layer_map import MAX_LAYERS, LayerEntry, LayerMap
 from .plan import Plan
 from .recipe import Recipe
 
-_MOST_LAYERS = 100_000
+SCHEMA_VERSION = 2
+"""What this release writes. It reads older ones too: 1 has no `schema_version`."""
+
 _BLOCKS = tuple(1 << power for power in range(12, 17))
+
+_MOST_TEXT_CHARACTERS = 1 << 16
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+# Fields that say how an output came about, and none that says what it is: another release, or
+# another spelling of the command, makes the same model.
+_HISTORY = frozenset(
+    {"schema_version", "blockexpand", "source", "command", "fingerprint", "models"}
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,14 +43,17 @@ class Manifest:
     """The layers of an expansion: a tensor is named `layer_prefix`, its layer, a dot, a suffix.
 
     `neutral` maps the suffixes that were set to a constant in the new layers to that constant.
+    `content` is all that the file says, of which only the other fields have been checked.
     """
 
     file: str
+    schema_version: int
     model_type: str | None
     original_layers: int
     layer_map: LayerMap
     layer_prefix: str
     neutral: Mapping[str, float]
+    content: Mapping[str, Any]
 
     @property
     def new_layers(self) -> tuple[int, ...]:
@@ -47,38 +61,56 @@ class Manifest:
         return tuple(index for index, entry in enumerate(self.layer_map) if entry.is_new)
 
 
-def open_manifest(path_or_manifest: str | Path | Mapping[str, Any]) -> Manifest:
-    """Read an expansion's folder, its block_expansion.json, or that file's parsed content.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claims:
+    """What a manifest says of how its output was made. Nothing of it is known to be true.
 
-    Raises: CheckpointError.
+    `recipe_text` is a mergekit recipe, `models` the further models that it takes from, by the
+    names that it gives them; one that is the source under another name is in `aliases`.
     """
-    if isinstance(path_or_manifest, Mapping):
-        return parse_manifest(path_or_manifest, MANIFEST_FILE)
-    path = expand_home(path_or_manifest)
-    file = path / MANIFEST_FILE if path.is_dir() else path
-    if not file.is_file():
-        what = f"no {MANIFEST_FILE} in it" if path.is_dir() else "no such file or folder"
+
+    recipe: Recipe
+    source: ModelRef
+    command: str
+    version: str
+    fingerprint: str
+    recipe_text: str | None
+    models: Mapping[str, ModelRef]
+    aliases: frozenset[str]
+
+
+def parse_manifest(data: bytes | Mapping[str, Any], file: str = MANIFEST_FILE) -> Manifest:
+    """Read a manifest and check the fields that speak of layers.
+
+    Raises: CheckpointError naming the first bad field, or a schema that this release does not know.
+    """
+    if isinstance(data, bytes):
+        if len(data) > MOST_MANIFEST_NBYTES:
+            raise CheckpointError(
+                f"{file}: expected at most {MOST_MANIFEST_NBYTES} bytes, found more"
+            )
+        data = parse_json_object(data, file)
+    content = data
+    version = content.get("schema_version", 1)
+    if type(version) is not int or version < 1:
+        _refuse(file, "schema_version", "a whole number from 1 on", version)
+    if version > SCHEMA_VERSION:
         raise CheckpointError(
-            f"{path}: {what}; expected a folder that blockexpand made. Trainers do not copy "
-            f"{MANIFEST_FILE} to what they save: copy it, or give the expansion's own folder"
+            f"{file}: schema_version {show(version)}: this release knows {SCHEMA_VERSION} and "
+            "older; install a newer blockexpand"
         )
-    return parse_manifest(parse_json_object(file.read_bytes(), str(file)), str(file))
-
-
-def parse_manifest(content: Mapping[str, Any], file: str) -> Manifest:
-    """Check the fields that speak of layers. Raises: CheckpointError naming the first bad one."""
     original = content.get("original_layers")
-    if type(original) is not int or not 0 < original < _MOST_LAYERS:
+    if type(original) is not int or not 0 < original <= MAX_LAYERS:
         _refuse(file, "original_layers", "the number of layers of the source", original)
     sources = content.get("layer_map")
     # Of several source models any may be deeper than the first, whose depth is stated.
     models = content.get("layer_models")
-    most = _MOST_LAYERS if models else original
-    if not _is_list_below(sources, most) or not 0 < len(sources) < _MOST_LAYERS:
+    most = MAX_LAYERS if models else original
+    if not _is_list_below(sources, most) or not 0 < len(sources) <= MAX_LAYERS:
         _refuse(file, "layer_map", f"a list of layers from 0 to {most - 1}", sources)
     if models is None:
         models = [0] * len(sources)
-    if not _is_list_below(models, _MOST_LAYERS) or len(models) != len(sources):
+    if not _is_list_below(models, MAX_LAYERS) or len(models) != len(sources):
         _refuse(file, "layer_models", f"a list of {len(sources)} numbers of models", models)
     if content.get("layers") != len(sources):
         _refuse(file, "layers", f"{len(sources)}, the length of 'layer_map'", content.get("layers"))
@@ -102,6 +134,7 @@ def parse_manifest(content: Mapping[str, Any], file: str) -> Manifest:
     marked = set(new)
     return Manifest(
         file=file,
+        schema_version=version,
         model_type=model_type if isinstance(model_type, str) else None,
         original_layers=original,
         layer_map=tuple(
@@ -110,21 +143,79 @@ def parse_manifest(content: Mapping[str, Any], file: str) -> Manifest:
         ),
         layer_prefix=prefix,
         neutral={suffix: 0.0 for suffix in zeroed} | {k: float(v) for k, v in constants.items()},
+        content=content,
     )
 
 
-def stated_commit(content: Mapping[str, Any], repo: str) -> str | None:
-    """Return the commit of `repo` that an expansion was made of, where main was asked for.
+def parse_claims(manifest: Manifest) -> Claims:
+    """Read what an output needs to be planned again, and where it says that it came from.
 
-    The branch may have moved since, if only by a word in its card.
+    Raises: CheckpointError naming the first bad field.
     """
-    source = content.get("source")
-    if not isinstance(source, Mapping) or source.get("repo") != repo:
-        return None
-    commit = source.get("commit")
-    if source.get("revision") != "main" or not isinstance(commit, str):
-        return None
-    return commit if re.fullmatch(r"[0-9a-f]{40}", commit) else None
+    file, content = manifest.file, manifest.content
+    stated = content.get("models", {})
+    if not isinstance(stated, Mapping):
+        _refuse(file, "models", "an object of model to where it came from", stated)
+    aliases = {name for name, fields in stated.items() if fields == {"same_as_source": True}}
+    text = content.get("recipe")
+    if text is not None and not isinstance(text, str):
+        _refuse(file, "recipe", "a mergekit recipe as text", text)
+    return Claims(
+        recipe=_parse_recipe(file, content, len(manifest.new_layers)),
+        source=_parse_source(file, "source", content.get("source")),
+        command=_parse_text(file, "command", content.get("command")),
+        version=_parse_text(file, "blockexpand", content.get("blockexpand")),
+        fingerprint=_parse_text(file, "fingerprint", content.get("fingerprint")),
+        recipe_text=text,
+        models={
+            name: _parse_source(file, f"models.{show(name)}", fields)
+            for name, fields in stated.items()
+            if name not in aliases
+        },
+        aliases=frozenset(aliases),
+    )
+
+
+def _parse_recipe(file: str, content: Mapping[str, Any], new_layers: int) -> Recipe:
+    position = content.get("position")
+    if not isinstance(position, str) or len(position) > _MOST_TEXT_CHARACTERS:
+        _refuse(file, "position", "a position's name, or layers such as 7,15", position)
+    numbers = position.split(",")
+    is_list = all(re.fullmatch(r"[0-9]{1,9}", number) for number in numbers)
+    nbytes, block = content.get("max_shard_nbytes"), content.get("block_nbytes")
+    if nbytes is not None and (type(nbytes) is not int or not 0 < nbytes < 1 << 62):
+        _refuse(file, "max_shard_nbytes", "a size in bytes, or null", nbytes)
+    # The block is padding of headers: a stranger's number may not fill the memory.
+    if type(block) is not int or block not in _BLOCKS:
+        _refuse(file, "block_nbytes", f"one of {', '.join(map(str, _BLOCKS))}", block)
+    return Recipe(
+        new_layers=new_layers,
+        position=tuple(map(int, numbers)) if is_list else position,
+        dtype=_parse_text(file, "dtype", content.get("dtype")),
+        max_shard_nbytes=nbytes,
+        block_nbytes=block,
+    )
+
+
+def _parse_source(file: str, field: str, fields: object) -> ModelRef:
+    if not isinstance(fields, Mapping):
+        _refuse(file, field, "an object with the name of a model", fields)
+    commit = fields.get("commit")
+    if commit is not None and not (isinstance(commit, str) and _COMMIT.fullmatch(commit)):
+        _refuse(file, f"{field}.commit", "a commit of 40 hexadecimal digits", commit)
+    repo, revision = fields.get("repo"), fields.get("revision")
+    return ModelRef(
+        model=_parse_text(file, f"{field}.model", fields.get("model")),
+        repo=None if repo is None else _parse_text(file, f"{field}.repo", repo),
+        revision=None if revision is None else _parse_text(file, f"{field}.revision", revision),
+        commit=commit,
+    )
+
+
+def _parse_text(file: str, field: str, value: object) -> str:
+    if not isinstance(value, str) or len(value) > _MOST_TEXT_CHARACTERS:
+        _refuse(file, field, f"a text of at most {_MOST_TEXT_CHARACTERS} characters", value)
+    return value
 
 
 def _is_list_below(value: Any, end: int) -> TypeGuard[list[int]]:
@@ -132,96 +223,19 @@ def _is_list_below(value: Any, end: int) -> TypeGuard[list[int]]:
 
 
 def _refuse(file: str, field: str, expected: str, found: object) -> NoReturn:
-    shown = repr(found)
-    shown = shown if len(shown) <= 80 else f"{shown[:77]}..."
     raise CheckpointError(
-        f"{file}: field {field!r}: expected {expected}, found {shown}; make the expansion "
-        f"again, or fetch its {MANIFEST_FILE} again"
+        f"{file}: field {field!r}: expected {expected}, found {show(found)}; fetch the file "
+        "again from where the output came from"
     )
-
-
-def read_manifest(out: Path) -> JsonObject:
-    """Return an output's block_expansion.json. Raises: CheckpointError."""
-    path = out / MANIFEST_FILE
-    if not path.is_file():
-        what = "no such folder" if not out.is_dir() else f"no {MANIFEST_FILE} in it"
-        raise CheckpointError(f"{out}: {what}; expected a folder that blockexpand made")
-    return parse_json_object(path.read_bytes(), str(path))
-
-
-def stated_models(manifest: JsonObject) -> dict[str, ModelRef]:
-    """Return the further models of an output's recipe by the names that it gives them.
-
-    Raises: CheckpointError where the manifest is damaged.
-    """
-    try:
-        return {
-            str(name): _stated_source(fields) for name, fields in manifest.get("models", {}).items()
-        }
-    except _DAMAGES as error:
-        raise _damaged(error) from None
-
-
-_DAMAGES = (KeyError, TypeError, ValueError, AttributeError)
-
-
-def _damaged(error: Exception) -> CheckpointError:
-    return CheckpointError(
-        f"{MANIFEST_FILE}: the recipe is incomplete or damaged ({type(error).__name__} {error}); "
-        "make the output again"
-    )
-
-
-def _stated_source(fields: Mapping[str, Any]) -> ModelRef:
-    return ModelRef(
-        model=str(fields["model"]),
-        repo=_text(fields.get("repo")),
-        revision=_text(fields.get("revision")),
-        commit=_text(fields.get("commit")),
-    )
-
-
-def stated_recipe(manifest: JsonObject) -> tuple[Recipe, ModelRef, str]:
-    try:
-        position = manifest["position"]
-        numbers = position.split(",")
-        is_list = all(number.isdecimal() for number in numbers)
-        recipe = Recipe(
-            new_layers=len(manifest["new_layers"]),
-            position=tuple(map(int, numbers)) if is_list else position,
-            dtype=str(manifest["dtype"]),
-            max_shard_nbytes=_whole_number(manifest["max_shard_nbytes"]),
-            block_nbytes=_block_nbytes(manifest["block_nbytes"]),
-        )
-        return recipe, _stated_source(manifest["source"]), str(manifest["command"])
-    except _DAMAGES as error:
-        raise _damaged(error) from None
-
-
-def _whole_number(value: object) -> int | None:
-    if value is None or (type(value) is int and 0 < value < 1 << 62):
-        return value
-    raise ValueError(f"{show(value)} is no size")
-
-
-def _block_nbytes(value: object) -> int:
-    # The block is padding of headers: a stranger's number may not fill the memory.
-    if type(value) is int and value in _BLOCKS:
-        return value
-    raise ValueError(f"{show(value)} is no size of a block")
-
-
-def _text(value: object) -> str | None:
-    if value is None or type(value) is str:
-        return value
-    raise ValueError(f"{show(value)} is no text")
 
 
 def render_manifest(
     plan: Plan, source: ModelRef, command: str, others: Mapping[str, ModelRef]
 ) -> bytes:
+    """Return the manifest of a plan; `others` are the further models of its recipe."""
     recipe = plan.recipe
     manifest = {
+        "schema_version": SCHEMA_VERSION,
         "blockexpand": __version__,
         "source": _name_fields(source, model_type=plan.model_type),
         "original_layers": plan.original_layers,
@@ -243,7 +257,11 @@ def render_manifest(
     if plan.recipe_text is not None:
         manifest["keeps_function"] = plan.keeps_function
         manifest["recipe"] = plan.recipe_text
-        manifest["models"] = {name: _name_fields(other) for name, other in others.items()}
+        # The source is the first of a recipe's models; it may have further names.
+        manifest["models"] = {
+            name: _name_fields(others[name]) if name in others else {"same_as_source": True}
+            for name in plan.models[1:]
+        }
         if others:
             manifest["layer_models"] = [entry.model for entry in plan.layer_map]
     return (json.dumps(manifest, indent=2) + "\n").encode()
@@ -252,3 +270,34 @@ def render_manifest(
 def _name_fields(source: ModelRef, **more: str) -> dict[str, str]:
     known = {"repo": source.repo, "revision": source.revision, "commit": source.commit}
     return {"model": source.model} | more | {k: v for k, v in known.items() if v is not None}
+
+
+def compare_with_plan(manifest: Manifest, plan: Plan) -> tuple[list[str], list[str]]:
+    """Return in what a manifest misstates a plan, and which of its fields nothing is known of.
+
+    Fields that only say how an output came about (`claims`) are not compared.
+    """
+    planned = json.loads(render_manifest(plan, ModelRef(model=""), "", {}))
+    stated = {k: v for k, v in manifest.content.items() if k not in _HISTORY}
+    # Its order is that of the source's tensors, of which a constant's place is no part.
+    planned["zeroed"], zeroed = sorted(planned["zeroed"]), stated.get("zeroed")
+    if isinstance(zeroed, list):
+        stated["zeroed"] = sorted(zeroed)
+    if any(entry.model for entry in plan.layer_map):
+        planned["layer_models"] = [entry.model for entry in plan.layer_map]
+    elif stated.get("layer_models") == [0] * len(plan.layer_map):
+        del stated["layer_models"]
+    faults = [
+        f"field {field!r}: expected {_show_json(value)}, found {_show_json(stated[field])}"
+        if field in stated
+        else f"field {field!r} is missing"
+        for field, value in planned.items()
+        if field not in _HISTORY and (field not in stated or stated[field] != value)
+    ]
+    return faults, [field for field in stated if field not in planned]
+
+
+def _show_json(value: object) -> str:
+    """Spell a value as JSON, of limited length."""
+    text = json.dumps(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

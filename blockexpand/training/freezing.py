@@ -14,11 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..checkpoints.files import read_manifest
 from ..errors import TrainingError
+from ..fs.paths import expand_home
 from ..messages import join
 from ..models.decoder import split_name
 from ..models.families import FAMILIES, MULTIMODAL
-from ..planning.manifest import Manifest, open_manifest
+from ..planning.manifest import Manifest, parse_manifest
 
 if TYPE_CHECKING:
     import torch
@@ -77,6 +79,16 @@ def freeze_original_layers(
     for name, parameter in parameters.items():
         parameter.requires_grad_(name in trainable)
     return tuple(chosen)
+
+
+def open_manifest(path_or_manifest: str | Path | Mapping[str, Any]) -> Manifest:
+    """Read an expansion's folder, its block_expansion.json, or that file's parsed content.
+
+    Raises: CheckpointError.
+    """
+    if isinstance(path_or_manifest, Mapping):
+        return parse_manifest(path_or_manifest)
+    return parse_manifest(*read_manifest(expand_home(path_or_manifest)))
 
 
 def place_parameters(names: Iterable[str], manifest: Manifest) -> tuple[PlacedParameter, ...]:

@@ -21,8 +21,8 @@ from ..messages import join
 from ..models.decoder import split_name
 from ..models.families import MULTIMODAL
 from ..models.layer_map import has_equal_groups
-from ..planning.manifest import Manifest, open_manifest
-from .freezing import runtime_prefixes
+from ..planning.manifest import Manifest
+from .freezing import open_manifest, runtime_prefixes
 
 LEARNING_RATE = 2e-4
 

@@ -1,20 +1,24 @@
-"""Compare tensors of an output's files with what their origins say, byte for byte.
+"""Compare tensors as they lie in files with what their origins say, byte for byte.
 
-It only reads, and knows no recipe. Both sides are read once, in flat memory.
+The one engine of `verify` and `diff`. It only reads, and knows no recipe. Both sides are read
+once, in flat memory. What a constant's bytes are, and where in it a slice begins, is worked out
+here a second time, on purpose: the writer's own arithmetic could not find its own faults.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
 
-from ..formats.safetensors import DTYPE_BITS, Header
+from ..formats.safetensors import DTYPE_BITS
 from ..fs.reading import FileStat, Reader, make_buffer
 from ..fs.threads import work_through
 from ..planning.origins import Convert, Copy, Fill, Scale, Zeros, compute_slice
-from ..planning.plan import Plan
 from ..planning.segments import Segment, merge_tensors
 from ..planning.shards import PlannedTensor
 from ..progress import Report
@@ -24,67 +28,82 @@ _SLICE_NBYTES = 2 << 20
 _PIECE_NBYTES = 1 << 18
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """One difference. `offset` is the first differing byte, from the start of the tensor."""
+class Place(NamedTuple):
+    """Files to read from: those in `root`, but for the ones whose path `elsewhere` has."""
+
+    root: Path
+    files: Mapping[str, FileStat]
+    elsewhere: Mapping[str, Path] = MappingProxyType({})
+
+
+class Mismatch(NamedTuple):
+    """The first byte in which a tensor differs: `offset` in the tensor, `position` in its file."""
 
     file: str
-    message: str
-    tensor: str | None = None
-    offset: int | None = None
-
-    def __str__(self) -> str:
-        where = f"{self.file}: " + (f"tensor {self.tensor!r}: " if self.tensor else "")
-        return where + self.message
+    tensor: str
+    offset: int
+    position: int
+    expected: int
+    found: int
 
 
 def differing_byte(one: bytes, other: bytes) -> int:
     """Return where two texts part, or where the shorter ends."""
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
+    low, high = 0, min(len(one), len(other))
+    if one[:high] == other[:high]:
+        return high
+    while high - low > 1:
+        middle = (low + high) // 2
+        if one[low:middle] != other[low:middle]:
+            high = middle
+        else:
+            low = middle
+    return low
 
 
-class Comparer:
-    """Compares tensors of the output's files with their origins, slice by slice, on threads."""
+def compare_tensors(
+    sources: Place, found: Place, tensors: Mapping[str, Sequence[PlannedTensor]], report: Report
+) -> dict[str, Mismatch]:
+    """Compare tensors with what their origins say; return a mismatch for each that differs.
 
-    def __init__(
-        self,
-        plan: Plan,
-        out: Path,
-        headers: Mapping[str, tuple[Header, FileStat]],
-        report: Report,
-    ) -> None:
-        self._source = (plan.root, {file.name: file for file in plan.source_files}, plan.paths)
-        self._output = (out, {name: file for name, (_, file) in headers.items()})
-        self._report = report
-        self._lock = threading.Lock()
+    `tensors` maps a file of `found` to tensors as they lie there; the files of their origins are
+    those of `sources`. `report` is told of every byte compared, from any thread.
+    Raises: SourceChangedError where a file of either side changes meanwhile.
+    """
+    mismatches: dict[str, Mismatch] = {}
+    for file, placed in tensors.items():
+        mismatches |= _compare_file(sources, found, file, placed, report)
+    return mismatches
 
-    def compare(self, file: str, tensors: list[PlannedTensor]) -> list[Finding]:
-        """Return a finding for each tensor that differs, with its first differing byte."""
-        tensors = sorted(tensors, key=lambda tensor: tensor.offset)
-        slices = _cut(merge_tensors(tensors))
-        worst: dict[str, Finding] = {}
 
-        with Reader(*self._source) as source, Reader(*self._output) as output:
+def _compare_file(
+    sources: Place, found: Place, file: str, tensors: Sequence[PlannedTensor], report: Report
+) -> dict[str, Mismatch]:
+    tensors = sorted((t for t in tensors if t.spec.nbytes), key=lambda tensor: tensor.offset)
+    worst: dict[str, Mismatch] = {}
+    lock = threading.Lock()
 
-            def begin() -> Callable[[tuple[Segment, int, int]], None]:
-                mine, theirs = make_buffer(_SLICE_NBYTES), make_buffer(_SLICE_NBYTES)
-                converted = bytearray(_SLICE_NBYTES)
+    with Reader(*sources) as source, Reader(*found) as output:
 
-                def compare(slice_: tuple[Segment, int, int]) -> None:
-                    segment, start, nbytes = slice_
-                    found = output.read(file, start, nbytes, mine)
-                    expected = _expect(segment, start, nbytes, source, theirs, converted)
-                    if not _equal(found, expected):
-                        with self._lock:
-                            _locate(file, tensors, start, expected, found, worst)
-                    self._report(nbytes)
+        def begin() -> Callable[[tuple[Segment, int, int]], None]:
+            mine, theirs = make_buffer(_SLICE_NBYTES), make_buffer(_SLICE_NBYTES)
+            converted = bytearray(_SLICE_NBYTES)
 
-                return compare
+            def compare(slice_: tuple[Segment, int, int]) -> None:
+                segment, start, nbytes = slice_
+                there = output.read(file, start, nbytes, mine)
+                expected = _expect(segment, start, nbytes, source, theirs, converted)
+                if not _equal(there, expected):
+                    with lock:
+                        _locate(file, tensors, start, expected, there, worst)
+                report(nbytes)
 
-            work_through(slices, begin)
-            source.check_unchanged()
-        return list(worst.values())
+            return compare
+
+        work_through(_cut(merge_tensors(tensors)), begin)
+        source.check_unchanged()
+        output.check_unchanged()
+    return worst
 
 
 def _cut(segments: Iterable[Segment]) -> Iterator[tuple[Segment, int, int]]:
@@ -143,32 +162,30 @@ def _expect(
 
 def _locate(
     file: str,
-    tensors: list[PlannedTensor],
+    tensors: Sequence[PlannedTensor],
     start: int,
     expected: memoryview,
     found: memoryview,
-    worst: dict[str, Finding],
+    worst: dict[str, Mismatch],
 ) -> None:
-    """Add a finding for each tensor that differs within a slice, unless an earlier byte did."""
-    for tensor in tensors:
+    """Add a mismatch for each tensor that differs within a slice, unless an earlier byte did."""
+    end = start + len(found)
+    at = max(bisect_right(tensors, start, key=lambda tensor: tensor.offset) - 1, 0)
+    for tensor in islice(tensors, at, None):
+        if tensor.offset >= end:
+            break
         first = max(tensor.offset, start)
-        last = min(tensor.offset + tensor.spec.nbytes, start + len(found))
+        last = min(tensor.offset + tensor.spec.nbytes, end)
         if first >= last:
             continue
         one = bytes(expected[first - start : last - start])
         other = bytes(found[first - start : last - start])
         if one == other:
             continue
-        at = differing_byte(one, other)
-        offset = first + at - tensor.offset
+        byte = differing_byte(one, other)
+        offset = first + byte - tensor.offset
         known = worst.get(tensor.name)
-        if known is None or known.offset is None or offset < known.offset:
-            worst[tensor.name] = Finding(
-                file=file,
-                tensor=tensor.name,
-                offset=offset,
-                message=(
-                    f"differs at byte {offset} of the tensor (byte {first + at} of the file): "
-                    f"expected 0x{one[at]:02x}, found 0x{other[at]:02x}"
-                ),
+        if known is None or offset < known.offset:
+            worst[tensor.name] = Mismatch(
+                file, tensor.name, offset, first + byte, one[byte], other[byte]
             )

@@ -6,23 +6,17 @@ expansion of the other, each original layer is compared with the layer that it w
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from ..checkpoints.checkpoint import Checkpoint
 from ..formats.safetensors import TensorSpec
-from ..fs.reading import Reader, make_buffer
-from ..fs.threads import work_through
-from ..planning.origins import Extent
+from ..planning.origins import Copy, Extent
+from ..planning.shards import PlannedTensor
 from ..progress import Report
+from .comparison import Place, compare_tensors
 from .matching import TensorKey, match_tensors
-
-_SLICE_NBYTES = 4 << 20
-
-# (names of a pair, offset in the tensor, nbytes)
-_Slice = tuple[tuple[str, str], int, int]
 
 Status = Literal["same", "changed", "new", "missing"]
 
@@ -79,12 +73,16 @@ def compare_checkpoints(
     matching = match_tensors(base, other)
     mine = {key: name for name, key in matching.base.items()}
     theirs = {key: name for name, key in matching.other.items()}
-    pairs = [
-        (mine[key], theirs[key])
+    # Of one spec only: what has another dtype or shape is changed, whatever its bytes.
+    pairs = {
+        theirs[key]: mine[key]
         for key in mine.keys() & theirs.keys()
         if base.specs[mine[key]] == other.specs[theirs[key]]
-    ]
-    offsets = _compare(base, other, pairs, report)
+    }
+    mismatches = compare_tensors(
+        place_files(base), place_files(other), _place(base, other, pairs), report
+    )
+    offsets = {pairs[name]: mismatch.offset for name, mismatch in mismatches.items()}
     tensors = []
     for key, name in mine.items():
         tensors.append(_judge(base, other, key, name, theirs.get(key), offsets.get(name)))
@@ -130,78 +128,32 @@ def _show(spec: TensorSpec) -> str:
     return f"{spec.dtype} {list(spec.shape)}"
 
 
-def _compare(
-    base: Checkpoint, other: Checkpoint, pairs: Iterable[tuple[str, str]], report: Report
-) -> dict[str, int]:
-    """Return the first differing byte of each pair that differs, by its name in `base`."""
-    mine, theirs = _extents(base), _extents(other)
-    # In the order of the files, so that both are read from front to back.
-    ordered = sorted(pairs, key=lambda pair: (mine[pair[0]].file, mine[pair[0]].offset))
-    offsets: dict[str, int] = {}
-    slices = _cut(ordered, mine, offsets, report)
-    lock = threading.Lock()
-
-    def begin() -> Callable[[_Slice], None]:
-        one, two = make_buffer(_SLICE_NBYTES), make_buffer(_SLICE_NBYTES)
-
-        def compare(slice_: _Slice) -> None:
-            (name, other_name), start, nbytes = slice_
-            here, there = mine[name], theirs[other_name]
-            found = bytes(base_files.read(here.file, here.offset + start, nbytes, one))
-            expected = bytes(other_files.read(there.file, there.offset + start, nbytes, two))
-            if found != expected:
-                at = start + _first_difference(found, expected)
-                with lock:
-                    offsets[name] = min(at, offsets.get(name, at))
-            report(nbytes)
-
-        return compare
-
-    with (
-        Reader(base.root, {shard.file.name: shard.file for shard in base.shards}) as base_files,
-        Reader(other.root, {shard.file.name: shard.file for shard in other.shards}) as other_files,
-    ):
-        work_through(slices, begin)
-        base_files.check_unchanged()
-        other_files.check_unchanged()
-    return offsets
-
-
-def _cut(
-    pairs: Iterable[tuple[str, str]],
-    extents: Mapping[str, Extent],
-    offsets: Mapping[str, int],
-    report: Report,
-) -> Iterator[_Slice]:
-    """Yield each pair's slices; of a tensor known to differ, no more."""
-    for pair in pairs:
-        nbytes = extents[pair[0]].nbytes
-        for start in range(0, nbytes, _SLICE_NBYTES):
-            if pair[0] in offsets:
-                report(nbytes - start)
-                break
-            yield pair, start, min(_SLICE_NBYTES, nbytes - start)
-
-
-def _extents(checkpoint: Checkpoint) -> dict[str, Extent]:
-    return {
+def _place(
+    base: Checkpoint, other: Checkpoint, pairs: Mapping[str, str]
+) -> dict[str, list[PlannedTensor]]:
+    """Return OTHER's tensors by file, each to be a copy of its partner in BASE."""
+    sources = {
         entry.name: Extent(
-            file=shard.file.name,
-            offset=shard.header.data_start + entry.data_offset,
-            nbytes=entry.spec.nbytes,
+            shard.file.name, shard.header.data_start + entry.data_offset, entry.spec.nbytes
         )
-        for shard in checkpoint.shards
+        for shard in base.shards
         for entry in shard.header.entries
+    }
+    return {
+        shard.file.name: [
+            PlannedTensor(
+                entry.name,
+                entry.spec,
+                shard.header.data_start + entry.data_offset,
+                Copy(sources[pairs[entry.name]]),
+            )
+            for entry in shard.header.entries
+            if entry.name in pairs
+        ]
+        for shard in other.shards
     }
 
 
-def _first_difference(one: bytes, other: bytes) -> int:
-    """Return where two byte strings of one length begin to differ, by halving."""
-    low, high = 0, len(one)
-    while high - low > 1:
-        middle = (low + high) // 2
-        if one[low:middle] != other[low:middle]:
-            high = middle
-        else:
-            low = middle
-    return low
+def place_files(checkpoint: Checkpoint) -> Place:
+    """Return where a checkpoint's tensors are read."""
+    return Place(checkpoint.root, {shard.file.name: shard.file for shard in checkpoint.shards})

@@ -15,7 +15,7 @@ from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.files import MANIFEST_FILE
 from ..models.decoder import COUNT_FIELDS, split_name
 from ..models.layer_map import LayerEntry
-from ..planning.manifest import Manifest, open_manifest
+from ..planning.manifest import Manifest, parse_manifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +110,9 @@ def _match_layers(
 
 
 def _find_manifest(checkpoint: Checkpoint) -> Manifest | None:
-    return open_manifest(checkpoint.root) if (checkpoint.root / MANIFEST_FILE).is_file() else None
+    if checkpoint.manifest is None:
+        return None
+    return parse_manifest(checkpoint.manifest, str(checkpoint.root / MANIFEST_FILE))
 
 
 def _count_layers(

@@ -9,41 +9,29 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..checkpoints.checkpoint import Checkpoint
-from ..checkpoints.files import CONFIG_FILE, INDEX_FILE, MANIFEST_FILE
+from ..checkpoints.files import CONFIG_FILE, INDEX_FILE, MANIFEST_FILE, read_manifest
 from ..errors import CheckpointError, HeaderError
-from ..formats.json_object import JsonObject, parse_json_object
+from ..formats.json_object import parse_json_object
 from ..formats.safetensors import Header, TensorSpec, parse_header, parse_header_nbytes
 from ..fs.reading import FileStat, check_same
 from ..planning.card import add_card
-from ..planning.manifest import read_manifest, stated_models, stated_recipe
+from ..planning.manifest import Manifest, parse_claims, parse_manifest
 from ..planning.mergekit.parsing import parse_recipe
 from ..planning.mergekit.plan import make_merge_plan
 from ..planning.mergekit.vocabulary import read_vocabularies
 from ..planning.plan import Plan, make_plan
 from ..planning.shards import PlannedTensor
 from ..progress import Progress, Report
-from .comparison import Comparer, Finding, differing_byte
+from .comparison import Mismatch, Place, compare_tensors, differing_byte
+from .findings import Finding, Verification
 
 _MOST_FINDINGS_PER_FILE = 20
 
 _MOST_JSON_NBYTES = 1 << 28
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verification:
-    """What was compared, and every difference that was found; none means proven."""
-
-    tensors: int
-    nbytes: int
-    dtype: str
-    new_layers: tuple[int, ...]
-    keeps_function: bool
-    findings: tuple[Finding, ...]
 
 
 def verify_output(
@@ -58,16 +46,15 @@ def verify_output(
     Raises: CheckpointError where the output does not state its recipe; UnsupportedModelError,
     RecipeError for a recipe that is impossible.
     """
-    plan = _plan_again(read_manifest(out), checkpoint, others or {})
+    plan = _plan_again(parse_manifest(*read_manifest(out)), checkpoint, others or {})
     nbytes = sum(tensor.spec.nbytes for file in plan.files for tensor in file.tensors)
     progress.begin("comparing", nbytes + sum(file.nbytes for file in plan.side_files))
     findings = [*_compare_names(plan, out), *_compare_documents(plan, out)]
     headers, strange = _read_headers(plan, out)
     planned = {tensor.name: tensor for file in plan.files for tensor in file.tensors}
     findings += _compare_headers(plan, headers)
-    comparer = Comparer(plan, out, headers, progress.advance)
-    for file, (header, _) in headers.items():
-        placed = [
+    placed = {
+        file: [
             PlannedTensor(
                 name=entry.name,
                 spec=entry.spec,
@@ -77,7 +64,12 @@ def verify_output(
             for entry in header.entries
             if entry.name in planned and entry.spec == planned[entry.name].spec
         ]
-        findings += comparer.compare(file, placed)
+        for file, (header, _) in headers.items()
+    }
+    sources = Place(plan.root, {file.name: file for file in plan.source_files}, plan.paths)
+    found = Place(out, {name: file for name, (_, file) in headers.items()})
+    mismatches = compare_tensors(sources, found, placed, progress.advance)
+    findings += map(_find_mismatch, mismatches.values())
     # Where a tensor is named, that the header's bytes differ says nothing more.
     named = {finding.file for finding in findings}
     findings += [finding for finding in strange if finding.file not in named]
@@ -93,13 +85,14 @@ def verify_output(
 
 
 def _plan_again(
-    manifest: JsonObject, checkpoint: Checkpoint, others: Mapping[str, Checkpoint]
+    manifest: Manifest, checkpoint: Checkpoint, others: Mapping[str, Checkpoint]
 ) -> Plan:
     """Make the plan again from the recipe that the manifest states."""
-    recipe, name, command = stated_recipe(manifest)
-    if "recipe" not in manifest:
-        return add_card(make_plan(checkpoint, recipe), name, command)
-    merge = parse_recipe(str(manifest["recipe"]).encode(), MANIFEST_FILE)
+    claims = parse_claims(manifest)
+    recipe = claims.recipe
+    if claims.recipe_text is None:
+        return add_card(make_plan(checkpoint, recipe), claims.source, claims.command)
+    merge = parse_recipe(claims.recipe_text.encode(), MANIFEST_FILE)
     checkpoints = {model: others.get(model, checkpoint) for model in merge.models}
     plan = make_merge_plan(
         merge,
@@ -108,7 +101,19 @@ def _plan_again(
         max_shard_nbytes=recipe.max_shard_nbytes,
         block_nbytes=recipe.block_nbytes,
     )
-    return add_card(plan, name, command, stated_models(manifest))
+    return add_card(plan, claims.source, claims.command, claims.models)
+
+
+def _find_mismatch(mismatch: Mismatch) -> Finding:
+    return Finding(
+        file=mismatch.file,
+        tensor=mismatch.tensor,
+        offset=mismatch.offset,
+        message=(
+            f"differs at byte {mismatch.offset} of the tensor (byte {mismatch.position} of the "
+            f"file): expected 0x{mismatch.expected:02x}, found 0x{mismatch.found:02x}"
+        ),
+    )
 
 
 def _compare_names(plan: Plan, out: Path) -> Iterator[Finding]:

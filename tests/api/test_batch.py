@@ -445,7 +445,7 @@ def test_output_of_another_commit_is_not_taken_for_finished(
     shard = sorted(name for name in files if name.endswith(".safetensors"))[0]
     files[shard] = files[shard][:-1] + bytes([files[shard][-1] ^ 1])
     second = hub.add_repo("org/base", files)
-    reason = f"was made from commit {first!r} of org/base, which is at {second}; give overwrite"
+    reason = f"was made from commit {first} of org/base, which is at {second}; give overwrite"
     assert refuse(path).count(reason) == 3
     pinned = path.read_text().replace("{", f"{{revision: {first}, ", 1)
     path.write_text(pinned)

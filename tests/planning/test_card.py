@@ -160,6 +160,7 @@ def test_the_manifest_is_what_trainers_read(tmp_path: Path) -> None:
     _, manifest = make_card(tmp_path, source=OPENCHAT, new_layers=2, position="interleaved")
     assert manifest.pop("fingerprint")
     assert manifest == {
+        "schema_version": 2,
         "blockexpand": blockexpand.__version__,
         "source": {
             "model": "openchat/openchat-3.5-0106",

@@ -26,7 +26,7 @@ from blockexpand.checkpoints.checkpoint import open_checkpoint
 from blockexpand.errors import BlockExpandError, CheckpointError, SourceChangedError
 from blockexpand.progress import SILENT, Progress
 from blockexpand.verification import output as verification
-from blockexpand.verification.comparison import Finding
+from blockexpand.verification.findings import Finding
 from blockexpand.verification.output import verify_output
 
 MANIFEST = "block_expansion.json"
@@ -439,9 +439,7 @@ def test_files_that_are_too_many(source: Path, out: Path) -> None:
         ({"set": {"x": 1.0}}, "in 'set': field 'x' should not be there"),
         ({"layer_map": [0, 1, 0]}, "field 'layer_map': expected [0, 1, 1], found [0, 1, 0]"),
         ({"new_layers": [0]}, "field 'new_layers': expected [2], found [0]"),
-        ({"new_layers": [2, 3]}, "model.layers.3."),
         ({"original_layers": 3}, "field 'original_layers': expected 2, found 3"),
-        ({"layers": 4}, "field 'layers': expected 3, found 4"),
         ({"position": "start"}, "model.layers.0."),
         ({"position": "interleaved"}, "fingerprint"),
         ({"position": "1"}, "fingerprint"),
@@ -482,6 +480,8 @@ def test_the_stated_commit_is_in_the_card_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "change",
     [
+        {"layers": 4},
+        {"new_layers": [2, 3]},
         {"position": ...},
         {"position": 5},
         {"position": "9" * 5000},
@@ -521,12 +521,10 @@ def test_a_manifest_that_is_none_is_refused(text: str, source: Path, out: Path) 
 
 
 def test_what_is_no_expansion_is_refused(source: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="no such folder"):
+    with pytest.raises(CheckpointError, match="no such file or folder"):
         blockexpand.verify(source, tmp_path / "none")
     with pytest.raises(CheckpointError, match=f"no {MANIFEST} in it"):
         blockexpand.verify(source, source)
-    with pytest.raises(CheckpointError, match="no such folder"):
-        blockexpand.verify(source, source / "config.json")
 
 
 def test_another_source_is_found(source: Path, out: Path, tmp_path: Path) -> None:
