@@ -1,13 +1,19 @@
 """The exception tree. Every error that a user can cause derives from `BlockExpandError`.
 
-A message is one line: what, where, what was expected, what to do. It imports nothing of ours.
+A message is one line: what, where, what was expected, what to do. `status` is what the command line
+exits with, so that a script can tell a difference (1) from wrong values (2) and from what could not
+be done (3). It imports nothing of ours.
 """
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 
 class BlockExpandError(Exception):
-    """The root: the command line prints it on one line and exits with status 1."""
+    """The root: the command line prints it on one line and exits with its `status`."""
+
+    status: ClassVar[int] = 3
 
 
 class HeaderError(BlockExpandError):
@@ -22,8 +28,16 @@ class UnsupportedModelError(BlockExpandError):
     """A model that cannot be expanded exactly, with the reason."""
 
 
+class UsageError(BlockExpandError):
+    """An option or argument that is unknown, missing, malformed, or excluded by another one."""
+
+    status = 2
+
+
 class RecipeError(BlockExpandError):
-    """A request that does not fit this checkpoint: a count, a position, a size, a recipe file."""
+    """Values that do not fit the model: a count, a position, a size, what a recipe file says."""
+
+    status = 2
 
 
 class ArgumentError(RecipeError):
@@ -36,6 +50,10 @@ class ArgumentError(RecipeError):
 
     def __reduce__(self) -> tuple[type[ArgumentError], tuple[str, str]]:
         return type(self), (self.argument, self.reason)
+
+
+class InputError(BlockExpandError):
+    """A recipe or jobs file that is missing or cannot be read."""
 
 
 class OutputError(BlockExpandError):
@@ -56,6 +74,14 @@ class HubError(BlockExpandError):
 
 class ProofError(BlockExpandError):
     """A proof that was asked for (`--check`, `--verify`) and did not hold."""
+
+    status = 1
+
+
+class NoProofError(ProofError):
+    """A proof that was asked for and could not be made, which says nothing of the output."""
+
+    status = 3
 
 
 class TrainingError(BlockExpandError):

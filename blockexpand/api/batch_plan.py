@@ -69,11 +69,12 @@ def plan_batch(
 ) -> Batch:
     """Plan all jobs and check them, also against each other; of the Hub only headers are fetched.
 
-    Each source is opened once. Raises: RecipeError with all faults on one line; OutputError where
-    the disk has no room for all jobs together.
+    Each source is opened once. Raises: an error with all faults on one line, of the class of the
+    first that is about values, else of the first; OutputError where the disk has no room for all
+    jobs together.
     """
     sources: dict[tuple[str, HubOptions], OpenedSource | BlockExpandError] = {}
-    faults: dict[str, None] = {}
+    faults: dict[str, BlockExpandError] = {}
     planned: list[PlannedJob] = []
     for job in jobs:
         hub = make_hub_options(job.revision, token, cache_dir)
@@ -89,10 +90,12 @@ def plan_batch(
                 raise source
             planned.append(_plan_job(job, source, hub))
         except BlockExpandError as error:
-            faults[f"{job.where}: {error}"] = None
-    faults |= dict.fromkeys(_find_collisions(planned))
+            faults[f"{job.where}: {error}"] = error
+    faults |= {fault: RecipeError(fault) for fault in _find_collisions(planned)}
     if faults:
-        raise RecipeError("; ".join(faults))
+        # Wrong values go before what could not be done: no rerun mends them.
+        first = min(faults.values(), key=lambda error: error.status)
+        raise (RecipeError if first.status == 2 else type(first))("; ".join(faults))
     disk = _count_disk(planned)
     for need in disk:
         if need.nbytes > need.free:

@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from ..errors import BlockExpandError, RecipeError
+from ..errors import BlockExpandError, InputError, RecipeError
 from ..formats.yaml_nodes import NodeReader, compose, line_of, show
 from ..fs.paths import expand_home
 from ..models.layer_map import POSITIONS
@@ -79,12 +79,15 @@ class Job:
 
 
 def open_jobs(path: Path) -> tuple[Job, ...]:
-    """Read a jobs file. Raises: RecipeError with every fault, on one line."""
+    """Read a jobs file.
+
+    Raises: InputError where it cannot be read; RecipeError with every fault, on one line.
+    """
     try:
         with expand_home(path).open("rb") as stream:
             data = stream.read(_MOST_NBYTES + 1)
     except OSError as error:
-        raise RecipeError(f"{path}: cannot read: {error.strerror}; give a jobs file") from error
+        raise InputError(f"{path}: cannot read: {error.strerror}; give a jobs file") from error
     return parse_jobs(data, str(path))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.sources import HubOptions, ModelRef, open_source
-from ..errors import RecipeError
+from ..errors import InputError, RecipeError
 from ..fs.paths import expand_home
 from ..planning.mergekit.parsing import parse_recipe
 from ..planning.mergekit.recipe import MergeRecipe
@@ -20,12 +20,12 @@ Checkpoints = Mapping[str, Checkpoint]
 def read_recipe(file: str | Path, src: str | None) -> MergeRecipe:
     """Read a mergekit recipe. `src` may say where the model of a recipe with one model is.
 
-    Raises: RecipeError.
+    Raises: InputError where the file cannot be read; RecipeError.
     """
     path = expand_home(file)
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "no such file"
-        raise RecipeError(f"{file}: {what}; expected a mergekit recipe, a YAML file")
+        raise InputError(f"{file}: {what}; expected a mergekit recipe, a YAML file")
     with path.open("rb") as stream:
         # The parser refuses more than a MiB.
         merge = parse_recipe(stream.read((1 << 20) + 1), str(file))

@@ -13,7 +13,7 @@ from ..checkpoints.sources import (
     ModelRef,
     ShardStream,
 )
-from ..errors import ProofError
+from ..errors import ProofError, RecipeError
 from ..planning.plan import Plan
 from ..progress import Progress
 from ..verification.findings import Finding, Verification
@@ -147,7 +147,7 @@ def prove_logits(
     proof = None
     if logits and not verification.findings:
         if not verification.keeps_function:
-            raise ProofError(
+            raise RecipeError(
                 f"{folder}: every byte is as its recipe says, which changes what the model "
                 "computes: the logits cannot be those of the source; leave --logits out"
             )

@@ -1,7 +1,8 @@
-"""The command line: arguments, progress, printing and exit codes. Nothing that the library lacks.
+"""The command line: choose a command, and turn whatever ends it into one line and an exit status.
 
-Results go to stdout, progress and messages to stderr. 0 done, 1 failed, 2 wrong usage, 130
-interrupted.
+Results go to stdout, progress and messages to stderr. Exit status: 0 done, 1 something differs, 2
+wrong usage or values, 3 could not be done, 128 and a signal's number where one ended the run
+(130 after Ctrl-C, 143 after SIGTERM).
 """
 
 from __future__ import annotations
@@ -13,14 +14,19 @@ from pathlib import Path
 
 from ..errors import ArgumentError, BlockExpandError
 from .batch import make_batch_parser, run_batch_command
-from .console import StdoutClosedError, fail, open_closed_streams, print_result
+from .console import StdoutClosedError, open_closed_streams, print_result, tell_failure
 from .diff import make_diff_parser, run_diff
 from .expand import make_expand_parser, run_expand
+from .interrupts import signals_as_interrupts
 from .train_config import make_train_config_parser, run_train_config
 from .verify import make_verify_parser, run_verify
 
 # Arguments that are not called on the command line as in Python.
 _OPTIONS = {"verify_after": "--verify", "parallel": "--jobs", "jobs_file": "JOBS.yaml"}
+
+_COULD_NOT = 3
+
+_INTERRUPTED = 130
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -33,39 +39,23 @@ def main(words: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    try:
-        status = _run(words)
-        print_result("")
-        return status
-    except StdoutClosedError:
-        return 1
-    except ArgumentError as error:
-        name = _OPTIONS.get(error.argument, f"--{error.argument.replace('_', '-')}")
-        return fail(f"{name}: {error.reason}")
-    except BlockExpandError as error:
-        return fail(str(error))
-    except KeyboardInterrupt as interrupt:
-        remark = str(interrupt) or "the output was not made or changed"
-        print(f"blockexpand: interrupted; {remark}", file=sys.stderr)
-        return 130
-    except OSError as error:
-        from ..fs.io import explain
-
-        return fail(str(explain("use", Path(error.filename or "."), error)))
-    except MemoryError:
-        return fail(
-            "not enough memory: copying takes about 100 MB, converting dtypes 500 MB; raise the "
-            "limit and run the same command again"
-        )
-    except ImportError as error:
-        # torch and transformers are only loaded where they are needed.
-        from ..messages import one_line
-
-        said = one_line(error, 200)
-        return fail(
-            f"cannot load what this needs: {said}; install it, or, if it is installed, see that it "
-            "suits this machine and that there is memory enough"
-        )
+    as_json = "--json" in words
+    with signals_as_interrupts() as received:
+        try:
+            status = _run(words)
+            print_result("")
+            return status
+        except StdoutClosedError:
+            return _COULD_NOT
+        except KeyboardInterrupt as interrupt:
+            remark = str(interrupt) or "the output was not made or changed"
+            by = f" by {received[0].name}" if received else ""
+            status = 128 + received[0] if received else _INTERRUPTED
+            message = f"interrupted{by}; {remark}"
+            return tell_failure("KeyboardInterrupt", message, status, as_json=as_json)
+        except (BlockExpandError, OSError, MemoryError, ImportError) as error:
+            status = error.status if isinstance(error, BlockExpandError) else _COULD_NOT
+            return tell_failure(type(error).__name__, _explain(error), status, as_json=as_json)
 
 
 def _run(words: list[str]) -> int:
@@ -83,5 +73,33 @@ def _run(words: list[str]) -> int:
         options = parser.parse_args(words)
         return run_expand(options, parser, words)
     except SystemExit as end:
-        # How argparse ends after --help, --version and wrong usage.
+        # How argparse ends after --help and --version.
         return int(end.code or 0)
+
+
+def _explain(error: Exception) -> str:
+    """Return an error as a line that says what to do."""
+    match error:
+        case ArgumentError():
+            name = _OPTIONS.get(error.argument, f"--{error.argument.replace('_', '-')}")
+            return f"{name}: {error.reason}"
+        case BlockExpandError():
+            return str(error)
+        case OSError():
+            from ..fs.io import explain
+
+            return str(explain("use", Path(error.filename or "."), error))
+        case MemoryError():
+            return (
+                "not enough memory: copying takes about 100 MB, converting dtypes 500 MB; raise "
+                "the limit and run the same command again"
+            )
+        case _:
+            # torch and transformers are only loaded where they are needed.
+            from ..messages import one_line
+
+            said = one_line(error, 200)
+            return (
+                f"cannot load what this needs: {said}; install it, or, if it is installed, see "
+                "that it suits this machine and that there is memory enough"
+            )

@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 
 from .arguments import add_executor_option, add_output_options
-from .console import fail, make_bars, print_outcome
+from .console import make_bars, print_outcome, tell_difference
+from .parsing import Parser
 
 _BATCH_DESCRIPTION = """\
 Make many expansions. All are planned and checked before the first byte is written; what an
@@ -27,12 +28,10 @@ them. In out and push-to-hub stand {model}, {layers}, {new-layers}, {position} a
 are relative to the current folder. Exit status 1 if any job failed."""
 
 
-def make_batch_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def make_batch_parser() -> Parser:
+    parser = Parser(
         prog="blockexpand batch",
         description=_BATCH_DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("jobs_file", metavar="JOBS.yaml", help="the expansions to make")
@@ -58,7 +57,7 @@ def make_batch_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def run_batch_command(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+def run_batch_command(options: argparse.Namespace, parser: Parser) -> int:
     from ..api.batch import run_batch
     from ..api.batch_plan import plan_batch
     from ..api.jobs_file import open_jobs
@@ -85,7 +84,7 @@ def run_batch_command(options: argparse.Namespace, parser: argparse.ArgumentPars
     if not failed:
         return 0
     assert failed[0].error is not None
-    return fail(
+    return tell_difference(
         f"{options.jobs_file}: {len(failed)} of {len(results)} jobs failed, the first: "
         f"{failed[0].planned.out}: {report_batch.explain_error(failed[0].error)}"
     )

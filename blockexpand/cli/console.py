@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from ..errors import OutputError
@@ -43,10 +44,23 @@ def print_result(text: str) -> None:
         raise OutputError(f"standard output: cannot write: {error.strerror}") from error
 
 
-def fail(message: str) -> int:
-    """Say on stderr what went wrong; returns the exit status."""
+def tell_difference(message: str) -> int:
+    """Say on stderr what a finished comparison found; returns the exit status."""
     print(f"blockexpand: {printable(message)}", file=sys.stderr)
     return 1
+
+
+def tell_failure(kind: str, message: str, status: int, *, as_json: bool) -> int:
+    """Say on stderr what went wrong, with `--json` on stdout too; returns the exit status."""
+    print(f"blockexpand: {printable(message)}", file=sys.stderr)
+    if as_json:
+        import json
+
+        error = {"type": kind, "message": message, "status": status}
+        # A stdout that failed is what there is to tell.
+        with suppress(StdoutClosedError, OutputError):
+            print_result(json.dumps({"error": error}))
+    return status
 
 
 def print_outcome(

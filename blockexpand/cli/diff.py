@@ -5,17 +5,17 @@ from __future__ import annotations
 import argparse
 
 from .arguments import add_hub_options, add_output_options
-from .console import fail, make_bars, print_outcome
+from .console import make_bars, print_outcome, tell_difference
+from .parsing import Parser
 
 
-def make_diff_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def make_diff_parser() -> Parser:
+    parser = Parser(
         prog="blockexpand diff",
         description="List which tensors of two checkpoints are the same bit for bit, changed, new "
         "or missing. Where one is an expansion of the other, each original layer is compared with "
         "the layer that it was taken from. Exit status 1 if a tensor of BASE, but for those of new "
         "blocks, is changed or missing in OTHER.",
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("base", metavar="BASE", help="a folder or a Hub repository")
@@ -47,7 +47,7 @@ def run_diff(options: argparse.Namespace) -> int:
     if not difference.lost:
         return 0
     first = difference.lost[0]
-    return fail(
+    return tell_difference(
         f"{options.other}: {len(difference.lost)} original tensors are changed or missing, the "
         f"first: {first.name!r} is {first.status}"
     )

@@ -11,6 +11,7 @@ from typing import Any
 from .._version import __version__
 from .arguments import add_executor_option, add_hub_options, add_output_options, not_empty
 from .console import make_bars, print_outcome
+from .parsing import Parser
 
 _DESCRIPTION = """\
 Add blocks to a safetensors language model without changing what the model computes.
@@ -30,14 +31,11 @@ paper that introduced them (LLaMA Pro, arXiv 2401.02415, table 5). Choose end to
 original layers' numbers, or to link unchanged shards with --hardlink."""
 
 
-def make_expand_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def make_expand_parser() -> Parser:
+    parser = Parser(
         prog="blockexpand",
         description=_DESCRIPTION,
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage="blockexpand --src SRC --out OUT [--new-layers N] [--position POS] [options]",
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add(
@@ -125,9 +123,7 @@ def make_expand_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def run_expand(
-    options: argparse.Namespace, parser: argparse.ArgumentParser, words: Sequence[str]
-) -> int:
+def run_expand(options: argparse.Namespace, parser: Parser, words: Sequence[str]) -> int:
     from ..api.expansion import expand, plan_expansion
     from ..models.layer_map import POSITIONS
     from ..planning.recipe import parse_position
@@ -179,9 +175,7 @@ def run_expand(
     return 0
 
 
-def _merge(
-    options: argparse.Namespace, parser: argparse.ArgumentParser, words: Sequence[str]
-) -> int:
+def _merge(options: argparse.Namespace, parser: Parser, words: Sequence[str]) -> int:
     from ..api.merging import merge, plan_merge
     from ..writing.executors import open_executor
     from . import text as report

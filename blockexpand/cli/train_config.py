@@ -6,18 +6,17 @@ import argparse
 
 from .arguments import add_output_options
 from .console import print_outcome
+from .parsing import Parser
 
 
-def make_train_config_parser() -> argparse.ArgumentParser:
+def make_train_config_parser() -> Parser:
     from ..training.settings import FRAMEWORKS, PLACES
 
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="blockexpand train-config",
         description="Print the settings with which a trainer trains the new blocks of an expansion "
         "and nothing else.",
         epilog=PLACES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("out", metavar="OUT", help="the folder that blockexpand made")

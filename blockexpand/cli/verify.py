@@ -6,15 +6,15 @@ import argparse
 from pathlib import Path
 
 from .arguments import add_hub_options, add_output_options, not_empty
-from .console import fail, make_bars, print_outcome
+from .console import make_bars, print_outcome, tell_difference
+from .parsing import Parser
 
 
-def make_verify_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def make_verify_parser() -> Parser:
+    parser = Parser(
         prog="blockexpand verify",
         description="Compare every byte of an expansion with what its source and its recipe say "
         "it must be. Exit status 1 if anything differs.",
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("src", type=not_empty, metavar="SRC", help="the source: a folder or a Hub repository")
@@ -54,7 +54,7 @@ def run_verify(options: argparse.Namespace) -> int:
     if not verification.findings:
         return 0
     count = len(verification.findings)
-    return fail(
+    return tell_difference(
         f"{options.out}: {count} difference{'s' if count > 1 else ''} from what its source and "
         f"recipe say, the first: {verification.findings[0]}; make it again"
     )

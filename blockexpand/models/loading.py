@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ProofError
+from ..errors import NoProofError
 
 if TYPE_CHECKING:
     pass
@@ -19,7 +19,7 @@ _CRITICAL = 50  # as in Python's logging
 def load_model(folder: Path, dtype: str) -> tuple[Any, dict[str, Any]]:
     """Load a checkpoint's language model with `transformers`, and the report of its loading.
 
-    Raises: ProofError where `transformers` cannot.
+    Raises: NoProofError where `transformers` cannot.
     """
     import torch
     import transformers
@@ -39,7 +39,7 @@ def load_model(folder: Path, dtype: str) -> tuple[Any, dict[str, Any]]:
             for tensor in (*model.parameters(), *model.buffers()):
                 tensor.data = tensor.data.clone()
             return model.eval(), report
-    raise ProofError(f"{folder}: transformers knows no language model for {config.model_type!r}")
+    raise NoProofError(f"{folder}: transformers knows no language model for {config.model_type!r}")
 
 
 def language_model_classes(config: Any) -> tuple[Any, ...]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import BlockExpandError, ProofError
+from ..errors import BlockExpandError, NoProofError, ProofError
 from ..messages import one_line
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class LogitsProof:
 def compare_logits(source: Path, out: Path, dtype: str) -> LogitsProof:
     """Compare the logits of two checkpoint folders, both loaded in `dtype` (`bfloat16`, …).
 
-    Raises: ProofError where they differ anywhere, or where either does not load completely.
+    Raises: ProofError where they differ anywhere; NoProofError where one cannot be loaded.
     """
     import torch
 
@@ -52,7 +52,7 @@ def compare_logits(source: Path, out: Path, dtype: str) -> LogitsProof:
             f"source: expected {source_report}, found {out_report}"
         )
     if not expected.isfinite().all():
-        raise ProofError(f"{source}: its own logits are not finite in {dtype}: nothing is proven")
+        raise NoProofError(f"{source}: its own logits are not finite in {dtype}: nothing is proven")
     if expected.shape != found.shape:
         raise ProofError(
             f"{out}: logits of shape {list(found.shape)}; expected {list(expected.shape)}"
@@ -73,7 +73,7 @@ def _run(folder: Path, dtype: str, ids: torch.Tensor) -> tuple[torch.Tensor, dic
     except BlockExpandError:
         raise
     except Exception as error:
-        raise ProofError(f"{folder}: {_reason(error)}") from error
+        raise NoProofError(f"{folder}: {_reason(error)}") from error
     del model
     gc.collect()
     kept = ("missing_keys", "mismatched_keys", "error_msgs")
@@ -87,7 +87,7 @@ def _reason(error: Exception) -> str:
 def _token_ids(folder: Path) -> torch.Tensor:
     """Return token ids [1, tokens] of a fixed text; without a tokenizer, ids from all over.
 
-    Raises: ProofError where `transformers` cannot read the config.
+    Raises: NoProofError where `transformers` cannot read the config.
     """
     import torch
     import transformers
@@ -95,7 +95,7 @@ def _token_ids(folder: Path) -> torch.Tensor:
     try:
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:
-        raise ProofError(f"{folder}: {_reason(error)}") from error
+        raise NoProofError(f"{folder}: {_reason(error)}") from error
     text_config = config.get_text_config()
     most = min(_MOST_TOKENS, getattr(text_config, "max_position_embeddings", None) or _MOST_TOKENS)
     vocabulary = text_config.vocab_size

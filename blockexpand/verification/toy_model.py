@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoints.files import CONFIG_FILE, WEIGHTS_FILE
-from ..errors import BlockExpandError, ProofError
+from ..errors import BlockExpandError, NoProofError
 from ..messages import one_line
 from ..models.loading import language_model_classes, load_model
 from .toy_config import VOCABULARY, token_numbers
@@ -113,7 +113,7 @@ def run_toy(folder: Path, weights: Mapping[str, torch.Tensor], ids: torch.Tensor
         raise
     except Exception as error:
         reason = one_line(error)
-        raise ProofError(
+        raise NoProofError(
             f"transformers cannot run the toy model: {type(error).__name__}: {reason}"
         ) from None
     absent = set(map(str, report.get("missing_keys", ())))

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from blockexpand.api.jobs_file import Job, fill_template, open_jobs, parse_jobs
-from blockexpand.errors import RecipeError
+from blockexpand.errors import InputError, RecipeError
 
 
 def parse(text: str) -> list[Job]:
@@ -259,7 +259,7 @@ def test_a_matrix_of_millions_is_refused() -> None:
 
 def test_no_such_file(tmp_path: Path) -> None:
     for path in (tmp_path / "none.yaml", tmp_path):
-        with pytest.raises(RecipeError, match="cannot read"):
+        with pytest.raises(InputError, match="cannot read"):
             open_jobs(path)
 
 

@@ -76,7 +76,7 @@ def test_failed_upload_leaves_the_output(
     push: Callable[..., int], hub: HubServer, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     injected = hub.fail("POST .*/commit/", times=999, status=403)
-    assert push("--private") == 1
+    assert push("--private") == 3
     injected.times = 0
     stdout, stderr = capfd.readouterr()
     out = tmp_path / "out"
@@ -110,11 +110,11 @@ def test_output_that_is_not_proven_is_not_uploaded(
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "status", "said"),
     [
-        ({"token": None}, "a token that may write"),
-        ({"repo": "a/b/c"}, "no repository id"),
-        ({"repo": "org/name@v1"}, "no repository id"),
+        ({"token": None}, 3, "a token that may write"),
+        ({"repo": "a/b/c"}, 2, "no repository id"),
+        ({"repo": "org/name@v1"}, 2, "no repository id"),
     ],
 )
 def test_upload_that_cannot_succeed_is_refused_first(
@@ -123,9 +123,10 @@ def test_upload_that_cannot_succeed_is_refused_first(
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
     options: dict[str, str | None],
+    status: int,
     said: str,
 ) -> None:
-    assert push(**options) == 1
+    assert push(**options) == status
     assert said in capfd.readouterr().err
     assert not hub.requests and not (tmp_path / "out").exists()
 

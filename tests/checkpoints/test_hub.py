@@ -30,7 +30,7 @@ from blockexpand.checkpoints.hub.download import (
 from blockexpand.checkpoints.hub.files import RepoRef, parse_repo_ref, wanted_files
 from blockexpand.checkpoints.hub.snapshot import open_snapshot
 from blockexpand.checkpoints.sources import HubOptions, open_headers
-from blockexpand.errors import CheckpointError, HubError
+from blockexpand.errors import CheckpointError, HubError, UsageError
 
 TOKEN = "hf_abcdefghijklmnopqrstuvwxyz012345"
 REPO = "org/name"
@@ -73,7 +73,7 @@ def test_repo_ref(src: str, revision: str | None, expected: tuple[str, str | Non
     ],
 )
 def test_malformed_repo_ref(src: str, revision: str | None, said: str) -> None:
-    with pytest.raises(HubError, match=said) as caught:
+    with pytest.raises((HubError, UsageError), match=said) as caught:
         parse_repo_ref(src, revision)
     assert "\n" not in str(caught.value)
     assert "sesame" not in str(caught.value)

@@ -115,10 +115,7 @@ def test_wrong_usage_is_2_and_makes_nothing(
     before = snapshot(source.parent)
     out = source.parent / "out"
     result = run(*shlex.split(words.replace("SRC", str(source)).replace("OUT", str(out))))
-    assert result.status == 2
-    assert result.out == ""
-    assert "usage: blockexpand" in result.err
-    assert "Traceback" not in result.err
+    assert_refused(result, "", 2)
     assert snapshot(source.parent) == before
 
 
@@ -218,8 +215,8 @@ BAD = {
 }  # fmt: skip
 
 
-def assert_refused(result: Result, message: str) -> None:
-    assert result.status == 1, result
+def assert_refused(result: Result, message: str, status: int = 3) -> None:
+    assert result.status == status, result
     assert result.out == ""
     assert result.err.startswith("blockexpand: ")
     assert result.err.count("\n") == 1
@@ -286,7 +283,7 @@ def test_requests_that_cannot_be_met_are_one_line_and_leave_nothing(
 ) -> None:
     before = snapshot(source.parent)
     start = time.perf_counter()
-    assert_refused(run("--src", source, "--out", source.parent / "out", *options), message)
+    assert_refused(run("--src", source, "--out", source.parent / "out", *options), message, 2)
     assert time.perf_counter() - start < 5
     assert snapshot(source.parent) == before
 
@@ -297,7 +294,7 @@ def test_an_overflow_is_one_line_and_leaves_nothing(
     nan_in_float16(source)
     before = snapshot(source.parent)
     words = ["--src", source, "--out", source.parent / "out", "--new-layers", 1]
-    assert_refused(run(*words, "--dtype", "float16"), "is too large for F16")
+    assert_refused(run(*words, "--dtype", "float16"), "is too large for F16", 2)
     assert snapshot(source.parent) == before
 
 
@@ -504,7 +501,7 @@ def test_a_token_is_written_and_printed_nowhere(
         run(*words, "--src", source, "--out", out, "--new-layers", 1),
         run(*words, "--src", source.parent / "none", "--out", out, "--new-layers", 1),
     ]
-    assert [result.status for result in results] == [0, 0, 0, 1, 1]
+    assert [result.status for result in results] == [0, 0, 0, 3, 3]
     for result in results:
         assert TOKEN not in result.out + result.err
     command = json.loads((out / "block_expansion.json").read_text())["command"]
@@ -595,7 +592,7 @@ def test_a_reader_that_goes_away_is_no_traceback(buffered: str, source: Path) ->
         process.stdout.close()
         assert process.stderr.read() == b""
         process.stderr.close()
-        assert process.wait(60) in (0, 1)
+        assert process.wait(60) in (0, 3)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
@@ -609,7 +606,7 @@ def test_a_full_stdout_is_told(source: Path) -> None:
             text=True,
             timeout=60,
         )
-    assert done.returncode == 1
+    assert done.returncode == 3
     assert done.stderr == "blockexpand: standard output: cannot write: No space left on device\n"
 
 
@@ -674,7 +671,7 @@ def test_a_library_that_cannot_be_loaded_is_told_in_one_line(
     source = write_checkpoint(tmp_path / "source", [mistral_tensors(2, "F32")])
     monkeypatch.setitem(sys.modules, "torch", None)
     out = tmp_path / "out"
-    assert main(["--src", str(source), "--out", str(out), "--new-layers", "1"]) == 1
+    assert main(["--src", str(source), "--out", str(out), "--new-layers", "1"]) == 3
     message = capsys.readouterr().err
     assert message.startswith("blockexpand: cannot load what this needs: ")
     assert message.count("\n") == 1 and "torch" in message

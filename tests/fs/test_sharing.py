@@ -337,7 +337,7 @@ def test_always_fails_on_a_file_system_that_does_not_share(
         source = make_source(point / "source")
         command = ("--src", source, "--out", point / "out", "--new-layers", "2")
         refused = nursery.run((*command, "--reflink=always"))
-        assert refused.code == 1
+        assert refused.code == 3
         assert "cannot share blocks with the source; put the output on the same XFS" in refused.err
         assert refused.err.count("\n") == 1
         assert set(names_beside(point / "out")) <= {"source", "lost+found"}
@@ -351,7 +351,7 @@ def test_always_fails_between_two_file_systems(nursery: Nursery, tmp_path: Path)
     with mounted("xfs", tmp_path, 320 << 20) as point:
         command = ("--src", source, "--out", point / "out", "--new-layers", "2")
         refused = nursery.run((*command, "--reflink=always"))
-        assert refused.code == 1
+        assert refused.code == 3
         assert "cannot share blocks with the source" in refused.err
         assert list(point.iterdir()) == []
         done = nursery.run(command)
@@ -370,7 +370,7 @@ def test_an_output_that_fits_only_if_blocks_are_shared(nursery: Nursery, tmp_pat
         )
         command = ("--src", source, "--out", point / "out", "--new-layers", "1")
         refused = nursery.run((*command, "--reflink=never"), settings={})
-        assert refused.code == 1
+        assert refused.code == 3
         assert "not enough disk" in refused.err
         done = nursery.run(command, settings={})
         assert (done.code, done.err) == (0, "")

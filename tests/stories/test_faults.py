@@ -76,7 +76,7 @@ def check_after(
     nursery: Nursery, case: Case, failed: Outcome, old: object, where: str, *, calm: bool = False
 ) -> None:
     """Check what a failed run left, and that the same command then ends well."""
-    assert failed.code in (0, 1), where + failed.err
+    assert failed.code in (0, 3), where + failed.err
     assert source_state(case.source) == case.before, where
     left = snapshot(case.out)
     if failed.code == 0:
@@ -92,7 +92,7 @@ def check_after(
         stays = {*names_beside(case.out)} - {".out.blockexpand.lock"}
         assert bool(stays) <= bool(kept), where + failed.err
     rerun = nursery.run(case.command, lacks=case.lacks)
-    if rerun.code == 1 and left == case.wanted:
+    if rerun.code == 3 and left == case.wanted:
         assert "exists and is not empty" in rerun.err, where
     else:
         assert (rerun.code, rerun.err) == (0, ""), where
@@ -247,7 +247,7 @@ def test_a_means_that_fails_does_not_lead_to_the_next(
     place(case.old, case.out)
     lacks = ("direct",) if means == "copy_file_range" else ()
     failed = nursery.run(case.command, do="fail", argument=code, among=[means], lacks=lacks)
-    assert failed.code == 1
+    assert failed.code == 3
     assert os.strerror(code) in failed.err
     check_message(failed, case)
     assert not case.out.exists()
@@ -285,7 +285,7 @@ def test_a_source_that_changes_while_it_is_read_is_refused(
             shutil.rmtree(case.source)
             shutil.copytree(pristine, case.source)
             if at <= mine[-1]:
-                assert outcome.code == 1
+                assert outcome.code == 3
             if outcome.code == 0:
                 assert snapshot(case.out) == case.wanted
                 continue
@@ -307,7 +307,7 @@ def test_a_side_file_that_changes_while_it_is_copied_is_refused(
     at = [number for number, call in enumerate(whole.calls, 1) if call.path == path][-1]
     place(None, case.out)
     outcome = nursery.run(case.command, do="append", at=at, argument=path)
-    assert outcome.code == 1
+    assert outcome.code == 3
     assert f"{path}: the file changed after it was planned with" in outcome.err
     assert not case.out.exists()
 
@@ -339,7 +339,7 @@ def test_of_two_runs_into_the_same_output_one_wins(
         one = nursery.wait(first)
         codes = one.code, second.code
         for loser in (one, second):
-            if loser.code == 1:
+            if loser.code == 3:
                 check_message(loser, case)
                 assert re.search("another run is writing it|exists and is not empty", loser.err)
         assert 0 in codes
@@ -347,7 +347,7 @@ def test_of_two_runs_into_the_same_output_one_wins(
             # Both may have come through, one after the other.
             last = case if one.code == 0 else other
         else:
-            assert sorted(codes) == [0, 1]
+            assert sorted(codes) == [0, 3]
             last = case if one.code == 0 else other
         assert snapshot(case.out) == last.wanted
         assert names_beside(case.out) == []
@@ -360,7 +360,7 @@ def test_of_many_runs_at_once_one_wins(nursery: Nursery, folder: Path) -> None:
     for _ in range(5):
         place(None, case.out)
         outcomes = [nursery.wait(n) for n in [nursery.start(case.command) for _ in range(6)]]
-        assert sorted(outcome.code for outcome in outcomes) == [0, 1, 1, 1, 1, 1]
+        assert sorted(outcome.code for outcome in outcomes) == [0, 3, 3, 3, 3, 3]
         assert snapshot(case.out) == case.wanted
         assert names_beside(case.out) == []
 
@@ -522,7 +522,7 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_written(
     with mounted("tmpfs", tmp_path, 400 << 10) as point:
         command = tuple(point / "out" if word == case.out else word for word in case.command)
         outcome = nursery.run(command)
-        assert outcome.code == 1
+        assert outcome.code == 3
         assert "not enough disk" in outcome.err
         assert list(point.iterdir()) == []
 
@@ -541,7 +541,7 @@ def test_a_disk_that_runs_full(kind: str, nursery: Nursery, tmp_path: Path) -> N
             fill(point / "filler")
             go.touch()
             full = nursery.wait(running)
-            assert full.code == 1
+            assert full.code == 3
             assert re.search("(No space left on device|not enough disk: .*); free some", full.err)
             seen |= {"not enough disk" in full.err}
             assert not case.out.exists()
@@ -578,7 +578,7 @@ def test_a_file_system_without_room_for_another_file(nursery: Nursery, tmp_path:
             for path in list(fillers.iterdir())[:free]:
                 path.unlink()
             full = nursery.run(case.command)
-            assert full.code == 1
+            assert full.code == 3
             assert "No space left on device; free some space and run the same" in full.err
             assert not case.out.exists()
             shutil.rmtree(fillers)
@@ -595,7 +595,7 @@ def test_a_file_system_that_is_mounted_read_only(nursery: Nursery, tmp_path: Pat
         case = prepare_on(nursery, tmp_path, point)
         subprocess.run(["mount", "-o", "remount,ro", point], check=True)
         outcome = nursery.run(case.command)
-        assert outcome.code == 1
+        assert outcome.code == 3
         assert "is mounted read-only; choose another output folder" in outcome.err
         subprocess.run(["mount", "-o", "remount,rw", point], check=True)
         assert names_beside(case.out) == []
@@ -611,7 +611,7 @@ def test_a_folder_that_may_not_be_written(nursery: Nursery, tmp_path: Path) -> N
             outcome = nursery.run(case.command)
         finally:
             subprocess.run(["chattr", "-i", case.out.parent], check=True)
-        assert outcome.code == 1
+        assert outcome.code == 3
         assert re.search("cannot create: .*; check the permissions", outcome.err)
         assert names_beside(case.out) == []
 
@@ -625,7 +625,7 @@ def test_a_mount_point_is_refused_as_output_also_an_empty_one(
         for options in (), ("--overwrite",):
             command = tuple(point if word == case.out else word for word in case.command)
             outcome = nursery.run((*command, *options))
-            assert outcome.code == 1
+            assert outcome.code == 3
             assert re.search("is a mount point.*; choose a folder in it", outcome.err)
 
 
@@ -643,7 +643,7 @@ def test_a_source_is_known_by_another_path_too(out: str, nursery: Nursery, tmp_p
     if out == "models/two":
         assert outcome.code == 0
     else:
-        assert outcome.code == 1
+        assert outcome.code == 3
         assert re.fullmatch(
             r"blockexpand: [^\n]*may not lie inside each other; [^\n]*\n", outcome.err
         )

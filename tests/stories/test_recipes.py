@@ -24,8 +24,8 @@ from blockexpand.cli.app import main
 from blockexpand.errors import (
     BlockExpandError,
     CheckpointError,
+    InputError,
     OutputError,
-    ProofError,
     RecipeError,
     TrainingError,
     UnsupportedModelError,
@@ -480,7 +480,7 @@ def test_what_changes_the_function_says_so_everywhere(
     assert "**It does not compute what its source computes**" in card
     assert f"| 3–4 | 1–2 of `{models['b']}` |" in card
     assert path.read_text().strip() in card
-    with pytest.raises(ProofError, match="leave --logits out"):
+    with pytest.raises(RecipeError, match="leave --logits out"):
         blockexpand.verify(models["a"], out, logits=True)
     for proof in ({"check": True}, {"verify_after": "logits"}):
         with pytest.raises(RecipeError, match="changes what the model computes"):
@@ -526,7 +526,7 @@ def test_src_says_where_the_only_model_is(
     assert main(["verify", str(models["a"]), str(out)]) == 0
     two = write_recipe(tmp_path, WANTED["two-models"].text, models)
     capsys.readouterr()
-    assert main(["--recipe", str(two), "--out", str(tmp_path / "x"), "--src", "y"]) == 1
+    assert main(["--recipe", str(two), "--out", str(tmp_path / "x"), "--src", "y"]) == 2
     assert "has 2 models" in capsys.readouterr().err
 
 
@@ -828,7 +828,7 @@ def test_an_output_inside_of_any_model_is_refused(models: dict[str, Path], tmp_p
 @pytest.mark.parametrize("make", [lambda path: path.mkdir(), lambda path: None])
 def test_no_recipe_there(make: Callable[[Path], object], tmp_path: Path) -> None:
     make(tmp_path / "r.yml")
-    with pytest.raises(RecipeError, match="expected a mergekit recipe"):
+    with pytest.raises(InputError, match="expected a mergekit recipe"):
         blockexpand.merge(tmp_path / "r.yml", tmp_path / "out")
 
 

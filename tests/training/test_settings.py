@@ -373,7 +373,7 @@ def test_the_command_line(expansions: dict[str, Path], capsys: pytest.CaptureFix
     assert content["new_layers"] == [3, 7, 11, 15]
     assert content["settings"]["unfrozen_parameters"] == ["^model.layers.(3|7|11|15)."]
     uneven = str(expansions["uneven"])
-    assert main(["train-config", uneven, "--framework", "llamafactory"]) == 1
+    assert main(["train-config", uneven, "--framework", "llamafactory"]) == 3
     assert capsys.readouterr().err.count("\n") == 1
     assert main(["train-config", uneven, "--framework", "trl"]) == 2
 

@@ -359,7 +359,7 @@ def test_without_dask(
 ) -> None:
     monkeypatch.setitem(sys.modules, "distributed", None)
     words = ["--src", str(source), "--out", str(tmp_path / "out"), "--new-layers", "1"]
-    assert main([*words, "--executor", "dask://127.0.0.1:1"]) == 1
+    assert main([*words, "--executor", "dask://127.0.0.1:1"]) == 3
     assert capfd.readouterr().err == (
         "blockexpand: --executor dask://127.0.0.1:1: dask is not installed; run: "
         "pip install 'blockexpand[dask]'\n"
@@ -424,7 +424,7 @@ def test_scheduler_without_workers(
     monkeypatch.setattr(executors, "_WORKER_WAIT_SECONDS", 0.1)
     with scheduler(tmp_path) as (address, _):
         words = ["--src", str(source), "--out", str(tmp_path / "out"), "--new-layers", "1"]
-        assert main([*words, "--executor", f"dask://{address}"]) == 1
+        assert main([*words, "--executor", f"dask://{address}"]) == 3
     assert "the scheduler has no worker; start one with" in capfd.readouterr().err
 
 
@@ -523,6 +523,6 @@ def test_scheduler_that_does_not_answer(
 
     monkeypatch.setattr(distributed, "Client", refuse)
     words = ["--src", str(source), "--out", str(tmp_path / "out"), "--new-layers", "1"]
-    assert main([*words, "--executor", "dask://127.0.0.1:9"]) == 1
+    assert main([*words, "--executor", "dask://127.0.0.1:9"]) == 3
     stderr = capfd.readouterr().err
     assert stderr.count("\n") == 1 and "no dask scheduler answers there" in stderr

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ...errors import HubError
+from ...errors import HubError, UsageError
 from ...messages import and_more
 from ..checkpoint import explain_missing_weights
 from ..files import CARD_FILE, CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE, split_side_files
@@ -72,7 +72,7 @@ class WantedFiles:
 def parse_repo_ref(src: str, revision: str | None = None) -> RepoRef:
     """Parse `org/name`, `name` or either with `@revision`.
 
-    Raises: HubError for what is no repository id, or for two different revisions.
+    Raises: HubError for what is no repository id; UsageError for two different revisions.
     """
     repo_id, at, after = src.partition("@")
     try:
@@ -86,13 +86,15 @@ def parse_repo_ref(src: str, revision: str | None = None) -> RepoRef:
             f"expected org/name or org/name@revision{hint}"
         ) from None
     if at and revision is not None and after != revision:
-        raise HubError(f"{src}: it asks for another revision than --revision {revision}; give one")
+        raise UsageError(
+            f"{src}: it asks for another revision than --revision {revision}; give one"
+        )
     chosen = after if at else revision
     # What git allows in the name of a branch or tag; the cache makes a path of it.
     if chosen is not None and not re.fullmatch(
         r"(?!.*\.\.)[^\s~^:?*\[\\/@][^\s~^:?*\[\\]*", chosen
     ):
-        raise HubError(f"{repo_id}: {chosen!r} is no name of a branch, tag or commit")
+        raise UsageError(f"{repo_id}: {chosen!r} is no name of a branch, tag or commit")
     return RepoRef(repo_id=repo_id, revision=chosen)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..._version import __version__
-from ...errors import HubError
+from ...errors import HubError, UsageError
 from .client import client_utils, request_headers
 from .failures import explaining, without_secrets
 
@@ -19,12 +19,12 @@ from .failures import explaining, without_secrets
 def check_push(repo_id: str, *, token: str | None = None) -> None:
     """Refuse, before anything is written, an upload that cannot succeed; nothing is sent.
 
-    Raises: HubError.
+    Raises: UsageError for what is no repository id; HubError.
     """
     try:
         client_utils().validate_repo_id(repo_id)
     except ValueError:
-        raise HubError(
+        raise UsageError(
             f"{without_secrets(repr(repo_id), token)} is no repository id of the Hub to upload to; "
             "expected org/name"
         ) from None
