@@ -193,7 +193,7 @@ BAD = {
     "ghost in the index": (edit_weight_map(ghost=SHARD), "tensor 'ghost' should be in"),
     "not in the index": (forget("lm_head.weight"), "'lm_head.weight' is missing in"),
     "unsupported": (set_config(model_type="bert"), "model_type 'bert'"),
-    "unknown": (set_config(model_type="nonesuch"), "supported are"),
+    "unknown": (set_config(model_type="nonesuch"), "is not in the table of families"),
     "no type": (set_config(model_type=...), "'model_type' is missing"),
     "quantized": (set_config(quantization_config={"a": 1}), "quantized"),
     "index leaves": (edit_weight_map(x="../x.safetensors"), "expected the plain name"),

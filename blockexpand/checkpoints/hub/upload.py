@@ -62,7 +62,7 @@ def push_folder(
                 commit_message=f"Upload a model expanded with blockexpand {__version__}",
             )
             return str(done.commit_url)
-    except HubError as error:
+    except (HubError, UsageError) as error:
         again = shlex.join(
             ["hf", "upload", repo_id, str(folder), *(["--private"] if private else [])]
         )
