@@ -22,7 +22,7 @@ from ..messages import show
 from ..planning.card import add_card
 from ..planning.manifest import compare_with_plan, parse_claims, parse_manifest
 from ..planning.plan import Plan, make_plan
-from ..planning.recipe import render_command
+from ..planning.recipe import Recipe, render_command, spell_position
 from ..writing.space import count_missing, shares_blocks, would_share
 from ..writing.staging import check_target, clear_debris, find_staging, is_untidy
 from ..writing.writer import WriteOptions, check_write, resolve_target
@@ -113,9 +113,7 @@ def _plan_job(job: Job, source: OpenedSource, hub: HubOptions) -> PlannedJob:
         "model": _base_name(job.src, source),
         "layers": str(len(draft.layer_map)),
         "new-layers": str(len(draft.new_layers)),
-        "position": job.position
-        if isinstance(job.position, str)
-        else "-".join(map(str, job.position)),
+        "position": spell_position(job.position, "-"),
         "dtype": job.dtype,
     }
     job = replace(
@@ -167,7 +165,8 @@ def make_job_plan(job: Job, checkpoint: Checkpoint, out: Path) -> Plan:
 
 def name_plan(plan: Plan, job: Job, source: OpenedSource) -> Plan:
     """Add the card, which shows the command that makes the same."""
-    command = render_command(job.src, job.out, plan.recipe, job.max_shard_size)
+    recipe = Recipe(new_layers=len(plan.new_layers), position=job.position, dtype=job.dtype)
+    command = render_command(job.src, job.out, recipe, job.max_shard_size)
     return add_card(plan, source.name, command)
 
 

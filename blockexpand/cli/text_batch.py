@@ -8,6 +8,7 @@ from typing import Any
 from ..api.batch import JobResult
 from ..api.batch_plan import Batch, PlannedJob
 from ..messages import join_lines
+from ..planning.recipe import spell_position
 from .text import expansion_as_json, format_size, plan_as_json
 
 
@@ -87,11 +88,10 @@ def explain_error(error: Exception) -> str:
 
 def _columns(job: PlannedJob) -> tuple[str, str, str, str]:
     plan = job.plan
-    position = job.job.position
     return (
         str(job.out),
         f"{plan.original_layers} + {len(plan.new_layers)}",
-        position if isinstance(position, str) else ",".join(map(str, position)),
+        spell_position(job.job.position),
         format_size(plan.nbytes),
     )
 

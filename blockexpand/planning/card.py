@@ -202,7 +202,7 @@ def _render_neutral(neutral: Mapping[str, float]) -> str:
 
 
 def _render_dtype(plan: Plan) -> str:
-    if plan.recipe.dtype == "source":
+    if plan.options.dtype == "source":
         return "Every tensor keeps the dtype that it has in the source."
     if plan.recipe_text is not None:
         return (
@@ -284,7 +284,7 @@ def make_recipe(plan: Plan, model: str) -> dict[str, Any] | None:
     None where mergekit has no words for it: it scales tensors, so it can make a weight 0, but not
     -1.
     """
-    dtype = {"dtype": plan.recipe.dtype} if _names_dtype(plan) else {}
+    dtype = {"dtype": plan.options.dtype} if _names_dtype(plan) else {}
     tensors = [tensor for file in plan.files for tensor in file.tensors]
     if any(isinstance(tensor.origin, Fill) for tensor in tensors):
         return None
@@ -329,7 +329,7 @@ def _names_dtype(plan: Plan) -> bool:
     To mergekit a dtype is that of every tensor, so it may not be named where a tensor is kept wider
     than the others and nothing has to be converted.
     """
-    if plan.recipe.dtype == "source":
+    if plan.options.dtype == "source":
         return False
     tensors = [tensor for file in plan.files for tensor in file.tensors]
     if any(isinstance(tensor.origin, Convert) for tensor in tensors):

@@ -233,24 +233,22 @@ def render_manifest(
     plan: Plan, source: ModelRef, command: str, others: Mapping[str, ModelRef]
 ) -> bytes:
     """Return the manifest of a plan; `others` are the further models of its recipe."""
-    recipe = plan.recipe
+    options = plan.options
     manifest = {
         "schema_version": SCHEMA_VERSION,
         "blockexpand": __version__,
         "source": _name_fields(source, model_type=plan.model_type),
         "original_layers": plan.original_layers,
         "layers": len(plan.layer_map),
-        "position": recipe.position
-        if isinstance(recipe.position, str)
-        else ",".join(map(str, recipe.position)),
+        "position": options.position,
         "layer_map": [entry.source for entry in plan.layer_map],
         "new_layers": list(plan.new_layers),
         "layer_prefix": plan.layer_prefix,
         "zeroed": [suffix for suffix, constant in plan.neutral.items() if constant == 0],
         "set": {suffix: constant for suffix, constant in plan.neutral.items() if constant},
-        "dtype": recipe.dtype,
-        "max_shard_nbytes": recipe.max_shard_nbytes,
-        "block_nbytes": recipe.block_nbytes,
+        "dtype": options.dtype,
+        "max_shard_nbytes": options.max_shard_nbytes,
+        "block_nbytes": options.block_nbytes,
         "command": command,
         "fingerprint": plan.fingerprint,
     }

@@ -7,11 +7,10 @@ card) consumes the same `Plan` and decides nothing again.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 
-from .._version import __version__
 from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.files import CONFIG_FILE, INDEX_FILE
 from ..formats.elements import encode_element
@@ -22,10 +21,23 @@ from ..models.decoder import find_decoder
 from ..models.layer_map import LayerMap, has_equal_groups, map_position
 from ..models.surgery import plan_surgery
 from .dtypes import make_dtype_policy
-from .origins import Fill, Origin, Zeros
-from .recipe import Recipe
+from .origins import Convert, Copy, Fill, Origin, Scale, Zeros
+from .recipe import Recipe, spell_position
 from .shards import Document, PlannedFile, plan_files, render_index
 from .tensor_map import SourceModel, TensorUse, map_tensors
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanOptions:
+    """What was asked for besides the layers, as the manifest states it; units as in `Recipe`.
+
+    `position` is its text, `recipe` for a mergekit recipe, whose layers the recipe itself says.
+    """
+
+    position: str
+    dtype: str
+    max_shard_nbytes: int | None
+    block_nbytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +52,7 @@ class Plan:
     """
 
     root: Path
-    recipe: Recipe
+    options: PlanOptions
     model_type: str
     layer_prefix: str
     original_layers: int
@@ -91,8 +103,12 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
     """
     decoder = find_decoder(checkpoint.config, checkpoint.specs)
     layer_map = map_position(decoder.layers, recipe.position, recipe.new_layers)
-    # A list may come with its count or without: the same recipe.
-    recipe = replace(recipe, new_layers=sum(entry.is_new for entry in layer_map))
+    options = PlanOptions(
+        position=spell_position(recipe.position),
+        dtype=recipe.dtype,
+        max_shard_nbytes=recipe.max_shard_nbytes,
+        block_nbytes=recipe.block_nbytes,
+    )
     surgery = plan_surgery(decoder, checkpoint.config, layer_map)
     dtypes = make_dtype_policy(checkpoint, recipe.dtype, decoder)
     source = SourceModel(model=0, checkpoint=checkpoint, decoder=decoder)
@@ -117,12 +133,10 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
     config = edit_json_object(
         checkpoint.config_bytes, surgery.config_edits + dtypes.config_edits(checkpoint.config)
     )
-    documents = [Document(name=CONFIG_FILE, data=config)]
-    if len(files) > 1:
-        documents.append(Document(name=INDEX_FILE, data=render_index(files)))
+    documents = make_documents(config, files)
     return Plan(
         root=checkpoint.root,
-        recipe=recipe,
+        options=options,
         model_type=decoder.model_type,
         layer_prefix=decoder.prefix,
         original_layers=decoder.layers,
@@ -135,14 +149,69 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
         },
         dtype=dtypes.output_dtype,
         files=files,
-        documents=tuple(documents),
+        documents=documents,
         side_files=checkpoint.side_files,
         source_files=tuple(shard.file for shard in checkpoint.shards),
         source_card=checkpoint.card,
         left_behind=checkpoint.left_behind,
         notes=surgery.notes + _position_notes(recipe, layer_map),
-        fingerprint=_fingerprint(checkpoint, recipe),
+        fingerprint=take_fingerprint(options, files, documents),
     )
+
+
+def make_documents(config: bytes, files: Sequence[PlannedFile]) -> tuple[Document, ...]:
+    """Return the output's config.json, and the index of its shards if there are several."""
+    documents = [Document(name=CONFIG_FILE, data=config)]
+    if len(files) > 1:
+        documents.append(Document(name=INDEX_FILE, data=render_index(files)))
+    return tuple(documents)
+
+
+def take_fingerprint(
+    options: PlanOptions, files: Iterable[PlannedFile], documents: Iterable[Document]
+) -> str:
+    """Digest what decides the bytes of the weights, the index and the config, and nothing else.
+
+    Neither the version of this tool nor the place of a source is in it, so that a later release
+    knows an output again unless it would write other bytes.
+    """
+    digest = hashlib.sha256()
+    for item in _fingerprint_items(options, files, documents):
+        digest.update(len(item).to_bytes(8, "little"))
+        digest.update(item)
+    return digest.hexdigest()
+
+
+def _fingerprint_items(
+    options: PlanOptions, files: Iterable[PlannedFile], documents: Iterable[Document]
+) -> Iterator[bytes]:
+    yield repr(astuple(options)).encode()
+    for file in files:
+        yield file.name.encode()
+        yield file.header
+        if file.identical_to is not None:
+            yield f"all of {file.identical_to}".encode()
+        else:
+            yield "\n".join([_spell_origin(tensor.origin) for tensor in file.tensors]).encode()
+    for document in documents:
+        yield document.name.encode()
+        yield document.data
+
+
+def _spell_origin(origin: Origin) -> str:
+    """Spell an origin out: a class that is renamed may not change a fingerprint."""
+    match origin:
+        case Copy(extent=extent):
+            return f"copy {extent.file} {extent.offset}"
+        case Zeros():
+            return "zeros"
+        case Fill(element=element):
+            return f"fill {element.hex()}"
+        case Convert(extent=extent, from_dtype=before, to_dtype=after):
+            return f"convert {extent.file} {extent.offset} {before} {after}"
+        case Scale(extent=extent, from_dtype=before, math_dtype=middle, to_dtype=after):
+            chain = f"{before} {middle} {after}"
+            return f"scale {extent.file} {extent.offset} {chain} {origin.factor!r}"
 
 
 def make_constant(spec: TensorSpec, value: float) -> Zeros | Fill:
@@ -159,21 +228,3 @@ def _position_notes(recipe: Recipe, layer_map: LayerMap) -> tuple[str, ...]:
             "new (LLaMA-Factory's and ms-swift's llama_pro) do not match this model",
         )
     return ()
-
-
-def _fingerprint(checkpoint: Checkpoint, recipe: Recipe) -> str:
-    """Digest all that a plan depends on: a plan is a pure function of it."""
-    digest = hashlib.sha256()
-    for item in (
-        __version__.encode(),
-        repr(recipe).encode(),
-        checkpoint.config_bytes,
-        *(shard.file.name.encode() + shard.header_bytes for shard in checkpoint.shards),
-        *(
-            f"{file.name} {file.nbytes}".encode("utf-8", "surrogatepass")
-            for file in checkpoint.side_files
-        ),
-    ):
-        digest.update(len(item).to_bytes(8, "little"))
-        digest.update(item)
-    return digest.hexdigest()

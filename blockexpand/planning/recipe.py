@@ -36,6 +36,11 @@ def parse_position(position: str | Sequence[int]) -> str | tuple[int, ...]:
     return position
 
 
+def spell_position(position: str | Sequence[int], separator: str = ",") -> str:
+    """Return a position as it is typed: its name, or the numbers of the layers."""
+    return position if isinstance(position, str) else separator.join(map(str, position))
+
+
 def parse_size(size: str | int | None) -> int | None:
     """Return bytes: of `5GB`, `800MB` (1 GB is 10⁹ bytes), or of a plain number.
 
@@ -55,11 +60,7 @@ def render_command(src: str, out: str, recipe: Recipe, max_shard_size: str | int
     words = ["python", "-m", "blockexpand", "--src", src, "--out", out]
     if recipe.new_layers is not None:
         words += ["--new-layers", str(recipe.new_layers)]
-    position = recipe.position
-    words += [
-        "--position",
-        position if isinstance(position, str) else ",".join(map(str, position)),
-    ]
+    words += ["--position", spell_position(recipe.position)]
     if recipe.dtype != "bfloat16":
         words += ["--dtype", recipe.dtype]
     if max_shard_size is not None:

@@ -53,7 +53,7 @@ def count_missing(
         is_linked = hardlink and file.identical_to is not None
         if is_linked or (finished / file.name).exists():
             continue
-        unshared = count_unshared(file, plan.recipe.block_nbytes, shares=shares)
+        unshared = count_unshared(file, plan.options.block_nbytes, shares=shares)
         begun = partial / file.name
         present = count_held(begun.stat()) if begun.exists() else 0
         needed += max(unshared - present, 0)

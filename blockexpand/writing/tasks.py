@@ -74,7 +74,7 @@ def make_tasks(
             sources=sources,
             staging=staging,
             reflink=reflink,
-            block_nbytes=plan.recipe.block_nbytes,
+            block_nbytes=plan.options.block_nbytes,
             is_link=hardlink and isinstance(file, PlannedFile) and file.identical_to is not None,
         )
 

@@ -145,6 +145,7 @@ def identify(plan: Plan, out: Path, stream: ShardStream | None = None) -> dict[s
     return {
         "fingerprint": plan.fingerprint,
         "out": out.name,
+        "side_files": [[file.name, file.nbytes] for file in plan.side_files],
         # Of shards that are still to be fetched there is nothing else to know them by.
         "sources": sources if stream is None else stream.commit,
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import pickle
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -239,12 +240,39 @@ def test_the_fingerprint_tells_plans_apart(tmp_path: Path) -> None:
         Recipe(new_layers=1, block_nbytes=8192),
     ]
     prints = [make_plan(checkpoint, recipe).fingerprint for recipe in recipes]
-    (folder / "NOTICE").write_text("n")
-    prints.append(make_plan(open_checkpoint(folder), recipes[0]).fingerprint)
     config = (folder / "config.json").read_text()
     (folder / "config.json").write_text(f"{config} ")
     prints.append(make_plan(open_checkpoint(folder), recipes[0]).fingerprint)
     assert len(set(prints)) == len(prints)
+
+
+def test_the_fingerprint_speaks_of_weights_index_and_config_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A later release, a tokenizer or another folder disowns no output."""
+    folder = write_checkpoint(tmp_path / "a", [mistral_tensors()])
+    found = make_plan(open_checkpoint(folder), Recipe(new_layers=1)).fingerprint
+    # Written down once: whoever changes this number disowns every output that there is.
+    assert found == ""
+    for module in [m for name, m in sys.modules.items() if name.startswith("blockexpand")]:
+        if hasattr(module, "__version__"):
+            monkeypatch.setattr(module, "__version__", "99.0")
+    (folder / "NOTICE").write_text("n")
+    folder = folder.rename(tmp_path / "b")
+    assert make_plan(open_checkpoint(folder), Recipe(new_layers=1)).fingerprint == found
+
+
+def test_the_fingerprint_tells_sources_apart(tmp_path: Path) -> None:
+    """Two tensors of one shape that change places are another model's bytes."""
+    tensors = mistral_tensors()
+    one = write_checkpoint(tmp_path / "a", [tensors])
+    other = write_checkpoint(tmp_path / "b", [dict(reversed(tensors.items()))])
+    prints = {
+        make_plan(open_checkpoint(folder), Recipe(new_layers=1, dtype=dtype)).fingerprint
+        for folder in (one, other)
+        for dtype in ("source", "float32")
+    }
+    assert len(prints) == 4
 
 
 def test_a_list_with_its_count_is_the_same_recipe(tmp_path: Path) -> None:

@@ -9,13 +9,10 @@ stands after them from the last slice's, each with that slice's parameters.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from ..._version import __version__
 from ...checkpoints.checkpoint import Checkpoint
-from ...checkpoints.files import CONFIG_FILE, INDEX_FILE
 from ...errors import BlockExpandError, RecipeError, UnsupportedModelError
 from ...formats.json_object import edit_json_object
 from ...formats.safetensors import TensorSpec
@@ -26,9 +23,8 @@ from ...models.layer_map import LayerEntry, LayerMap
 from ...models.surgery import Surgery, plan_rearrangement, plan_surgery
 from ..dtypes import MergeDtypes, name_main_dtype
 from ..origins import Origin, source_of
-from ..plan import Plan
-from ..recipe import Recipe
-from ..shards import Document, PlannedFile, plan_files, render_index
+from ..plan import Plan, PlanOptions, make_documents, take_fingerprint
+from ..shards import PlannedFile, plan_files
 from ..tensor_map import SourceModel, TensorUse, map_tensors
 from .outside_layers import (
     check_result,
@@ -55,6 +51,26 @@ class _Taken:
     t: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Merge:
+    """A recipe with its opened `models` by name; `base` has the config, `taken` are the layers.
+
+    `rows` is how many rows of the embeddings stay, None for all.
+    """
+
+    recipe: MergeRecipe
+    models: Mapping[str, SourceModel]
+    base: SourceModel
+    taken: tuple[_Taken, ...]
+    dtypes: MergeDtypes
+    rows: int | None
+
+    @property
+    def used(self) -> tuple[SourceModel, ...]:
+        """The models that the output is made from, each once, the base first."""
+        return tuple(dict.fromkeys([self.base, *(layer.source for layer in self.taken)]))
+
+
 def make_merge_plan(
     merge: MergeRecipe,
     checkpoints: Mapping[str, Checkpoint],
@@ -69,64 +85,30 @@ def make_merge_plan(
     `vocabularies` are those of `read_vocabularies`.
     Raises: RecipeError for a recipe that these models cannot be given; UnsupportedModelError.
     """
-    models = _find_models(merge, checkpoints)
-    base = models[merge.base]
-    taken = _take_layers(merge, models)
-    policy = MergeDtypes(dtype=merge.dtype, out_dtype=merge.out_dtype)
-
-    rows = count_rows(merge, checkpoints, vocabularies)
-
-    def make(use: TensorUse) -> tuple[TensorSpec, Origin]:
-        spec, extent = use.spec, use.extent
-        if use.layer is None:
-            spec, extent = cut_rows(use.name, spec, extent, rows)
-            factor = _outside_factor(merge, use.source, use.name)
-        else:
-            layer = taken[use.layer]
-            factor = find_factor(layer.part.scales, use.name, layer.t)
-        return policy.plan(use.source.decoder, use.name, spec, extent, factor)
-
-    def is_kept(source: SourceModel, name: str) -> bool:
-        return source is models[_outside_slice(merge, source, name).model]
-
-    expansion = _recognise(base, taken, merge, policy) if not cuts_rows(base, rows) else None
-    layer_map, surgery = expansion or _rearrange(base, taken)
-    used = tuple(dict.fromkeys([base, *(layer.source for layer in taken)]))
-    kept, blocks = map_tensors(used, layer_map, make, is_kept)
-    shards = {
-        source.key(shard.file.name): shard for source in used for shard in source.checkpoint.shards
-    }
-    files = plan_files(kept, blocks, shards, max_shard_nbytes, block_nbytes)
-    dtype = name_main_dtype(tensor.spec for file in files for tensor in file.tensors)
+    job = _resolve(merge, checkpoints, vocabularies)
+    base, used, rows = job.base, job.used, job.rows
+    options = PlanOptions(
+        position="recipe",
+        dtype=merge.out_dtype or merge.dtype or "source",
+        max_shard_nbytes=max_shard_nbytes,
+        block_nbytes=block_nbytes,
+    )
+    expansion = _recognise(job) if not cuts_rows(base, rows) else None
+    layer_map, surgery = expansion or _rearrange(job)
+    files = _plan_files(job, layer_map, options)
     config = edit_json_object(
         base.checkpoint.config_bytes,
         surgery.config_edits
-        + policy.config_edits(base.checkpoint.config)
+        + job.dtypes.config_edits(base.checkpoint.config)
         + vocabulary_edits(base, rows),
     )
-    notes = surgery.notes + compare_models(merge, models) + note_float32(used, policy)
-    notes += note_rows(base, rows)
     check_result(merge, base, files, config, rows)
-    documents = [Document(name=CONFIG_FILE, data=config)]
-    if len(files) > 1:
-        documents.append(Document(name=INDEX_FILE, data=render_index(files)))
-    names = _used_files(files)
-    sources = [
-        (source, shard.file)
-        for source in used
-        for shard in source.checkpoint.shards
-        if source.key(shard.file.name) in names
-    ]
+    documents = make_documents(config, files)
+    sources = _find_source_files(used, files)
     side_files, side_paths = choose_side_files(merge, checkpoints)
     return Plan(
         root=base.checkpoint.root,
-        recipe=Recipe(
-            new_layers=None,
-            position="recipe",
-            dtype=merge.out_dtype or merge.dtype or "source",
-            max_shard_nbytes=max_shard_nbytes,
-            block_nbytes=block_nbytes,
-        ),
+        options=options,
         model_type=base.decoder.model_type,
         layer_prefix=base.decoder.prefix,
         original_layers=max(source.decoder.layers for source in used),
@@ -136,18 +118,18 @@ def make_merge_plan(
             for layer in surgery.neutral.values()
             for suffix, constant in layer.items()
         },
-        dtype=dtype,
+        dtype=name_main_dtype(tensor.spec for file in files for tensor in file.tensors),
         files=files,
-        documents=tuple(documents),
+        documents=documents,
         side_files=side_files,
-        source_files=tuple(
-            FileStat(name=source.key(file.name), nbytes=file.nbytes, mtime_ns=file.mtime_ns)
-            for source, file in sources
-        ),
+        source_files=tuple(replace(file, name=source.key(file.name)) for source, file in sources),
         source_card=base.checkpoint.card,
         left_behind=base.checkpoint.left_behind,
-        notes=notes,
-        fingerprint=_fingerprint(merge, checkpoints, max_shard_nbytes, block_nbytes, rows),
+        notes=surgery.notes
+        + compare_models(merge, job.models)
+        + note_float32(used, job.dtypes)
+        + note_rows(base, rows),
+        fingerprint=take_fingerprint(options, files, documents),
         paths=side_paths
         | {
             source.key(file.name): source.checkpoint.root / file.name
@@ -158,6 +140,59 @@ def make_merge_plan(
         models=merge.models,
         keeps_function=expansion is not None,
     )
+
+
+def _resolve(
+    merge: MergeRecipe,
+    checkpoints: Mapping[str, Checkpoint],
+    vocabularies: Mapping[str, Vocabulary],
+) -> _Merge:
+    models = _find_models(merge, checkpoints)
+    return _Merge(
+        recipe=merge,
+        models=models,
+        base=models[merge.base],
+        taken=_take_layers(merge, models),
+        dtypes=MergeDtypes(dtype=merge.dtype, out_dtype=merge.out_dtype),
+        rows=count_rows(merge, checkpoints, vocabularies),
+    )
+
+
+def _plan_files(job: _Merge, layer_map: LayerMap, options: PlanOptions) -> tuple[PlannedFile, ...]:
+    def make(use: TensorUse) -> tuple[TensorSpec, Origin]:
+        spec, extent = use.spec, use.extent
+        if use.layer is None:
+            spec, extent = cut_rows(use.name, spec, extent, job.rows)
+            factor = _outside_factor(job.recipe, use.source, use.name)
+        else:
+            layer = job.taken[use.layer]
+            factor = find_factor(layer.part.scales, use.name, layer.t)
+        return job.dtypes.plan(use.source.decoder, use.name, spec, extent, factor)
+
+    def is_kept(source: SourceModel, name: str) -> bool:
+        return source is job.models[_outside_slice(job.recipe, source, name).model]
+
+    kept, blocks = map_tensors(job.used, layer_map, make, is_kept)
+    shards = {
+        source.key(shard.file.name): shard
+        for source in job.used
+        for shard in source.checkpoint.shards
+    }
+    return plan_files(kept, blocks, shards, options.max_shard_nbytes, options.block_nbytes)
+
+
+def _find_source_files(
+    used: Sequence[SourceModel], files: Sequence[PlannedFile]
+) -> list[tuple[SourceModel, FileStat]]:
+    """Return the shards that any byte of the output comes from, each with its model."""
+    extents = (source_of(tensor.origin) for file in files for tensor in file.tensors)
+    names = {extent.file for extent in extents if extent is not None}
+    return [
+        (source, shard.file)
+        for source in used
+        for shard in source.checkpoint.shards
+        if source.key(shard.file.name) in names
+    ]
 
 
 def _find_models(
@@ -224,18 +259,17 @@ def _outside_factor(merge: MergeRecipe, source: SourceModel, name: str) -> float
     return find_factor(_outside_slice(merge, source, name).scales, name, 0.0)
 
 
-def _recognise(
-    base: SourceModel, taken: Sequence[_Taken], merge: MergeRecipe, policy: MergeDtypes
-) -> tuple[LayerMap, Surgery] | None:
+def _recognise(job: _Merge) -> tuple[LayerMap, Surgery] | None:
     """Return the layer map of a recipe that at most adds blocks which add nothing, else None."""
-    if not _is_plain(base, taken, merge, policy):
+    if not _is_plain(job):
         return None
+    base = job.base
     suffixes: dict[int, dict[str, str]] = {}
     for name, placed in base.decoder.placed.items():
         suffixes.setdefault(placed.layer, {})[placed.suffix] = name
     entries = []
     neutral: dict[int, dict[str, float]] = {}
-    for layer in taken:
+    for layer in job.taken:
         factors = {
             suffix: find_factor(layer.part.scales, name, layer.t)
             for suffix, name in suffixes[layer.number].items()
@@ -256,67 +290,34 @@ def _recognise(
         surgery = plan_surgery(base.decoder, base.checkpoint.config, layer_map)
     except UnsupportedModelError:
         return None
-    return layer_map, Surgery(
-        neutral=neutral, config_edits=surgery.config_edits, notes=surgery.notes
-    )
+    return layer_map, replace(surgery, neutral=neutral)
 
 
-def _is_plain(
-    base: SourceModel, taken: Sequence[_Taken], merge: MergeRecipe, policy: MergeDtypes
-) -> bool:
+def _is_plain(job: _Merge) -> bool:
     """Tell whether all is taken from one model, and what is outside of the layers as it is."""
-    if any(layer.source is not base for layer in taken):
+    base = job.base
+    if any(layer.source is not base for layer in job.taken):
         return False
-    if any(policy.rounds_twice(spec.dtype) for spec in base.checkpoint.specs.values()):
+    if any(job.dtypes.rounds_twice(spec.dtype) for spec in base.checkpoint.specs.values()):
         return False
     layers = {name: placed.layer for name, placed in base.decoder.placed.items()}
     return all(
-        _outside_factor(merge, base, name) == 1
+        _outside_factor(job.recipe, base, name) == 1
         for name in base.checkpoint.specs
         if layers.get(name, base.decoder.layers) >= base.decoder.layers
     )
 
 
-def _rearrange(base: SourceModel, taken: Sequence[_Taken]) -> tuple[LayerMap, Surgery]:
-    layer_map = tuple(LayerEntry(source=layer.number, model=layer.source.model) for layer in taken)
+def _rearrange(job: _Merge) -> tuple[LayerMap, Surgery]:
+    layer_map = tuple(
+        LayerEntry(source=layer.number, model=layer.source.model) for layer in job.taken
+    )
     surgery = plan_rearrangement(
-        base.decoder,
-        base.checkpoint.config,
-        [(layer.source.decoder, layer.source.checkpoint.config, layer.number) for layer in taken],
+        job.base.decoder,
+        job.base.checkpoint.config,
+        [
+            (layer.source.decoder, layer.source.checkpoint.config, layer.number)
+            for layer in job.taken
+        ],
     )
     return layer_map, surgery
-
-
-def _used_files(files: Sequence[PlannedFile]) -> set[str]:
-    extents = (source_of(tensor.origin) for file in files for tensor in file.tensors)
-    return {extent.file for extent in extents if extent is not None}
-
-
-def _fingerprint(
-    merge: MergeRecipe,
-    checkpoints: Mapping[str, Checkpoint],
-    max_shard_nbytes: int | None,
-    block_nbytes: int,
-    rows: int | None,
-) -> str:
-    """Digest all that a plan depends on, but for where its models are."""
-    numbers = {name: str(number) for number, name in enumerate(merge.models)}
-    recipe = (
-        [(numbers[part.model], part.first, part.last, part.scales) for part in merge.slices],
-        (merge.dtype, merge.out_dtype, numbers[merge.base], max_shard_nbytes, block_nbytes, rows),
-        numbers.get(merge.tokenizer_source or ""),
-    )
-    digest = hashlib.sha256()
-    items = [__version__.encode(), repr(recipe).encode()]
-    for name in merge.models:
-        checkpoint = checkpoints[name]
-        items.append(checkpoint.config_bytes)
-        items += [shard.file.name.encode() + shard.header_bytes for shard in checkpoint.shards]
-        items += [
-            f"{file.name} {file.nbytes}".encode("utf-8", "surrogatepass")
-            for file in checkpoint.side_files
-        ]
-    for item in items:
-        digest.update(len(item).to_bytes(8, "little"))
-        digest.update(item)
-    return digest.hexdigest()
