@@ -18,18 +18,14 @@ from family_check import (
     tokens,
 )
 from family_zoo import Zoo, make_checkpoint
-from zoo_dense import DENSE
-from zoo_mixture import MIXTURE
-from zoo_multimodal import MULTIMODAL
-from zoo_recurrent import RECURRENT
-from zoo_wrappers import NEED_MORE, WRAPPERS
+from zoo import ZOO
+from zoo_wrappers import NEED_MORE
 
 import blockexpand
 from blockexpand.models import families
 from blockexpand.models.families.layer_vocabulary import COPIED
 from blockexpand.models.families.refused import REFUSED
 
-ZOO = (*DENSE, *MIXTURE, *RECURRENT, *MULTIMODAL, *WRAPPERS)
 # Rows of which no checkpoint is made here, because another recipe builds the same classes.
 SAME_CLASSES = {
     "gpt-sw3": "gpt2",

@@ -401,7 +401,7 @@ def test_the_cards_own_recipe_makes_the_same_files(
 def test_the_cards_own_recipe_in_other_families(family: str, position: str, tmp_path: Path) -> None:
     """Experts, layers stored past the end, vision towers with the decoder's names, tied heads."""
     from family_zoo import make_checkpoint
-    from test_families import ZOO
+    from zoo import ZOO
 
     zoo = next(recipe for recipe in ZOO if recipe.name == family)
     make_checkpoint(zoo, tmp_path / "source")

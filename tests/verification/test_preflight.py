@@ -13,11 +13,7 @@ import pytest
 import torch
 from family_zoo import Zoo, make_checkpoint
 from safetensors.torch import load_file
-from zoo_dense import DENSE
-from zoo_mixture import MIXTURE
-from zoo_multimodal import MULTIMODAL
-from zoo_recurrent import RECURRENT
-from zoo_wrappers import WRAPPERS
+from zoo import ZOO as EVERY_RECIPE
 
 from blockexpand.api.expansion import expand
 from blockexpand.checkpoints.checkpoint import Checkpoint, assemble_checkpoint, open_checkpoint
@@ -32,7 +28,7 @@ from blockexpand.planning.shards import PlannedTensor
 from blockexpand.verification.preflight import check_plan
 
 PROVEN = "bit-identical, also with each new layer in the place of its source"
-ZOO = {recipe.name: recipe for recipe in (*DENSE, *MIXTURE, *RECURRENT, *MULTIMODAL, *WRAPPERS)}
+ZOO = {recipe.name: recipe for recipe in EVERY_RECIPE}
 # Each has something that a toy could get wrong: names that are not the model's, stacked experts,
 # lists of widths, rotary embeddings bound to the size of a head, towers, layers past the end.
 DIFFICULT = (
