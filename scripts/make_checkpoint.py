@@ -137,6 +137,8 @@ def make_checkpoint(
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
+    from blockexpand.models.loading import dtype_argument
+
     if out.exists() and any(out.iterdir()):
         raise SystemExit(f"{out}: the folder is not empty; expected an empty or a new one")
     out.mkdir(parents=True, exist_ok=True)
@@ -151,7 +153,7 @@ def make_checkpoint(
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         tie_word_embeddings=False,
-        dtype=dtype,
+        **dtype_argument(dtype),
     )
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
@@ -168,7 +170,7 @@ def make_checkpoint(
         GenerationConfig.from_model_config(config).save_pretrained(out)
         stream_weights(out, shapes, parts, dtype, std=config.hidden_size**-0.5, seed=seed)
     else:
-        model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
+        model = AutoModelForCausalLM.from_config(config, **dtype_argument(dtype))
         randomise(model, std=config.hidden_size**-0.5, seed=seed)
         model.save_pretrained(
             out, max_shard_size=max(sum(sizes[name] for name in part) for part in parts)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hub_server import HubServer, use_hub
+from hub_server import HubServer, close_session, use_hub
 
 
 @pytest.fixture(scope="session")
@@ -51,8 +51,6 @@ def tiny_mistral_f32(make_tiny: Callable[..., Path]) -> Path:
 @pytest.fixture
 def hub() -> Iterator[HubServer]:
     """A Hub on this machine, without a repository yet."""
-    from huggingface_hub.utils import close_session
-
     with HubServer() as server:
         yield server
     close_session()

@@ -21,14 +21,13 @@ def load_model(folder: Path, dtype: str) -> tuple[Any, dict[str, Any]]:
 
     Raises: NoProofError where `transformers` cannot.
     """
-    import torch
     import transformers
 
     config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
     for loader in language_model_classes(config):
         model, report = loader.from_pretrained(
             folder,
-            dtype=getattr(torch, dtype),
+            **dtype_argument(dtype),
             output_loading_info=True,
             trust_remote_code=False,
             use_safetensors=True,
@@ -40,6 +39,15 @@ def load_model(folder: Path, dtype: str) -> tuple[Any, dict[str, Any]]:
                 tensor.data = tensor.data.clone()
             return model.eval(), report
     raise NoProofError(f"{folder}: transformers knows no language model for {config.model_type!r}")
+
+
+def dtype_argument(dtype: str) -> dict[str, Any]:
+    """Return the dtype as `from_pretrained` and `from_config` want it called."""
+    import torch
+    import transformers
+
+    release = tuple(int(number) for number in transformers.__version__.split(".")[:2])
+    return {"dtype" if release >= (4, 56) else "torch_dtype": getattr(torch, dtype)}
 
 
 def language_model_classes(config: Any) -> tuple[Any, ...]:

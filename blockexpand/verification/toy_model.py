@@ -211,7 +211,10 @@ def _model_keys(
     With it the pattern of the conversion that it goes through, None if it is only renamed.
     Names are in the loader's order, which numbers what is stacked.
     """
-    from transformers.conversion_mapping import get_model_conversion_mapping
+    try:
+        from transformers.conversion_mapping import get_model_conversion_mapping
+    except ImportError:  # before transformers 5
+        return {name: (_old_key(model, name), None) for name in names}
     from transformers.core_model_loading import (
         WeightConverter,
         WeightRenaming,
@@ -230,3 +233,18 @@ def _model_keys(
             key = rename_source_key(name, [], [], prefix, state)
         keys[name] = key
     return keys
+
+
+def _old_key(model: Any, name: str) -> str:
+    """Return what a checkpoint's tensor is called in a model of transformers 4, which only renames.
+
+    Source: `PreTrainedModel._load_pretrained_model` of transformers 4.57.
+    """
+    renamings: Mapping[str, str] = getattr(model, "_checkpoint_conversion_mapping", {})
+    for pattern, replacement in renamings.items():
+        renamed, count = re.subn(pattern, replacement, name)
+        if count:
+            return renamed
+    state, prefix = model.state_dict(), f"{model.base_model_prefix}."
+    spellings = (name, f"{prefix}{name}", name.removeprefix(prefix))
+    return next((spelling for spelling in spellings if spelling in state), name)

@@ -613,13 +613,22 @@ def hub_environment(hub: HubServer, home: Path, **more: str) -> dict[str, str]:
     }
 
 
+def close_session() -> None:
+    """Forget the client's connections, whatever its release calls that."""
+    from huggingface_hub import utils
+    from huggingface_hub.utils import _http
+
+    close = getattr(utils, "close_session", None) or _http.reset_sessions
+    close()
+
+
 def use_hub(monkeypatch: Any, hub: HubServer, home: Path, **constants: Any) -> Path:
     """Point this process's `huggingface_hub` at the server and return the cache folder.
 
     The client reads the environment once, on import, so its constants are patched as well.
     """
     from huggingface_hub import constants as client_constants
-    from huggingface_hub.utils import _http, close_session
+    from huggingface_hub.utils import _http
 
     # An older session has read the proxies of the environment already.
     close_session()

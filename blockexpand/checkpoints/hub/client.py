@@ -8,7 +8,8 @@ from __future__ import annotations
 import importlib
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,66 @@ def client_utils() -> Any:
 
 
 def http_library() -> Any:
-    """Return the HTTP library that this `huggingface_hub` uses: httpx in 1.x, httpx2 in 2.x."""
+    """Return what the Hub's client speaks with: requests in 0.x, httpx in 1.x, httpx2 in 2.x."""
     from huggingface_hub.errors import HfHubHTTPError
 
     return sys.modules[HfHubHTTPError.__bases__[0].__module__.partition(".")[0]]
+
+
+def request_errors() -> type[Exception]:
+    """Return what every error of a request derives from."""
+    library = http_library()
+    error: type[Exception] = getattr(library, "RequestException", None) or library.HTTPError
+    return error
+
+
+def network_errors() -> tuple[type[Exception], ...]:
+    """Return the errors of a connection, as against an answer that is an error."""
+    library = http_library()
+    if hasattr(library, "TransportError"):
+        return (library.TransportError,)
+    errors = library.exceptions
+    return (
+        errors.ConnectionError,
+        errors.Timeout,
+        errors.ChunkedEncodingError,
+        errors.ContentDecodingError,
+        errors.InvalidSchema,
+        errors.TooManyRedirects,
+    )
+
+
+def is_unreachable(error: Exception) -> bool:
+    """Tell whether nobody answers at all, which waiting would not change."""
+    library = http_library()
+    if hasattr(library, "TransportError"):
+        return isinstance(
+            error,
+            library.ConnectError
+            | library.ConnectTimeout
+            | library.ProxyError
+            | library.UnsupportedProtocol,
+        )
+    errors = library.exceptions
+    if isinstance(error, (errors.ConnectTimeout, errors.ProxyError, errors.InvalidSchema)):
+        return True
+    # A connection that was never made, and not one that broke.
+    cause = error.args[0] if error.args else None
+    return isinstance(error, errors.ConnectionError) and type(cause).__name__ == "MaxRetryError"
+
+
+@contextmanager
+def open_stream(url: str, headers: Mapping[str, str]) -> Iterator[tuple[Any, Iterator[bytes]]]:
+    """Ask for a file; yield the answer and its bytes as they come, redirects followed."""
+    from huggingface_hub import constants
+
+    session, timeout = client_utils().get_session(), constants.HF_HUB_DOWNLOAD_TIMEOUT
+    if hasattr(session, "stream") and callable(session.stream):
+        with session.stream("GET", url, headers=headers, timeout=timeout) as response:
+            yield response, response.iter_bytes()
+        return
+    with session.get(url, headers=headers, timeout=timeout, stream=True) as response:
+        yield response, response.iter_content(None)
 
 
 def request_headers(token: str | None) -> dict[str, str]:

@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 from ...errors import BlockExpandError, HubError
 from .answers import Tell, guarding_answers, tell_nobody
-from .client import http_library, request_headers
+from .client import request_errors, request_headers
 
 _HOME = "https://huggingface.co"
 
@@ -65,7 +65,7 @@ def explain(error: BaseException, repo_id: str, *, revision: str | None, token: 
             "the --cache-dir that has it"
         )
     fact = without_secrets(f"{type(error).__name__}: {error}", token)
-    if isinstance(error, http_library().HTTPError):
+    if isinstance(error, request_errors()):
         return (
             f"cannot reach {without_secrets(_endpoint(), token)} ({fact}); check the connection "
             "and run the same command again"
@@ -97,7 +97,9 @@ def _explain_answer(error: Any, repo_id: str, *, revision: str | None, token: st
         return f"it has no revision {revision!r}; its branches and tags are listed at {page}"
     if isinstance(error, errors.DisabledRepoError):
         return f"the Hub has disabled it; see {page}"
-    if isinstance(error, errors.RemoteEntryNotFoundError):
+    # Called so since 1.0.
+    absent: type[Any] = getattr(errors, "RemoteEntryNotFoundError", errors.EntryNotFoundError)
+    if isinstance(error, absent):
         path = without_secrets(str(error.response.url), token)
         return f"the Hub lists a file that it does not give ({path}); see {page}"
     if status in (401, 404):

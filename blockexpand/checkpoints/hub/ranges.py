@@ -13,7 +13,7 @@ from typing import Any
 
 from ...errors import HubError
 from .answers import RETRIED_STATUSES, parse_wait_s
-from .client import client_utils, http_library, request_headers
+from .client import client_utils, network_errors, open_stream, request_headers
 
 # As `huggingface_hub` waits: 1, 2, 4, 8, 8 seconds, counted anew when bytes came.
 _MOST_FAILURES = 5
@@ -40,7 +40,7 @@ def read_range(
     """
     from huggingface_hub.errors import HfHubHTTPError
 
-    transport_errors: type[Exception] = http_library().TransportError
+    transport_errors = network_errors()
     stopped = stopped or threading.Event()
     failures = 0
     while start < stop:
@@ -86,18 +86,14 @@ def _open_range(
 
     A server that refuses every range is asked a second time, for the `whole` file.
     """
-    from huggingface_hub import constants, hf_hub_url
+    from huggingface_hub import hf_hub_url
 
     headers = request_headers(token)
     headers |= {} if whole else {"Range": f"bytes={start}-{stop - 1}"}
     headers |= {"Accept-Encoding": "identity"}
     url = hf_hub_url(repo_id, name, revision=commit)
     # The session follows the redirect to the storage and takes the token out of the headers then.
-    with (
-        client_utils()
-        .get_session()
-        .stream("GET", url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT) as response
-    ):
+    with open_stream(url, headers) as (response, pieces):
         refused = response.status_code == 416 and not whole
         if not refused:
             client_utils().hf_raise_for_status(response)
@@ -116,7 +112,7 @@ def _open_range(
         # A server without ranges sends the file from its beginning.
         skip = start if response.status_code == 200 else 0
         # Pieces as they come: gathered ones would be lost where the connection breaks.
-        for piece in response.iter_bytes():
+        for piece in pieces:
             wanted = piece[skip : skip + left]
             skip = max(0, skip - len(piece))
             left -= len(wanted)

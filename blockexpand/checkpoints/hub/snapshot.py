@@ -15,7 +15,7 @@ from ..._version import __version__
 from ...errors import HubError
 from ..files import CONFIG_FILE
 from .answers import RETRIED_STATUSES, Tell, tell_nobody
-from .client import client_utils, find_cached, http_library, request_headers
+from .client import client_utils, find_cached, is_unreachable, network_errors, request_headers
 from .failures import explaining
 from .files import RepoFile, RepoRef, RepoSnapshot
 from .listing import check_files, make_repo_file, parse_siblings
@@ -40,7 +40,8 @@ def open_snapshot(
 
     revision = ref.revision or "main"
     with explaining(ref.repo_id, revision=revision, token=token, tell=tell):
-        transport_errors: type[Exception] = http_library().TransportError
+        no_answer: tuple[type[Exception], ...]
+        no_answer = (HfHubHTTPError, OfflineModeIsEnabled, *network_errors())
         try:
             found = _look_up(ref.repo_id, revision, token, retrying=False)
         except RevisionNotFoundError:
@@ -50,7 +51,7 @@ def open_snapshot(
             if cached is None:
                 raise
             return cached
-        except (HfHubHTTPError, OfflineModeIsEnabled, transport_errors) as error:
+        except no_answer as error:
             cached = _open_cached(ref.repo_id, revision, cache_dir)
             if cached is not None:
                 return cached
@@ -87,18 +88,10 @@ def _look_up(repo_id: str, revision: str, token: str | None, *, retrying: bool) 
 
 def _is_passing(error: Exception) -> bool:
     """Tell whether the same request may succeed in some seconds."""
-    library = http_library()
     response = getattr(error, "response", None)
     if response is not None:
         return response.status_code in RETRIED_STATUSES
-    # Nobody answers at all: waiting for that would only keep the user waiting.
-    final = (
-        library.ConnectError,
-        library.ConnectTimeout,
-        library.ProxyError,
-        library.UnsupportedProtocol,
-    )
-    return isinstance(error, library.TransportError) and not isinstance(error, final)
+    return isinstance(error, network_errors()) and not is_unreachable(error)
 
 
 def _parse_answer(found: Any, repo_id: str) -> tuple[str, tuple[RepoFile, ...] | None]:
