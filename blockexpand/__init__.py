@@ -24,11 +24,17 @@ from .errors import (
 
 if TYPE_CHECKING:
     # What type checkers and editors see; at run time a name is loaded when it is asked for.
+    from .adapters.format import BlockAdapter as BlockAdapter
+    from .api.application import apply as apply
+    from .api.application import attach as attach
+    from .api.application import detach as detach
     from .api.batch import JobResult as JobResult
     from .api.batch import expand_batch as expand_batch
     from .api.comparing import diff as diff
     from .api.comparing import verify as verify
     from .api.expansion import expand as expand
+    from .api.extraction import Extraction as Extraction
+    from .api.extraction import extract as extract
     from .api.merging import merge as merge
     from .api.pipeline import Expansion as Expansion
     from .api.pipeline import Verified as Verified
@@ -54,9 +60,11 @@ if TYPE_CHECKING:
     from .writing.shard import Moved as Moved
 
 _PLACES = {
+    "BlockAdapter": "adapters.format",
     "Checkpoint": "checkpoints.checkpoint",
     "Difference": "verification.difference",
     "Expansion": "api.pipeline",
+    "Extraction": "api.extraction",
     "Finding": "verification.findings",
     "JobResult": "api.batch",
     "LogitsProof": "verification.logits",
@@ -71,10 +79,14 @@ _PLACES = {
     "TrainerSettings": "training.settings",
     "Verification": "verification.findings",
     "Verified": "api.pipeline",
+    "apply": "api.application",
+    "attach": "api.application",
     "count_parameters": "planning.parameters",
+    "detach": "api.application",
     "diff": "api.comparing",
     "expand": "api.expansion",
     "expand_batch": "api.batch",
+    "extract": "api.extraction",
     "freeze_original_layers": "training.freezing",
     "make_plan": "planning.plan",
     "make_settings": "training.settings",
@@ -86,11 +98,13 @@ _PLACES = {
 
 __all__ = [
     "ArgumentError",
+    "BlockAdapter",
     "BlockExpandError",
     "Checkpoint",
     "CheckpointError",
     "Difference",
     "Expansion",
+    "Extraction",
     "Finding",
     "HeaderError",
     "HubError",
@@ -115,10 +129,14 @@ __all__ = [
     "Verification",
     "Verified",
     "__version__",
+    "apply",
+    "attach",
     "count_parameters",
+    "detach",
     "diff",
     "expand",
     "expand_batch",
+    "extract",
     "freeze_original_layers",
     "make_plan",
     "make_settings",

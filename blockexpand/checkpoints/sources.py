@@ -66,7 +66,7 @@ def open_source(
 def open_headers(src: str, options: HubOptions) -> OpenedSource:
     """Open a folder, or a repository's headers and JSON. Raises: CheckpointError, HubError."""
     folder = expand_home(src)
-    if folder.exists() or _looks_like_path(src):
+    if folder.exists() or looks_like_path(src):
         return OpenedSource(checkpoint=open_checkpoint(folder), name=_name_folder(src, folder))
     from . import hub
 
@@ -158,7 +158,7 @@ def _access(options: HubOptions) -> dict[str, Any]:
     return {"token": options.token, "cache_dir": options.cache_dir, "tell": options.tell}
 
 
-def _looks_like_path(src: str) -> bool:
+def looks_like_path(src: str) -> bool:
     """Tell what can be no repository, so that a folder's name that is mistyped is called that."""
     if "://" in src:
         return False
@@ -185,6 +185,11 @@ class ModelRef:
     repo: str | None = None
     revision: str | None = None
     commit: str | None = None
+
+    @property
+    def public(self) -> str:
+        """What may be told to everybody: a repository's name, of a folder its last part alone."""
+        return self.repo or Path(self.model).name or "model"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

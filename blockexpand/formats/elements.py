@@ -45,6 +45,7 @@ def scale_slice(
     *,
     math_dtype: str,
     factor: float,
+    shift: float = 0.0,
 ) -> None:
     """Scale a slice of elements from one buffer into another; like `convert_slice` otherwise.
 
@@ -56,7 +57,8 @@ def scale_slice(
     dtypes = _dtypes()
     values = torch.frombuffer(source, dtype=torch.uint8).view(dtypes[from_dtype])
     result = torch.frombuffer(target, dtype=torch.uint8).view(dtypes[to_dtype])
-    result.copy_(values.to(dtypes[math_dtype]) * factor)
+    scaled = values.to(dtypes[math_dtype]) * factor
+    result.copy_(scaled + shift if shift else scaled)
     what = f"scaling it by {factor:g} in {math_dtype} and storing it as "
     _check(values, result, f"{what}{to_dtype}; give the recipe another dtype", tensor)
 

@@ -26,7 +26,7 @@ _MOST_CARD_NBYTES = 1 << 20
 
 _MOST_FIELD_CHARACTERS = 1 << 13
 
-_KEPT_FIELDS = ("license", "license_name", "license_link", "language")
+KEPT_FIELDS = ("license", "license_name", "license_link", "language")
 
 
 def add_card(
@@ -61,8 +61,8 @@ def _render_card(plan: Plan, source: ModelRef, command: str, others: Mapping[str
     # Not ModelCard too: it would load the whole client of the Hub to put two strings together.
     from huggingface_hub import ModelCardData
 
-    known = _read_front_matter(plan.source_card)
-    kept = {key: known[key] for key in _KEPT_FIELDS if key in known}
+    known = read_front_matter(plan.source_card)
+    kept = {key: known[key] for key in KEPT_FIELDS if key in known}
     base_model: Any = source.repo or known.get("base_model")
     repos = [other.repo for other in others.values() if other.repo is not None]
     if repos and isinstance(base_model, str):
@@ -228,7 +228,7 @@ def _render_training(new: tuple[int, ...]) -> str:
     )
 
 
-def _read_front_matter(card: bytes | None) -> dict[str, Any]:
+def read_front_matter(card: bytes | None) -> dict[str, Any]:
     """Return the plain fields of a card's YAML block; of what is broken, nothing.
 
     Each field is parsed by itself, so that neither a broken nor a huge one hides another.
@@ -238,7 +238,7 @@ def _read_front_matter(card: bytes | None) -> dict[str, Any]:
     # A field begins in the first column; its value, also a list, does not.
     blocks = re.split(r"\n(?=[^\s#-])", match.group(1)) if match else ()
     named = {block.partition(":")[0].strip().strip("\"'"): block for block in blocks}
-    wanted = (*_KEPT_FIELDS, "base_model", "pipeline_tag")
+    wanted = (*KEPT_FIELDS, "base_model", "pipeline_tag")
     values = {name: _parse_field(named[name], name) for name in wanted if name in named}
     return {name: value for name, value in values.items() if value is not None}
 

@@ -54,7 +54,8 @@ class Convert:
 class Scale:
     """The source's values, each converted to `math_dtype`, multiplied there, and converted again.
 
-    Each of the three steps rounds to the nearest value, as `torch` does it.
+    Each of the three steps rounds to the nearest value, as `torch` does it. A `shift` that is not 0
+    is added before the last.
     """
 
     extent: Extent
@@ -62,6 +63,7 @@ class Scale:
     math_dtype: str
     to_dtype: str
     factor: float
+    shift: float = 0.0
 
 
 Origin = Copy | Zeros | Fill | Convert | Scale
@@ -97,6 +99,7 @@ def compute_slice(
             tensor,
             math_dtype=origin.math_dtype,
             factor=origin.factor,
+            shift=origin.shift,
         )
     else:
         convert_slice(source, origin.from_dtype, target, origin.to_dtype, tensor)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from json.encoder import encode_basestring_ascii
 from typing import NamedTuple
@@ -220,6 +220,17 @@ def plan_files(
     )
 
 
+def plan_blocks(
+    parts: Sequence[Part], name_files: Callable[[int], Sequence[str]], block_nbytes: int
+) -> tuple[PlannedFile, ...]:
+    """Plan files of parts alone, in their order; `name_files` names that many of them."""
+    arrangements = pack_shards(parts, NEW_SHARD_NBYTES, block_nbytes)
+    return tuple(
+        _place(name, arrangement, {}, block_nbytes)
+        for name, arrangement in zip(name_files(len(arrangements)), arrangements, strict=True)
+    )
+
+
 def render_index(files: Sequence[PlannedFile]) -> bytes:
     """Return the index as `transformers` writes it: names sorted, sizes of the data alone."""
     places = {tensor.name: file.name for file in files for tensor in file.tensors}
@@ -251,7 +262,7 @@ def _place(
     """Fix every offset of one output file."""
     parts = arrangement.parts
     source = shards[arrangement.mirrors] if arrangement.mirrors else None
-    if source is not None and _repeats(parts, source):
+    if source is not None and arrangement.mirrors and _repeats(parts, source, arrangement.mirrors):
         header = source.header_bytes
         identical_to = arrangement.mirrors
     else:
@@ -274,14 +285,17 @@ def _place(
     )
 
 
-def _repeats(parts: Sequence[Part], shard: Shard) -> bool:
-    """Tell whether an output file would be its source shard, byte for byte."""
+def _repeats(parts: Sequence[Part], shard: Shard, key: str) -> bool:
+    """Tell whether an output file would be its source shard `key`, byte for byte."""
     entries = shard.header.entries
     return (
         "format" in (shard.header.metadata or {})
         and len(parts) == len(entries)
         and all(
-            part.name == entry.name and part.spec == entry.spec and isinstance(part.origin, Copy)
+            part.name == entry.name
+            and part.spec == entry.spec
+            and isinstance(part.origin, Copy)
+            and part.origin.extent.file == key
             for part, entry in zip(parts, entries, strict=True)
         )
     )

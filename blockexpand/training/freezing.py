@@ -19,7 +19,7 @@ from ..errors import TrainingError
 from ..fs.paths import expand_home
 from ..messages import join
 from ..models.decoder import split_name
-from ..models.families import FAMILIES, MULTIMODAL
+from ..models.runtime import runtime_prefixes
 from ..planning.manifest import Manifest, parse_manifest
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def place_parameters(names: Iterable[str], manifest: Manifest) -> tuple[PlacedPa
     Raises: TrainingError where the decoder is not found or has other layers than the manifest says.
     """
     paths = {name: _unwrap(name) for name in names}
-    prefixes = runtime_prefixes(manifest)
+    prefixes = runtime_prefixes(manifest.model_type, manifest.layer_prefix)
     found: dict[str, list[PlacedParameter]] = defaultdict(list)
     for name, path in paths.items():
         for prefix in prefixes:
@@ -120,24 +120,6 @@ def place_parameters(names: Iterable[str], manifest: Manifest) -> tuple[PlacedPa
             f"says {len(manifest.layer_map)}; load the model from the expansion's own folder"
         )
     return tuple(placed)
-
-
-def runtime_prefixes(manifest: Manifest) -> tuple[str, ...]:
-    """Return the paths that the decoder's layers may have in a model, the likeliest first.
-
-    They differ from those in the files where a multimodal model's parts were regrouped, where only
-    its text model is loaded, and in the bare model without a head.
-    """
-    spellings = [manifest.layer_prefix]
-    wrapper = MULTIMODAL.get(manifest.model_type or "")
-    if wrapper is not None:
-        spellings = [*wrapper.prefixes, manifest.layer_prefix]
-    family = FAMILIES.get(wrapper.text_type if wrapper else manifest.model_type or "")
-    if family is not None:
-        spellings += family.prefixes
-    spellings.append("model.layers.")
-    bare = [prefix.partition(".")[2] for prefix in spellings]
-    return tuple(dict.fromkeys(prefix for prefix in [*spellings, *bare] if prefix))
 
 
 def _unwrap(name: str) -> str:

@@ -21,8 +21,9 @@ from ..messages import join
 from ..models.decoder import split_name
 from ..models.families import MULTIMODAL
 from ..models.layer_map import has_equal_groups
+from ..models.runtime import runtime_prefixes
 from ..planning.manifest import Manifest
-from .freezing import open_manifest, runtime_prefixes
+from .freezing import open_manifest
 
 LEARNING_RATE = 2e-4
 
@@ -261,7 +262,7 @@ def _trainer_prefixes(manifest: Manifest) -> tuple[str, ...]:
 
     Paths that a model does not have match nothing; the bare model is never trained.
     """
-    prefixes = runtime_prefixes(manifest)
+    prefixes = runtime_prefixes(manifest.model_type, manifest.layer_prefix)
     if manifest.layer_prefix == prefixes[0] == "model.layers.":
         return ("model.layers.",)
     return tuple(prefix for prefix in prefixes if prefix.count(".") > 1)

@@ -6,7 +6,14 @@ HubError with one line, never a token in it. These names are its face; start wit
 """
 
 from .client import cache_folder
-from .download import count_uncached, download_checkpoint, download_side_files, fetch_headers
+from .download import (
+    count_uncached,
+    download_checkpoint,
+    download_files,
+    download_side_files,
+    fetch_document,
+    fetch_headers,
+)
 from .files import RepoSnapshot, parse_repo_ref
 from .snapshot import open_snapshot
 from .stream import stream_shards
@@ -18,7 +25,9 @@ __all__ = [
     "check_push",
     "count_uncached",
     "download_checkpoint",
+    "download_files",
     "download_side_files",
+    "fetch_document",
     "fetch_headers",
     "open_snapshot",
     "parse_repo_ref",

@@ -109,6 +109,31 @@ def download_side_files(
     return _download(snapshot, names, token, cache_dir, None, tell)
 
 
+def download_files(
+    snapshot: RepoSnapshot,
+    names: Collection[str],
+    *,
+    token: str | None = None,
+    cache_dir: Path | None = None,
+    tell: Tell = tell_nobody,
+) -> Path:
+    """Download files of these names; return the snapshot's folder in the cache."""
+    _check_room(snapshot, names, cache_dir)
+    return _download(snapshot, names, token, cache_dir, None, tell)
+
+
+def fetch_document(
+    snapshot: RepoSnapshot,
+    name: str,
+    *,
+    token: str | None = None,
+    cache_dir: Path | None = None,
+    tell: Tell = tell_nobody,
+) -> bytes:
+    """Return a small file, from the cache if it is there; nothing is added to the cache."""
+    return _fetch_document(snapshot, name, token, cache_dir, tell)
+
+
 def fetch_headers(
     snapshot: RepoSnapshot,
     *,

@@ -1,0 +1,261 @@
+"""Base + block adapters → the plan of a whole model. Pure: headers and digests, no disk.
+
+The base's files stay as an expansion leaves them, so that their blocks can be shared; the new
+layers' bytes come from the adapters' files. Several adapters are put in side by side.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ..checkpoints.checkpoint import Checkpoint
+from ..checkpoints.files import CONFIG_FILE, INDEX_FILE
+from ..errors import CheckpointError
+from ..formats.json_object import JsonEdit, edit_json_object
+from ..formats.safetensors import FLOAT_DTYPES, TensorSpec
+from ..fs.reading import FileStat
+from ..messages import and_more
+from ..models.decoder import Decoder, find_decoder, output_name
+from ..models.layer_map import LayerEntry, LayerMap
+from ..models.surgery import plan_surgery
+from ..planning.dtypes import name_main_dtype
+from ..planning.origins import Copy, Extent, Origin, Scale
+from ..planning.plan import Plan, make_constant
+from ..planning.recipe import Recipe
+from ..planning.shards import Document, plan_files, render_index
+from ..planning.tensor_map import SourceModel, TensorUse, map_tensors
+from .opening import OpenedAdapter
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Composition:
+    """Layers of a base and of adapters: new layer `index` of the whole is `places[index]`.
+
+    A place is the number of an adapter, and of the layer in the model that it was taken from.
+    """
+
+    layer_map: LayerMap
+    places: Mapping[int, tuple[int, int]]
+
+
+def compose(adapters: Sequence[OpenedAdapter]) -> Composition:
+    """Put the blocks of adapters between the layers of their base, in the order given.
+
+    Blocks of several adapters at one place follow each other.
+    """
+    originals = adapters[0].adapter.original_layers
+    gaps: list[list[tuple[int, int]]] = [[] for _ in range(originals + 1)]
+    for number, opened in enumerate(adapters):
+        before = 0
+        for index, entry in enumerate(opened.adapter.layer_map):
+            if entry.is_new:
+                gaps[before].append((number, index))
+            else:
+                before += 1
+    layer_map: list[LayerEntry] = []
+    places: dict[int, tuple[int, int]] = {}
+    for layer, gap in enumerate(gaps):
+        for number, index in gap:
+            places[len(layer_map)] = number, index
+            layer_map.append(adapters[number].adapter.layer_map[index])
+        if layer < originals:
+            layer_map.append(LayerEntry(source=layer))
+    return Composition(layer_map=tuple(layer_map), places=places)
+
+
+def plan_application(
+    checkpoint: Checkpoint,
+    adapters: Sequence[OpenedAdapter],
+    *,
+    scale: float = 1.0,
+    block_nbytes: int = 4096,
+) -> Plan:
+    """Plan a base with the blocks of adapters in it, every tensor as it is stored.
+
+    `scale` multiplies what closes each residual branch of a new layer: 1 copies it, 0 gives layers
+    that pass their input through.
+    Raises: CheckpointError where an adapter does not fit the base; UnsupportedModelError.
+    """
+    decoder = find_decoder(checkpoint.config, checkpoint.specs)
+    for opened in adapters:
+        _check_fit(decoder, checkpoint, opened)
+    composition = compose(adapters)
+    layer_map = composition.layer_map
+    surgery = plan_surgery(decoder, checkpoint.config, layer_map)
+    source = SourceModel(model=0, checkpoint=checkpoint, decoder=decoder)
+    changed = _changed_tensors(decoder, adapters)
+
+    def make(use: TensorUse) -> tuple[TensorSpec, Origin]:
+        if use.layer is not None and use.layer in composition.places:
+            number, index = composition.places[use.layer]
+            placed = decoder.placed[use.name]
+            name = f"{adapters[number].adapter.layer_prefix}{index}.{placed.suffix}"
+            tensor, extent = adapters[number].placed[name]
+            neutral = adapters[number].adapter.neutral.get(placed.suffix)
+            here = Extent(_key(number, extent.file), extent.offset, extent.nbytes)
+            return tensor.spec, _scaled(tensor.spec, here, neutral, scale)
+        if use.name in changed:
+            number, spec, extent = changed[use.name]
+            return spec, Copy(Extent(_key(number, extent.file), extent.offset, extent.nbytes))
+        return use.spec, Copy(use.extent)
+
+    kept, blocks = map_tensors((source,), layer_map, make, lambda source, name: True)
+    shards = {shard.file.name: shard for shard in checkpoint.shards}
+    files = plan_files(kept, blocks, shards, None, block_nbytes)
+    edits = surgery.config_edits + tuple(
+        JsonEdit(path=path, value=value)
+        for opened in adapters
+        for path, value in opened.adapter.config_changes
+    )
+    documents = [Document(name=CONFIG_FILE, data=edit_json_object(checkpoint.config_bytes, edits))]
+    if len(files) > 1:
+        documents.append(Document(name=INDEX_FILE, data=render_index(files)))
+    stored = [
+        (_key(number, shard.file.name), shard.file, opened.root)
+        for number, opened in enumerate(adapters)
+        for shard in opened.shards
+    ]
+    new = sum(entry.is_new for entry in layer_map)
+    return Plan(
+        root=checkpoint.root,
+        recipe=Recipe(
+            new_layers=new, position="adapter", dtype="source", block_nbytes=block_nbytes
+        ),
+        model_type=decoder.model_type,
+        layer_prefix=decoder.prefix,
+        original_layers=decoder.layers,
+        layer_map=layer_map,
+        neutral={
+            suffix: constant
+            for opened in adapters
+            for suffix, constant in opened.adapter.neutral.items()
+        },
+        dtype=name_main_dtype(checkpoint.specs.values()),
+        files=files,
+        documents=tuple(documents),
+        side_files=checkpoint.side_files,
+        source_files=(
+            *(shard.file for shard in checkpoint.shards),
+            *(
+                FileStat(name=key, nbytes=file.nbytes, mtime_ns=file.mtime_ns)
+                for key, file, _ in stored
+            ),
+        ),
+        source_card=checkpoint.card,
+        left_behind=checkpoint.left_behind,
+        notes=surgery.notes,
+        fingerprint=_fingerprint(checkpoint, adapters, scale),
+        paths={key: root / file.name for key, file, root in stored},
+        keeps_function=scale == 0 and not changed,
+    )
+
+
+def _key(number: int, file: str) -> str:
+    """Return what the plan calls a file of an adapter."""
+    return f"adapter-{number}/{file}"
+
+
+def _scaled(spec: TensorSpec, extent: Extent, neutral: float | None, scale: float) -> Origin:
+    """Return the origin of a new layer's tensor, moved from its neutral value by `scale`."""
+    if neutral is None or scale == 1:
+        return Copy(extent)
+    if scale == 0:
+        return make_constant(spec, neutral)
+    math_dtype = "F64" if spec.dtype == "F64" else "F32"
+    return Scale(
+        extent=extent,
+        from_dtype=spec.dtype,
+        math_dtype=math_dtype,
+        to_dtype=spec.dtype,
+        factor=scale,
+        shift=neutral * (1 - scale),
+    )
+
+
+def _check_fit(decoder: Decoder, checkpoint: Checkpoint, opened: OpenedAdapter) -> None:
+    """Refuse an adapter of another model: by family, layers, names and shapes."""
+    adapter = opened.adapter
+    told = find_decoder(
+        adapter.base.config, {name: tensor.spec for name, tensor in adapter.base.tensors.items()}
+    )
+    where = f"{opened.root}: the adapter does not fit this base"
+    if told.model_type != decoder.model_type:
+        raise CheckpointError(
+            f"{where}: it belongs to a {told.model_type!r} model, the base is "
+            f"{decoder.model_type!r}"
+        )
+    if adapter.original_layers != decoder.layers or told.layers != decoder.layers:
+        raise CheckpointError(
+            f"{where}: it belongs to a model of {adapter.original_layers} layers, the base has "
+            f"{decoder.layers}"
+        )
+    if adapter.layer_prefix != decoder.prefix:
+        raise CheckpointError(
+            f"{where}: its layers are called {adapter.layer_prefix}<i>, the base's "
+            f"{decoder.prefix}<i>"
+        )
+    suffixes: dict[int, dict[str, str]] = {}
+    for name, placed in decoder.placed.items():
+        suffixes.setdefault(placed.layer, {})[placed.suffix] = name
+    for index in adapter.new_layers:
+        source = adapter.layer_map[index].source
+        prefix = f"{adapter.layer_prefix}{index}."
+        stored = {name.removeprefix(prefix) for name in adapter.tensors if name.startswith(prefix)}
+        wanted = suffixes[source]
+        if lacking := sorted(wanted.keys() ^ stored):
+            raise CheckpointError(
+                f"{where}: its layer {index} and layer {source} of the base do not have the same "
+                f"tensors: {and_more(lacking)}"
+            )
+        for suffix, name in wanted.items():
+            spec = adapter.tensors[prefix + suffix].spec
+            if spec.shape != checkpoint.specs[name].shape or spec.dtype not in FLOAT_DTYPES:
+                raise CheckpointError(
+                    f"{where}: tensor {prefix + suffix!r} is {spec.dtype} {list(spec.shape)}, "
+                    f"{name!r} of the base is {checkpoint.specs[name].dtype} "
+                    f"{list(checkpoint.specs[name].shape)}"
+                )
+
+
+def _changed_tensors(
+    decoder: Decoder, adapters: Sequence[OpenedAdapter]
+) -> dict[str, tuple[int, TensorSpec, Extent]]:
+    """Return by the base's names the tensors that an adapter replaces.
+
+    Raises: CheckpointError where two adapters replace the same.
+    """
+    changed: dict[str, tuple[int, TensorSpec, Extent]] = {}
+    for number, opened in enumerate(adapters):
+        adapter = opened.adapter
+        layers = [index for index, entry in enumerate(adapter.layer_map) if not entry.is_new]
+        names = {name: name for name in adapter.base.tensors if name not in decoder.placed}
+        for name, placed in decoder.placed.items():
+            if placed.layer < decoder.layers:
+                names[output_name(decoder, placed, layers[placed.layer])] = name
+        for name in adapter.changed:
+            if name not in names:
+                raise CheckpointError(
+                    f"{opened.root}: {name!r} is no tensor of the base; extract the adapter again"
+                )
+            if names[name] in changed:
+                raise CheckpointError(
+                    f"{opened.root}: {names[name]!r} is replaced by another adapter too; apply "
+                    "one of them"
+                )
+            tensor, extent = opened.placed[name]
+            changed[names[name]] = number, tensor.spec, extent
+    return changed
+
+
+def _fingerprint(checkpoint: Checkpoint, adapters: Sequence[OpenedAdapter], scale: float) -> str:
+    digest = hashlib.sha256(repr(scale).encode())
+    digest.update(checkpoint.config_bytes)
+    for shard in checkpoint.shards:
+        digest.update(shard.file.name.encode() + b"\0" + shard.header_bytes)
+    for opened in adapters:
+        adapter = opened.adapter
+        for name, tensor in {**adapter.tensors, **adapter.changed}.items():
+            digest.update(f"{name}\0{tensor.sha256}".encode())
+    return digest.hexdigest()

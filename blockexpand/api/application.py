@@ -1,0 +1,311 @@
+"""`apply`, `attach`, `detach`: block adapters on their base, on the disk or in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..adapters.application import plan_application
+from ..adapters.card import render_applied_card
+from ..adapters.digests import digest_tensors
+from ..adapters.format import ADAPTER_FILE, DigestedTensor, parse_adapter
+from ..adapters.opening import OpenedAdapter, open_adapter
+from ..adapters.proof import (
+    find_content_differences,
+    find_header_differences,
+    is_known_by_files,
+)
+from ..checkpoints.checkpoint import Checkpoint
+from ..checkpoints.files import CARD_FILE, MANIFEST_FILE
+from ..checkpoints.sources import (
+    HubOptions,
+    ModelRef,
+    OpenedSource,
+    fetch_weights,
+    looks_like_path,
+    open_headers,
+)
+from ..errors import CheckpointError, HubError, RecipeError
+from ..formats.json_object import JsonEdit, edit_json_object
+from ..fs.paths import existing_folder, expand_home
+from ..fs.sharing import file_system_block
+from ..messages import and_more
+from ..planning.manifest import render_manifest
+from ..planning.plan import Plan
+from ..planning.shards import Document
+from ..progress import SILENT, Progress
+from ..writing.staging import check_target, clear_debris
+from ..writing.writer import WriteOptions, check_write, resolve_target
+from .options import make_hub_options
+from .pipeline import Expansion, PublishOptions, write_and_publish
+
+if TYPE_CHECKING:
+    import torch
+
+TRUSTED = "the base's bytes were not looked at (--trust-base)"
+
+
+def apply(
+    base: str | Path,
+    *adapters: str | Path,
+    out: str | Path,
+    scale: float = 1.0,
+    trust_base: bool = False,
+    force_base: bool = False,
+    reflink: str = "auto",
+    hardlink: bool = False,
+    overwrite: bool = False,
+    revision: str | None = None,
+    token: str | None = None,
+    cache_dir: str | Path | None = None,
+    push_to_hub: str | None = None,
+    private: bool = False,
+    progress: Progress = SILENT,
+    command: str = "",
+) -> Expansion:
+    """Make a whole model of a base and one block adapter or several.
+
+    The base is proven first to be the one that the blocks were trained in: by its config and its
+    headers always, by its bytes unless `trust_base`. `force_base` takes another base of the same
+    shape, and the card says so. `scale` multiplies what closes the new residual branches: 1 is the
+    trained model exactly, 0 is the base exactly.
+    Raises: CheckpointError where base and adapter do not fit; as `expand` otherwise.
+    """
+    target = resolve_target(expand_home(out))
+    hub = make_hub_options(revision, token, cache_dir)
+    clear_debris(target)
+    check_target(target, overwrite=overwrite)
+    if push_to_hub is not None:
+        from ..checkpoints.hub import check_push
+
+        check_push(push_to_hub, token=token)
+    opened = _open_adapters(adapters, hub)
+    source = open_headers(str(base), hub)
+    plan_application(source.checkpoint, opened, scale=scale)
+    notes = _check_headers(source.checkpoint, opened, force_base)
+    checkpoint = fetch_weights(source, hub, progress) if source.snapshot else source.checkpoint
+    _check_adapters(opened, progress)
+    if trust_base:
+        notes += (TRUSTED,)
+    else:
+        notes += _check_content(source, checkpoint, opened, force_base, progress)
+    block_nbytes = file_system_block(existing_folder(target))
+    plan = plan_application(checkpoint, opened, scale=scale, block_nbytes=block_nbytes)
+    plan = _add_documents(plan, source.name, opened, scale, notes, command)
+    options = WriteOptions(reflink=reflink, hardlink=hardlink, overwrite=overwrite)
+    check_write(plan, target, options)
+    return write_and_publish(
+        checkpoint,
+        source.name,
+        replace(plan, notes=plan.notes + notes),
+        target,
+        options,
+        PublishOptions(push_to_hub=push_to_hub, private=private, token=token),
+        progress,
+    )
+
+
+def plan_apply(
+    base: str | Path,
+    *adapters: str | Path,
+    out: str | Path,
+    scale: float = 1.0,
+    force_base: bool = False,
+    overwrite: bool = False,
+    revision: str | None = None,
+    token: str | None = None,
+    cache_dir: str | Path | None = None,
+) -> tuple[Plan, ModelRef]:
+    """Return the plan of `apply`; of a base on the Hub only headers are fetched."""
+    target = resolve_target(expand_home(out))
+    check_target(target, overwrite=overwrite)
+    hub = make_hub_options(revision, token, cache_dir)
+    opened = _open_adapters(adapters, hub)
+    source = open_headers(str(base), hub)
+    notes = _check_headers(source.checkpoint, opened, force_base)
+    block_nbytes = file_system_block(existing_folder(target))
+    plan = plan_application(source.checkpoint, opened, scale=scale, block_nbytes=block_nbytes)
+    plan = _add_documents(plan, source.name, opened, scale, notes, "")
+    check_write(plan, target, WriteOptions(overwrite=overwrite))
+    return replace(plan, notes=plan.notes + notes), source.name
+
+
+def attach(
+    model: torch.nn.Module,
+    adapter: str | Path,
+    *,
+    scale: float = 1.0,
+    revision: str | None = None,
+    token: str | None = None,
+    cache_dir: str | Path | None = None,
+) -> tuple[int, ...]:
+    """Put an adapter's blocks into a loaded base model; return the numbers of the new layers.
+
+    Compared are the config's type and the number of layers, not the base's weights: `apply` proves
+    those. Static caches and compiled code that were made before have to be made anew.
+    Raises: TrainingError where the model is not of the adapter's base; CheckpointError.
+    """
+    from ..adapters.in_memory import attach_blocks
+
+    (opened,) = _open_adapters((adapter,), make_hub_options(revision, token, cache_dir))
+    _check_adapters((opened,), SILENT)
+    return attach_blocks(model, opened, scale)
+
+
+def detach(model: torch.nn.Module) -> None:
+    """Take the blocks of `attach` out again: the model is the base, as it was.
+
+    Raises: TrainingError where there are none.
+    """
+    from ..adapters.in_memory import detach_blocks
+
+    detach_blocks(model)
+
+
+def _open_adapters(adapters: Sequence[str | Path], hub: HubOptions) -> tuple[OpenedAdapter, ...]:
+    if not adapters:
+        raise RecipeError("apply needs at least one block adapter")
+    return tuple(open_adapter(_find_adapter(str(adapter), hub)) for adapter in adapters)
+
+
+def _find_adapter(adapter: str, hub: HubOptions) -> Path:
+    """Return an adapter's folder, downloaded if it is a repository of the Hub."""
+    folder = expand_home(adapter)
+    if folder.exists() or looks_like_path(adapter):
+        return folder
+    from ..checkpoints.hub import download_files, fetch_document, open_snapshot, parse_repo_ref
+
+    try:
+        # A revision of the base says nothing of the adapter's repository.
+        ref = parse_repo_ref(adapter)
+    except HubError as error:
+        raise CheckpointError(f"{adapter}: no such folder, and {error}") from None
+    snapshot = open_snapshot(ref, token=hub.token, cache_dir=hub.cache_dir)
+    if not any(file.name == ADAPTER_FILE for file in snapshot.files):
+        raise CheckpointError(
+            f"{adapter}: the repository has no {ADAPTER_FILE}, so it is no block adapter"
+        )
+    document = fetch_document(snapshot, ADAPTER_FILE, token=hub.token, cache_dir=hub.cache_dir)
+    names = parse_adapter(document, f"{adapter}/{ADAPTER_FILE}").files
+    lacking = sorted(set(names) - {file.name for file in snapshot.files})
+    if lacking:
+        raise CheckpointError(f"{adapter}: {ADAPTER_FILE} names {lacking[0]}, which is not there")
+    return download_files(
+        snapshot, (ADAPTER_FILE, *names), token=hub.token, cache_dir=hub.cache_dir
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Differences:
+    """What is another in a base than in the base of an adapter, in words."""
+
+    adapter: OpenedAdapter
+    found: Sequence[str]
+
+
+def _check_headers(
+    checkpoint: Checkpoint, adapters: Sequence[OpenedAdapter], force_base: bool
+) -> tuple[str, ...]:
+    differences = [
+        _Differences(adapter=opened, found=find_header_differences(checkpoint, opened.adapter))
+        for opened in adapters
+    ]
+    return _judge(checkpoint, differences, force_base)
+
+
+def _judge(
+    checkpoint: Checkpoint, differences: Sequence[_Differences], force_base: bool
+) -> tuple[str, ...]:
+    """Refuse a base with differences, or say them. Raises: CheckpointError."""
+    notes: tuple[str, ...] = ()
+    for difference in differences:
+        if not difference.found:
+            continue
+        name = difference.adapter.adapter.base.name.public
+        fact = (
+            f"another base than the blocks were trained in ({name}): {and_more(difference.found)}"
+        )
+        if not force_base:
+            raise CheckpointError(
+                f"{checkpoint.root}: is {fact}; give the base itself, or --force-base to put the "
+                "blocks on this one"
+            )
+        notes += (f"this is {fact}",)
+    return notes
+
+
+def _check_content(
+    source: OpenedSource,
+    checkpoint: Checkpoint,
+    adapters: Sequence[OpenedAdapter],
+    force_base: bool,
+    progress: Progress,
+) -> tuple[str, ...]:
+    """Prove the base's bytes, by the Hub's digests where there are some, else by reading them."""
+    if source.snapshot is not None:
+        listed = {
+            shard.file.name: source.snapshot.file(shard.file.name).sha256
+            for shard in checkpoint.shards
+        }
+        if all(is_known_by_files(listed, opened.adapter) for opened in adapters):
+            return ("the base is proven by the Hub's digests of its files",)
+    progress.begin("comparing", sum(spec.nbytes for spec in checkpoint.specs.values()))
+    digests, _ = digest_tensors(checkpoint.root, checkpoint.shards, progress.advance)
+    differences = [
+        _Differences(
+            adapter=opened,
+            found=[
+                f"tensor {name!r} has other values"
+                for name in find_content_differences(digests, opened.adapter)
+            ],
+        )
+        for opened in adapters
+    ]
+    notes = _judge(checkpoint, differences, force_base)
+    return notes or ("the base is proven: every byte is that which the blocks were trained in",)
+
+
+def _check_adapters(adapters: Sequence[OpenedAdapter], progress: Progress) -> None:
+    """Refuse an adapter whose bytes are not those of its digests. Raises: CheckpointError."""
+    for opened in adapters:
+        progress.begin("comparing", sum(shard.file.nbytes for shard in opened.shards))
+        found, _ = digest_tensors(opened.root, opened.shards, progress.advance)
+        for name, (tensor, _) in opened.placed.items():
+            if found[name].sha256 != tensor.sha256:
+                raise CheckpointError(
+                    f"{opened.root}: tensor {name!r} is damaged: its bytes do not have the digest "
+                    f"that {ADAPTER_FILE} states; fetch the adapter again"
+                )
+
+
+def _add_documents(
+    plan: Plan,
+    base: ModelRef,
+    adapters: Sequence[OpenedAdapter],
+    scale: float,
+    notes: Sequence[str],
+    command: str,
+) -> Plan:
+    """Return the plan with its card and manifest."""
+    said = " ".join(f"{note[0].upper()}{note[1:]}." for note in notes)
+    manifest = edit_json_object(
+        render_manifest(plan, base, command, {}),
+        (JsonEdit(path=("adapters",), value=[_describe(opened, scale) for opened in adapters]),),
+    )
+    documents = (
+        Document(name=CARD_FILE, data=render_applied_card(plan, base, adapters, scale, said)),
+        Document(name=MANIFEST_FILE, data=manifest),
+    )
+    return replace(plan, documents=plan.documents + documents)
+
+
+def _describe(opened: OpenedAdapter, scale: float) -> dict[str, object]:
+    adapter = opened.adapter
+    stored: dict[str, DigestedTensor] = {**adapter.tensors, **adapter.changed}
+    return {
+        "new_layers": list(adapter.new_layers),
+        "scale": scale,
+        "tensors": {name: tensor.sha256 for name, tensor in stored.items()},
+    }

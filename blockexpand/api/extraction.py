@@ -1,0 +1,250 @@
+"""`extract`: the new blocks of a trained model, and nothing else, as a block adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ..adapters.card import render_adapter_card
+from ..adapters.digests import digest_tensors, digest_widened, is_widening
+from ..adapters.extraction import (
+    Extracted,
+    compare_with_base,
+    config_differences,
+    expected_tensors,
+    fingerprint,
+    plan_blocks_files,
+)
+from ..adapters.format import (
+    ADAPTER_FILE,
+    BLOCKS_INDEX_FILE,
+    Base,
+    BlockAdapter,
+    DigestedTensor,
+    render_adapter,
+)
+from ..checkpoints.checkpoint import Checkpoint
+from ..checkpoints.files import CARD_FILE
+from ..checkpoints.sources import ModelRef, open_source
+from ..errors import CheckpointError
+from ..formats.json_object import edit_json_object, parse_json_object
+from ..fs.paths import existing_folder, expand_home
+from ..fs.sharing import file_system_block
+from ..messages import and_more
+from ..models.decoder import Decoder, find_decoder
+from ..models.layer_map import LayerMap
+from ..models.surgery import plan_surgery
+from ..planning.plan import Plan
+from ..planning.recipe import Recipe
+from ..planning.shards import Document, render_index
+from ..progress import SILENT, Progress
+from ..writing.shard import Moved
+from ..writing.staging import check_target, clear_debris
+from ..writing.writer import WriteOptions, check_write, resolve_target, write
+from .layer_maps import find_layer_map
+from .options import make_hub_options
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Extraction:
+    """A finished adapter: where it is, what it holds, and how its bytes got there."""
+
+    out: Path
+    adapter: BlockAdapter
+    nbytes: int
+    moved: Moved
+    notes: tuple[str, ...]
+    pushed: str | None = None
+
+
+def extract(
+    trained: str | Path,
+    out: str | Path,
+    *,
+    base: str | Path,
+    with_changed: bool = False,
+    overwrite: bool = False,
+    revision: str | None = None,
+    token: str | None = None,
+    cache_dir: str | Path | None = None,
+    push_to_hub: str | None = None,
+    private: bool = False,
+    progress: Progress = SILENT,
+) -> Extraction:
+    """Write the new blocks of a trained expansion as a block adapter of its base.
+
+    `with_changed` stores originals that were trained too; without it they are refused. `revision`
+    is that of `base`.
+    Raises: CheckpointError where an original tensor or the config's meaning has changed, or the
+    layers that are new cannot be told; then nothing is written.
+    """
+    target = resolve_target(expand_home(out))
+    hub = make_hub_options(revision, token, cache_dir)
+    clear_debris(target)
+    check_target(target, overwrite=overwrite)
+    if push_to_hub is not None:
+        from ..checkpoints.hub import check_push
+
+        check_push(push_to_hub, token=token)
+    base_checkpoint, base_name = open_source(str(base), hub, progress=progress)
+    theirs, _ = open_source(
+        str(trained), make_hub_options(None, token, cache_dir), progress=progress
+    )
+    layer_map = find_layer_map(base_checkpoint, theirs, str(trained), progress)
+    decoder = find_decoder(base_checkpoint.config, base_checkpoint.specs)
+    adapter, extracted = _compare(
+        base_checkpoint, base_name, theirs, decoder, layer_map, progress, str(trained)
+    )
+    if not with_changed:
+        _refuse_changes(adapter, str(trained))
+    block_nbytes = file_system_block(existing_folder(target))
+    plan = _plan(base_checkpoint, theirs, adapter, extracted, decoder, block_nbytes)
+    options = WriteOptions(overwrite=overwrite)
+    check_write(plan, target, options)
+    progress.begin("writing", plan.nbytes)
+    written = write(plan, target, options, progress.advance)
+    pushed = None
+    if push_to_hub is not None:
+        from ..checkpoints.hub import push_folder
+
+        pushed = push_folder(
+            written.out, push_to_hub, private=private, token=token, show_progress=progress.is_shown
+        )
+    return Extraction(
+        out=written.out,
+        adapter=adapter,
+        nbytes=sum(file.nbytes for file in plan.files),
+        moved=written.moved,
+        notes=plan.notes + written.notes,
+        pushed=pushed,
+    )
+
+
+def _compare(
+    base: Checkpoint,
+    base_name: ModelRef,
+    trained: Checkpoint,
+    decoder: Decoder,
+    layer_map: LayerMap,
+    progress: Progress,
+    where: str,
+) -> tuple[BlockAdapter, Extracted]:
+    """Digest both, and describe what is new in the trained model."""
+    sides = sum(spec.nbytes for side in (base, trained) for spec in side.specs.values())
+    progress.begin("comparing", sides)
+    digests, shards = digest_tensors(base.root, base.shards, progress.advance)
+    found, _ = digest_tensors(trained.root, trained.shards, progress.advance)
+    expected = expected_tensors(decoder, base.specs, layer_map)
+    names = _name_trained(expected, decoder, trained)
+    wide = {
+        source: found[names[name]].spec.dtype
+        for name, (source, is_new) in expected.items()
+        if not is_new
+        and name in names
+        and is_widening(digests[source].spec.dtype, found[names[name]].spec.dtype)
+    }
+    widened = digest_widened(base.root, base.shards, wide, lambda nbytes: None) if wide else {}
+    extracted = compare_with_base(expected, digests, found, names, widened, where)
+    surgery = plan_surgery(decoder, base.config, layer_map)
+    config = edit_json_object(base.config_bytes, surgery.config_edits)
+    changes = config_differences(parse_json_object(config, "config.json"), trained.config)
+    neutral = {
+        suffix: constant
+        for entry in layer_map
+        if entry.is_new
+        for suffix, constant in surgery.neutral[entry.source].items()
+    }
+    adapter = BlockAdapter(
+        base=Base(name=base_name, config=base.config, shards=shards, tensors=digests),
+        layer_prefix=decoder.prefix,
+        layer_map=layer_map,
+        neutral=neutral,
+        files=(),
+        tensors=_pick(extracted.new, found),
+        changed=_pick(extracted.changed, found),
+        config_changes=tuple(changes.items()),
+    )
+    return adapter, extracted
+
+
+def _pick(
+    names: Mapping[str, str], found: Mapping[str, DigestedTensor]
+) -> dict[str, DigestedTensor]:
+    return {name: found[there] for name, there in names.items()}
+
+
+def _name_trained(
+    expected: Mapping[str, tuple[str, bool]], decoder: Decoder, trained: Checkpoint
+) -> dict[str, str]:
+    """Return what the trained checkpoint calls the whole model's tensors, where it has them."""
+    theirs = find_decoder(trained.config, trained.specs)
+    names = {}
+    for name in expected:
+        there = name
+        if name.startswith(decoder.prefix):
+            there = theirs.prefix + name.removeprefix(decoder.prefix)
+        if there in trained.specs:
+            names[name] = there
+    return names
+
+
+def _refuse_changes(adapter: BlockAdapter, trained: str) -> None:
+    """Raises: CheckpointError naming originals or config fields that are not the base's."""
+    changed = [repr(name) for name in adapter.changed]
+    if changed:
+        raise CheckpointError(
+            f"{trained}: not only the new blocks were trained: {and_more(changed)} of the base "
+            "changed; give --with-changed to store them too"
+        )
+    fields = [repr(".".join(path)) for path, _ in adapter.config_changes]
+    if fields:
+        raise CheckpointError(
+            f"{trained}: config.json: {and_more(fields)} say another model than the base with "
+            "these blocks; give --with-changed to store them too"
+        )
+
+
+def _plan(
+    base: Checkpoint,
+    trained: Checkpoint,
+    adapter: BlockAdapter,
+    extracted: Extracted,
+    decoder: Decoder,
+    block_nbytes: int,
+) -> Plan:
+    files = plan_blocks_files(trained, extracted, block_nbytes)
+    adapter = replace(adapter, files=tuple(file.name for file in files))
+    document = render_adapter(adapter)
+    nbytes = sum(file.nbytes for file in files)
+    documents = [
+        Document(name=ADAPTER_FILE, data=document),
+        Document(name=CARD_FILE, data=render_adapter_card(adapter, base.card, nbytes)),
+    ]
+    if len(files) > 1:
+        documents.append(Document(name=BLOCKS_INDEX_FILE, data=render_index(files)))
+    notes: tuple[str, ...] = ()
+    if extracted.widened:
+        notes = (
+            f"{len(extracted.widened)} original tensors were saved in a wider dtype, every value "
+            "the same; the base keeps its own",
+        )
+    return Plan(
+        root=trained.root,
+        recipe=Recipe(new_layers=len(adapter.new_layers), position="adapter", dtype="source"),
+        model_type=decoder.model_type,
+        layer_prefix=decoder.prefix,
+        original_layers=decoder.layers,
+        layer_map=adapter.layer_map,
+        neutral=adapter.neutral,
+        dtype="source",
+        files=files,
+        documents=tuple(documents),
+        side_files=(),
+        source_files=tuple(shard.file for shard in trained.shards),
+        source_card=base.card,
+        left_behind=(),
+        notes=notes,
+        fingerprint=fingerprint(document, files),
+        keeps_function=False,
+    )
