@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..checkpoints.checkpoint import Checkpoint
-from ..checkpoints.files import CONFIG_FILE, INDEX_FILE
 from ..errors import CheckpointError
 from ..formats.json_object import JsonEdit, edit_json_object
 from ..formats.safetensors import FLOAT_DTYPES, TensorSpec
@@ -22,9 +21,8 @@ from ..models.layer_map import LayerEntry, LayerMap
 from ..models.surgery import plan_surgery
 from ..planning.dtypes import name_main_dtype
 from ..planning.origins import Copy, Extent, Origin, Scale
-from ..planning.plan import Plan, make_constant
-from ..planning.recipe import Recipe
-from ..planning.shards import Document, plan_files, render_index
+from ..planning.plan import Plan, PlanOptions, make_constant, make_documents, take_fingerprint
+from ..planning.shards import plan_files
 from ..planning.tensor_map import SourceModel, TensorUse, map_tensors
 from .opening import OpenedAdapter
 
@@ -109,20 +107,18 @@ def plan_application(
         for opened in adapters
         for path, value in opened.adapter.config_changes
     )
-    documents = [Document(name=CONFIG_FILE, data=edit_json_object(checkpoint.config_bytes, edits))]
-    if len(files) > 1:
-        documents.append(Document(name=INDEX_FILE, data=render_index(files)))
+    documents = make_documents(edit_json_object(checkpoint.config_bytes, edits), files)
+    options = PlanOptions(
+        position="adapter", dtype="source", max_shard_nbytes=None, block_nbytes=block_nbytes
+    )
     stored = [
         (_key(number, shard.file.name), shard.file, opened.root)
         for number, opened in enumerate(adapters)
         for shard in opened.shards
     ]
-    new = sum(entry.is_new for entry in layer_map)
     return Plan(
         root=checkpoint.root,
-        recipe=Recipe(
-            new_layers=new, position="adapter", dtype="source", block_nbytes=block_nbytes
-        ),
+        options=options,
         model_type=decoder.model_type,
         layer_prefix=decoder.prefix,
         original_layers=decoder.layers,
@@ -134,7 +130,7 @@ def plan_application(
         },
         dtype=name_main_dtype(checkpoint.specs.values()),
         files=files,
-        documents=tuple(documents),
+        documents=documents,
         side_files=checkpoint.side_files,
         source_files=(
             *(shard.file for shard in checkpoint.shards),
@@ -146,7 +142,7 @@ def plan_application(
         source_card=checkpoint.card,
         left_behind=checkpoint.left_behind,
         notes=surgery.notes,
-        fingerprint=_fingerprint(checkpoint, adapters, scale),
+        fingerprint=_fingerprint(take_fingerprint(options, files, documents), adapters),
         paths={key: root / file.name for key, file, root in stored},
         keeps_function=scale == 0 and not changed,
     )
@@ -249,11 +245,9 @@ def _changed_tensors(
     return changed
 
 
-def _fingerprint(checkpoint: Checkpoint, adapters: Sequence[OpenedAdapter], scale: float) -> str:
-    digest = hashlib.sha256(repr(scale).encode())
-    digest.update(checkpoint.config_bytes)
-    for shard in checkpoint.shards:
-        digest.update(shard.file.name.encode() + b"\0" + shard.header_bytes)
+def _fingerprint(plan: str, adapters: Sequence[OpenedAdapter]) -> str:
+    """Digest what decides the output's bytes: besides the plan, those of the adapters' tensors."""
+    digest = hashlib.sha256(plan.encode())
     for opened in adapters:
         adapter = opened.adapter
         for name, tensor in {**adapter.tensors, **adapter.changed}.items():

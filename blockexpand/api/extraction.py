@@ -35,8 +35,7 @@ from ..messages import and_more
 from ..models.decoder import Decoder, find_decoder
 from ..models.layer_map import LayerMap
 from ..models.surgery import plan_surgery
-from ..planning.plan import Plan
-from ..planning.recipe import Recipe
+from ..planning.plan import Plan, PlanOptions
 from ..planning.shards import Document, render_index
 from ..progress import SILENT, Progress
 from ..writing.shard import Moved
@@ -231,7 +230,9 @@ def _plan(
         )
     return Plan(
         root=trained.root,
-        recipe=Recipe(new_layers=len(adapter.new_layers), position="adapter", dtype="source"),
+        options=PlanOptions(
+            position="adapter", dtype="source", max_shard_nbytes=None, block_nbytes=block_nbytes
+        ),
         model_type=decoder.model_type,
         layer_prefix=decoder.prefix,
         original_layers=decoder.layers,

@@ -211,7 +211,8 @@ def _spell_origin(origin: Origin) -> str:
             return f"convert {extent.file} {extent.offset} {before} {after}"
         case Scale(extent=extent, from_dtype=before, math_dtype=middle, to_dtype=after):
             chain = f"{before} {middle} {after}"
-            return f"scale {extent.file} {extent.offset} {chain} {origin.factor!r}"
+            shift = f" {origin.shift!r}" if origin.shift else ""
+            return f"scale {extent.file} {extent.offset} {chain} {origin.factor!r}{shift}"
 
 
 def make_constant(spec: TensorSpec, value: float) -> Zeros | Fill:
