@@ -17,7 +17,7 @@ from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.files import CONFIG_FILE, INDEX_FILE, MANIFEST_FILE, read_manifest
 from ..checkpoints.sources import HubOptions, OpenedSource, open_headers
 from ..errors import BlockExpandError, OutputError, RecipeError
-from ..fs.paths import existing_folder, expand_home, overlaps
+from ..fs.paths import FolderIndex, existing_folder, expand_home
 from ..messages import show
 from ..planning.card import add_card
 from ..planning.manifest import compare_with_plan, parse_claims, parse_manifest
@@ -223,30 +223,48 @@ def _find_staleness(source: OpenedSource, out: Path) -> str | None:
 
 
 def _find_collisions(jobs: Sequence[PlannedJob]) -> list[str]:
-    """Return what of the jobs gets into the way of others."""
-    faults: list[str] = []
+    """Return what of the jobs gets into the way of others, each job compared with the first such.
+
+    Every folder is looked at once, however many jobs there are.
+    """
+    faults: dict[str, None] = {}
+    outs: FolderIndex[int] = FolderIndex()
+    roots: FolderIndex[Path] = FolderIndex()
+    sources: dict[Path, str] = {}
+    uploads: dict[str, int] = {}
+    for index, job in enumerate(jobs):
+        outs.add(job.out, index)
+        if job.source.snapshot is None:
+            root = resolve_target(job.plan.root)
+            if root not in sources:
+                sources[root] = job.job.where
+                roots.add(root, root, below=False)
     for index, one in enumerate(jobs):
-        for other in jobs[:index]:
-            where = f"{one.job.where}: {one.out}"
-            if one.out == other.out:
-                faults.append(f"{where}: is also the output of {other.job.where}")
-            elif overlaps(one.out, other.out):
-                faults.append(f"{where}: lies inside, or around, {other.out} of {other.job.where}")
-            if one.job.push_to_hub is not None and one.job.push_to_hub == other.job.push_to_hub:
-                faults.append(
-                    f"{one.job.where}: uploads to {one.job.push_to_hub}, as {other.job.where} does"
-                )
-    roots = {
-        resolve_target(job.plan.root): job.job.where for job in jobs if job.source.snapshot is None
-    }
-    for job in jobs:
-        for root, where in roots.items():
-            if overlaps(job.out, root):
-                faults.append(
-                    f"{job.job.where}: {job.out}: lies inside, or around, {root}, the source of "
-                    f"{where}"
-                )
-    return faults
+        where = one.job.where
+        for found in outs.find(one.out):
+            if found == index:
+                continue
+            first, later = jobs[min(found, index)], jobs[max(found, index)]
+            does = (
+                f"is also the output of {first.job.where}"
+                if first.out == later.out
+                else f"lies inside, or around, {first.out} of {first.job.where}"
+            )
+            faults[f"{later.job.where}: {later.out}: {does}"] = None
+        for root in roots.find(one.out):
+            faults[_blame_source(one, root, sources[root])] = None
+        repo = one.job.push_to_hub
+        if repo is not None and uploads.setdefault(repo, index) != index:
+            other = jobs[uploads[repo]].job.where
+            faults[f"{where}: uploads to {repo}, as {other} does"] = None
+    for root, where in sources.items():
+        for found in outs.find(root):
+            faults[_blame_source(jobs[found], root, where)] = None
+    return list(faults)
+
+
+def _blame_source(job: PlannedJob, root: Path, where: str) -> str:
+    return f"{job.job.where}: {job.out}: lies inside, or around, {root}, the source of {where}"
 
 
 def _count_disk(jobs: Sequence[PlannedJob]) -> tuple[DiskNeed, ...]:

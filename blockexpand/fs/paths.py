@@ -7,8 +7,8 @@ itself has to be looked at, too. It only looks.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from pathlib import Path
+from typing import Generic, TypeVar
 
 
 def expand_home(path: str | Path) -> Path:
@@ -28,23 +28,57 @@ def existing_folder(path: Path) -> Path:
 
 def overlaps(out: Path, place: Path) -> bool:
     """Tell whether an output that is there, or is to be, shares a folder with another place."""
-    if out.is_relative_to(place) or place.is_relative_to(out):
-        return True
-    below = [Path(folder) for folder, _, _ in os.walk(out)]
-    return bool(
-        _identify([place]) & _identify([*out.parents, *below])
-        or _identify([out]) & _identify(place.parents)
-    )
+    outs: FolderIndex[None] = FolderIndex()
+    places: FolderIndex[None] = FolderIndex()
+    outs.add(out, None)
+    places.add(place, None, below=False)
+    return bool(outs.find(place) or places.find(out))
 
 
-def _identify(folders: Iterable[Path]) -> set[tuple[int, int]]:
-    """Return the numbers of those folders that there are."""
-    numbers = set()
-    for folder in folders:
-        try:
-            status = folder.stat()
-        except OSError:
-            continue
-        if status.st_ino:
-            numbers.add((status.st_dev, status.st_ino))
-    return numbers
+_Owner = TypeVar("_Owner")
+
+
+class FolderIndex(Generic[_Owner]):
+    """Folders and whose they are, to ask in which of them others lie. Each is looked at once.
+
+    Paths are absolute and resolved; folders need not exist yet. Of two owners of one folder the
+    first is kept.
+    """
+
+    def __init__(self) -> None:
+        self._paths: dict[Path, _Owner] = {}
+        self._numbers: dict[tuple[int, int], _Owner] = {}
+        self._known: dict[Path, tuple[int, int] | None] = {}
+
+    def add(self, folder: Path, owner: _Owner, *, below: bool = True) -> None:
+        """Note a folder; with `below` also what it has now, which other paths may lead to."""
+        self._paths.setdefault(folder, owner)
+        number = _identify(folder)
+        if number is None:
+            return
+        self._numbers.setdefault(number, owner)
+        for path in (path for path, _, _ in os.walk(folder)) if below else ():
+            if (inner := _identify(Path(path))) is not None:
+                self._numbers.setdefault(inner, owner)
+
+    def find(self, folder: Path) -> list[_Owner]:
+        """Return whose folders this one is, or lies in, the nearest first."""
+        found: list[_Owner] = []
+        for path in (folder, *folder.parents):
+            if path in self._paths:
+                found.append(self._paths[path])
+            if path not in self._known:
+                self._known[path] = _identify(path)
+            number = self._known[path]
+            if number is not None and number in self._numbers:
+                found.append(self._numbers[number])
+        return found
+
+
+def _identify(folder: Path) -> tuple[int, int] | None:
+    """Return the number of a folder, by whatever path; None where there is none."""
+    try:
+        status = folder.stat()
+    except OSError:
+        return None
+    return (status.st_dev, status.st_ino) if status.st_ino else None
