@@ -20,10 +20,12 @@ from ..progress import Progress
 Dtype = Literal["bfloat16", "float16", "float32", "source"]
 Reflink = Literal["auto", "always", "never"]
 Proof = Literal["tensors", "logits"]
+Phase = Literal["keep"]
 
 DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 REFLINKS: tuple[Reflink, ...] = get_args(Reflink)
 PROOFS: tuple[Proof, ...] = get_args(Proof)
+PHASES: tuple[Phase, ...] = get_args(Phase)
 
 _MOST_LISTED = 100_000
 
@@ -147,6 +149,7 @@ _CHECKS: Mapping[str, Callable[[object], object]] = {
     "dtype": _one_of(DTYPES),
     "max_shard_size": _optional(check_size),
     "reflink": _one_of(REFLINKS),
+    "phase": _optional(_one_of(PHASES)),
     "verify_after": _optional(_one_of(PROOFS)),
     "parallel": check_count,
     "executor": _optional(_executor),

@@ -159,13 +159,20 @@ def _plan_job(job: Job, source: OpenedSource, hub: HubOptions) -> PlannedJob:
 
 def make_job_plan(job: Job, checkpoint: Checkpoint, out: Path) -> Plan:
     """Plan a job's output, but for its card."""
-    recipe = make_recipe(out, job.new_layers, job.position, job.dtype, job.max_shard_size)
+    recipe = make_recipe(
+        out, job.new_layers, job.position, job.dtype, job.max_shard_size, job.phase
+    )
     return make_plan(checkpoint, recipe)
 
 
 def name_plan(plan: Plan, job: Job, source: OpenedSource) -> Plan:
     """Add the card, which shows the command that makes the same."""
-    recipe = Recipe(new_layers=len(plan.new_layers), position=job.position, dtype=job.dtype)
+    recipe = Recipe(
+        new_layers=len(plan.new_layers),
+        position=job.position,
+        dtype=job.dtype,
+        keeps_phase=job.phase == "keep",
+    )
     command = render_command(job.src, job.out, recipe, job.max_shard_size)
     return add_card(plan, source.name, command)
 

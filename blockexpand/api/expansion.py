@@ -27,7 +27,7 @@ from ..planning.recipe import render_command
 from ..progress import SILENT, Progress
 from ..writing.staging import check_target, clear_debris
 from ..writing.writer import WriteOptions, check_write, resolve_target
-from .arguments import Dtype, Proof, Reflink, check_arguments
+from .arguments import Dtype, Phase, Proof, Reflink, check_arguments
 from .options import make_hub_options, make_recipe
 from .pipeline import Expansion, PublishOptions, write_and_publish
 
@@ -38,6 +38,7 @@ def expand(
     *,
     new_layers: int | None = None,
     position: str | Sequence[int] = "end",
+    phase: Phase | None = None,
     dtype: Dtype = "bfloat16",
     max_shard_size: str | int | None = None,
     reflink: Reflink = "auto",
@@ -57,6 +58,7 @@ def expand(
 ) -> Expansion:
     """Add blocks to a checkpoint without changing what it computes; arguments as in a command.
 
+    `phase` "keep" makes layers that readers which go by a layer's number see as they were;
     `stream` fetches one shard of a Hub source at a time; `verify_after` is `tensors` or `logits`;
     `push_to_hub` names the repository that a complete (and verified) output is uploaded to. The
     workers of an `executor` write a file each at a time; they have to see source and output under
@@ -69,6 +71,7 @@ def expand(
         out=out,
         new_layers=new_layers,
         position=position,
+        phase=phase,
         dtype=dtype,
         max_shard_size=max_shard_size,
         reflink=reflink,
@@ -87,7 +90,7 @@ def expand(
         command=command,
     )
     target = resolve_target(expand_home(out))
-    recipe = make_recipe(target, new_layers, position, dtype, max_shard_size)
+    recipe = make_recipe(target, new_layers, position, dtype, max_shard_size, phase)
     options = WriteOptions(reflink=reflink, hardlink=hardlink, overwrite=overwrite)
     hub = make_hub_options(revision, token, cache_dir, progress)
     clear_debris(target)
@@ -157,6 +160,7 @@ def plan_expansion(
     *,
     new_layers: int | None = None,
     position: str | Sequence[int] = "end",
+    phase: Phase | None = None,
     dtype: Dtype = "bfloat16",
     max_shard_size: str | int | None = None,
     revision: str | None = None,
@@ -173,6 +177,7 @@ def plan_expansion(
         out=out,
         new_layers=new_layers,
         position=position,
+        phase=phase,
         dtype=dtype,
         max_shard_size=max_shard_size,
         revision=revision,
@@ -181,7 +186,7 @@ def plan_expansion(
         check=check,
     )
     target = resolve_target(expand_home(out))
-    recipe = make_recipe(target, new_layers, position, dtype, max_shard_size)
+    recipe = make_recipe(target, new_layers, position, dtype, max_shard_size, phase)
     hub = make_hub_options(revision, token, cache_dir)
     checkpoint, name = open_source(str(src), hub, headers_only=True)
     plan = make_plan(checkpoint, recipe)

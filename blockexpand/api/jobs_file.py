@@ -22,9 +22,11 @@ from ..fs.paths import expand_home
 from ..models.layer_map import POSITIONS
 from .arguments import (
     DTYPES,
+    PHASES,
     PROOFS,
     REFLINKS,
     Dtype,
+    Phase,
     Proof,
     Reflink,
     check_count,
@@ -66,6 +68,7 @@ class Job:
     out: str
     new_layers: int | None = None
     position: str | tuple[int, ...] = "end"
+    phase: Phase | None = None
     dtype: Dtype = "bfloat16"
     max_shard_size: str | None = None
     reflink: Reflink = "auto"
@@ -277,6 +280,12 @@ def _choice(*choices: str) -> tuple[str, Callable[[yaml.Node], str]]:
     return f"{', '.join(choices[:-1])} or {choices[-1]}", read
 
 
+def _phase(node: yaml.Node) -> Phase:
+    if _text(node) != PHASES[0]:
+        raise ValueError
+    return PHASES[0]
+
+
 _TEMPLATE = "a text, in which braces stand for {model} and the like (a brace itself is {{)"
 
 # What an option is, in words, and what reads it.
@@ -285,6 +294,7 @@ _OPTIONS: dict[str, tuple[str, Callable[[yaml.Node], Any]]] = {
     "out": (_TEMPLATE, _template),
     "new-layers": ("a whole number from 1", _count),
     "position": (f"{', '.join(POSITIONS)}, or layers such as 7,15,23,31", _position),
+    "phase": ("keep", _phase),
     "dtype": _choice(*DTYPES),
     "max-shard-size": ("a size such as 5GB", _size),
     "reflink": _choice(*REFLINKS),

@@ -10,6 +10,7 @@ from ..fs.paths import existing_folder
 from ..fs.sharing import file_system_block
 from ..planning.recipe import Recipe, parse_position, parse_size
 from ..progress import SILENT, Progress
+from .arguments import Phase
 
 
 def make_recipe(
@@ -18,6 +19,7 @@ def make_recipe(
     position: str | Sequence[int],
     dtype: str,
     max_shard_size: str | int | None,
+    phase: Phase | None = None,
 ) -> Recipe:
     """Resolve the arguments of an expansion that do not depend on the source."""
     return Recipe(
@@ -26,6 +28,7 @@ def make_recipe(
         dtype=dtype,
         max_shard_nbytes=parse_size(max_shard_size),
         block_nbytes=file_system_block(existing_folder(out)),
+        keeps_phase=phase == "keep",
     )
 
 

@@ -58,6 +58,13 @@ def make_expand_parser() -> Parser:
         "list of original layers, each followed by a clone of itself: 7,15,23,31",
     )
     add(
+        "--phase",
+        choices=("keep",),
+        help="keep: place blocks so that readers which tell a layer's kind from its number "
+        "(llama.cpp, mlx-lm, … in some families) see every layer as it was; named positions then "
+        "take whole periods of blocks",
+    )
+    add(
         "--recipe",
         type=not_empty,
         metavar="FILE",
@@ -148,6 +155,7 @@ def run_expand(options: argparse.Namespace, parser: Parser, words: Sequence[str]
     arguments = {
         "new_layers": options.new_layers,
         "position": options.position or "end",
+        "phase": options.phase,
         "dtype": options.dtype or "bfloat16",
         "max_shard_size": options.max_shard_size,
         "revision": options.revision,
@@ -180,7 +188,7 @@ def _merge(options: argparse.Namespace, parser: Parser, words: Sequence[str]) ->
     from ..writing.executors import open_executor
     from . import text as report
 
-    for option in ("new_layers", "position", "dtype", "stream"):
+    for option in ("new_layers", "position", "phase", "dtype", "stream"):
         if getattr(options, option, None):
             parser.error(f"--{option.replace('_', '-')} does not go with --recipe")
     if options.revision is not None and options.src is None:

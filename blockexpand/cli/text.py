@@ -150,6 +150,18 @@ def _plan_fields(plan: Plan, name: ModelRef) -> dict[str, Any]:
         "layer_map": [entry.source for entry in plan.layer_map],
         "new_layers": list(plan.new_layers),
         "keeps_function": plan.keeps_function,
+        "readers": [
+            {
+                "reader": view.reader,
+                "versions": view.versions,
+                "period": view.period,
+                "field": view.field,
+                "same_function": view.same_function,
+                "moved_layers": list(view.moved),
+                "untrue_new_layers": list(view.untrue),
+            }
+            for view in plan.readers
+        ],
         "neutral": dict(plan.neutral),
         "dtype": plan.dtype,
         "nbytes": plan.nbytes,

@@ -195,11 +195,13 @@ class Decoder:
 
     `placed` has the tensors of the `layers` layers and of the `tail_layers` that are stored past
     the end (numbers from `layers` on); no other tensor is renumbered. `config_path` leads to the
-    object of config.json that holds the decoder's fields.
+    object of config.json that holds the decoder's fields; `text_type` is the model type of that
+    object, which is that of the whole model where there is no other.
     """
 
     family: Family
     model_type: str
+    text_type: str
     layers: int
     tail_layers: int
     prefix: str
@@ -223,6 +225,7 @@ def find_decoder(config: Mapping[str, Any], tensors: Mapping[str, TensorSpec]) -
     decoder = Decoder(
         family=family,
         model_type=model_type,
+        text_type=text_type,
         layers=layers,
         tail_layers=tail_layers,
         prefix=prefix,

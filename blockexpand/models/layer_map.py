@@ -8,7 +8,7 @@ group of layers, each a copy of the group's last layer).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..errors import RecipeError
@@ -63,6 +63,17 @@ def map_position(layers: int, position: str | Sequence[int], new_layers: int | N
                 "or a comma list of original layers such as 7,15,23,31"
             )
     return _map_list(layers, clones, None)
+
+
+def map_runs(layers: int, runs: Mapping[int, Sequence[int]]) -> LayerMap:
+    """Return the map with new blocks after some layers (-1: before the first), of any sources."""
+    _check_total(layers, sum(map(len, runs.values())))
+    entries: list[LayerEntry] = []
+    for index in range(-1, layers):
+        if index >= 0:
+            entries.append(LayerEntry(source=index))
+        entries += [LayerEntry(source=source, is_new=True) for source in runs.get(index, ())]
+    return tuple(entries)
 
 
 def has_equal_groups(layer_map: LayerMap) -> bool:

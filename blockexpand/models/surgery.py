@@ -29,6 +29,7 @@ from .families.layer_fields import (
 )
 from .families.tensor_roles import neutral_values
 from .layer_map import LayerMap, map_position
+from .readers import ReaderView, describe_views, view_layers
 
 # Where a config does not say which layers of the vision tower feed the decoder's first ones, all
 # classes of transformers that do so take three.
@@ -43,12 +44,14 @@ class Surgery:
     """What a layer map does to a decoder.
 
     `neutral[source]` maps the suffixes of a new clone of layer `source` that are set to a constant
-    to that constant; every other suffix is copied. `notes` are one-line things to know.
+    to that constant; every other suffix is copied. `notes` are one-line things to know, `readers`
+    what readers that go by a layer's number make of the layers.
     """
 
     neutral: Mapping[int, Mapping[str, float]]
     config_edits: tuple[JsonEdit, ...]
     notes: tuple[str, ...]
+    readers: tuple[ReaderView, ...] = ()
 
 
 def plan_surgery(decoder: Decoder, config: Mapping[str, Any], layer_map: LayerMap) -> Surgery:
@@ -109,10 +112,12 @@ def _plan_surgery(decoder: Decoder, config: Mapping[str, Any], layer_map: LayerM
             "config.json names custom code (auto_map): the output is exact for the model class of "
             f"transformers for {decoder.model_type!r}"
         )
+    readers = view_layers(decoder.text_type, text, layer_map)
     return Surgery(
         neutral=_neutral(decoder, sources),
         config_edits=_json_edits(decoder, config, edits),
-        notes=tuple(notes),
+        notes=(*notes, *describe_views(readers, layer_map)),
+        readers=readers,
     )
 
 

@@ -194,6 +194,7 @@ def _parse_recipe(file: str, content: Mapping[str, Any], new_layers: int) -> Rec
         dtype=_parse_text(file, "dtype", content.get("dtype")),
         max_shard_nbytes=nbytes,
         block_nbytes=block,
+        keeps_phase=content.get("phase") == "keep",
     )
 
 
@@ -252,6 +253,8 @@ def render_manifest(
         "command": command,
         "fingerprint": plan.fingerprint,
     }
+    if options.keeps_phase:
+        manifest["phase"] = "keep"
     if plan.recipe_text is not None:
         manifest["keeps_function"] = plan.keeps_function
         manifest["recipe"] = plan.recipe_text

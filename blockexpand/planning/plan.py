@@ -17,8 +17,9 @@ from ..formats.elements import encode_element
 from ..formats.json_object import edit_json_object
 from ..formats.safetensors import TensorSpec
 from ..fs.reading import FileStat
-from ..models.decoder import find_decoder
+from ..models.decoder import Decoder, descend, find_decoder
 from ..models.layer_map import LayerMap, has_equal_groups, map_position
+from ..models.readers import ReaderView, keep_phase
 from ..models.surgery import plan_surgery
 from .dtypes import make_dtype_policy
 from .origins import Convert, Copy, Fill, Origin, Scale, Zeros
@@ -38,6 +39,7 @@ class PlanOptions:
     dtype: str
     max_shard_nbytes: int | None
     block_nbytes: int
+    keeps_phase: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +50,8 @@ class Plan:
     that it is set to; `dtype` is the floating-point dtype that most of the output's bytes have.
     Files of sources are named relative to `root`; `paths` has the paths of those that are not
     there, because a mergekit recipe (`recipe_text`) takes from several `models`, named as in that
-    recipe. Such a plan need not keep the function of its source: `keeps_function` tells.
+    recipe. Such a plan need not keep the function of its source: `keeps_function` tells. `readers`
+    are those that tell what a layer is from its number, with what they make of the output.
     """
 
     root: Path
@@ -71,6 +74,7 @@ class Plan:
     recipe_text: str | None = None
     models: tuple[str, ...] = ()
     keeps_function: bool = True
+    readers: tuple[ReaderView, ...] = ()
 
     @property
     def nbytes(self) -> int:
@@ -102,12 +106,13 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
     the expansion would not compute the same function, or the source is quantised.
     """
     decoder = find_decoder(checkpoint.config, checkpoint.specs)
-    layer_map = map_position(decoder.layers, recipe.position, recipe.new_layers)
+    layer_map = _map_layers(checkpoint, decoder, recipe)
     options = PlanOptions(
         position=spell_position(recipe.position),
         dtype=recipe.dtype,
         max_shard_nbytes=recipe.max_shard_nbytes,
         block_nbytes=recipe.block_nbytes,
+        keeps_phase=recipe.keeps_phase,
     )
     surgery = plan_surgery(decoder, checkpoint.config, layer_map)
     dtypes = make_dtype_policy(checkpoint, recipe.dtype, decoder)
@@ -155,6 +160,7 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
         source_card=checkpoint.card,
         left_behind=checkpoint.left_behind,
         notes=surgery.notes + _position_notes(recipe, layer_map),
+        readers=surgery.readers,
         fingerprint=take_fingerprint(options, files, documents),
     )
 
@@ -213,6 +219,13 @@ def _spell_origin(origin: Origin) -> str:
             chain = f"{before} {middle} {after}"
             shift = f" {origin.shift!r}" if origin.shift else ""
             return f"scale {extent.file} {extent.offset} {chain} {origin.factor!r}{shift}"
+
+
+def _map_layers(checkpoint: Checkpoint, decoder: Decoder, recipe: Recipe) -> LayerMap:
+    if not recipe.keeps_phase:
+        return map_position(decoder.layers, recipe.position, recipe.new_layers)
+    text = descend(checkpoint.config, decoder.config_path)
+    return keep_phase(decoder.text_type, text, decoder.layers, recipe.position, recipe.new_layers)
 
 
 def make_constant(spec: TensorSpec, value: float) -> Zeros | Fill:

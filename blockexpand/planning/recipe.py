@@ -17,6 +17,7 @@ class Recipe:
 
     `dtype` is `bfloat16`, `float16`, `float32` or `source`; `max_shard_nbytes` None mirrors the
     source's shards; `block_nbytes` is the file system's block, to which data is aligned.
+    `keeps_phase` asks for layers that readers which go by a layer's number see as they were.
     """
 
     new_layers: int | None = None
@@ -24,6 +25,7 @@ class Recipe:
     dtype: str = "bfloat16"
     max_shard_nbytes: int | None = None
     block_nbytes: int = 4096
+    keeps_phase: bool = False
 
 
 def parse_position(position: str | Sequence[int]) -> str | tuple[int, ...]:
@@ -61,6 +63,8 @@ def render_command(src: str, out: str, recipe: Recipe, max_shard_size: str | int
     if recipe.new_layers is not None:
         words += ["--new-layers", str(recipe.new_layers)]
     words += ["--position", spell_position(recipe.position)]
+    if recipe.keeps_phase:
+        words += ["--phase", "keep"]
     if recipe.dtype != "bfloat16":
         words += ["--dtype", recipe.dtype]
     if max_shard_size is not None:

@@ -238,18 +238,29 @@ def _swaps(plan: Plan) -> list[dict[int, bool]]:
     homes = {entry.source: i for i, entry in enumerate(plan.layer_map) if not entry.is_new}
     clones: dict[int, list[int]] = {}
     for index in plan.new_layers:
-        source = plan.layer_map[index].source
-        first, last = sorted((homes[source], index))
-        if all(entry.source == source for entry in plan.layer_map[first:last]):
-            clones.setdefault(source, []).append(index)
+        clones.setdefault(plan.layer_map[index].source, []).append(index)
     rounds: list[dict[int, bool]] = []
     for turn in count():
         swapped = {source: layers[turn] for source, layers in clones.items() if turn < len(layers)}
         if not swapped:
             return rounds
-        roles = {homes[source]: True for source in swapped}
-        rounds.append(roles | {index: False for index in swapped.values()})
+        # Layers at work must stay in order: clones of a whole run of layers change places with it
+        # at once, and of what stands elsewhere only a clone beside its source can.
+        at_work = sorted({**homes, **swapped}.items(), key=lambda item: item[1])
+        if [source for source, _ in at_work] != sorted(homes):
+            swapped = {
+                source: index
+                for source, index in swapped.items()
+                if _are_alike(plan, source, *sorted((homes[source], index)))
+            }
+        if swapped:
+            roles = {homes[source]: True for source in swapped}
+            rounds.append(roles | {index: False for index in swapped.values()})
     raise AssertionError
+
+
+def _are_alike(plan: Plan, source: int, first: int, last: int) -> bool:
+    return all(entry.source == source for entry in plan.layer_map[first:last])
 
 
 def _differ_by_number(checkpoint: Checkpoint, plan: Plan) -> bool:

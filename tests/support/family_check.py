@@ -33,12 +33,14 @@ LEARNING_BAR = {"end": 1e-3, "interleaved": 1e-3, "start": 1e-2, "list": 2e-3}
 class Outputs:
     """What a checkpoint computes: logits by dtype, and tokens generated with the cache.
 
-    `layers` says what transformers built for each layer, `model` is loaded in float32.
+    `layers` says what transformers built for each layer, `lenders` of which layer's keys and
+    values it uses, `model` is loaded in float32.
     """
 
     logits: dict[torch.dtype, torch.Tensor]
     tokens: torch.Tensor
     layers: tuple[dict[str, Any], ...]
+    lenders: tuple[int, ...]
     model: Any
 
 
@@ -92,6 +94,7 @@ def run(folder: Path, depth: int) -> Outputs:
         logits=logits,
         tokens=model.generate(ids[:1], **options),
         layers=tuple(traits(layer) for layer in decoder_layers(model, depth)),
+        lenders=key_lenders(decoder_layers(model, depth)),
         model=model,
     )
 
@@ -123,6 +126,12 @@ def check_position(
             assert found.layers[index] == source.layers[origin], (
                 f"{position}: layer {index} is not built like its source layer {origin}"
             )
+    for index, (origin, _) in enumerate(layer_map):
+        lender, expected_lender = found.lenders[index], source.lenders[origin]
+        own = lender == index and expected_lender == origin
+        assert own or layer_map[lender] == (expected_lender, False), (
+            f"{position}: layer {index} uses the keys and values of layer {lender}"
+        )
     change = check_learning(source.model, found.model, layer_map)
     assert 0 < change < LEARNING_BAR[position], f"{position}: a step changes {change:.2e}"
     return change
@@ -176,13 +185,30 @@ def check_learning(source: Any, model: Any, layer_map: Sequence[tuple[int, bool]
     return float((changed - before).abs().mean() / before.abs().mean())
 
 
+def key_lenders(layers: torch.nn.ModuleList) -> tuple[int, ...]:
+    """Return for each layer the one whose keys and values it uses: its own number, or another's."""
+    lenders: list[int] = []
+    stored: dict[str, int] = {}
+    for index, layer in enumerate(layers):
+        attention = getattr(layer, "self_attn", None)
+        shares = getattr(attention, "is_kv_shared_layer", False)
+        lenders.append(stored[attention.layer_type] if shares else index)
+        if getattr(attention, "store_full_length_kv", False):
+            stored[attention.layer_type] = index
+    return tuple(lenders)
+
+
+# Traits of a place, not of a layer: its number, and whether later layers use its keys and values.
+OF_THE_PLACE = ("layer_idx", "layer_id", "layer_number", "training", "store_full_length_kv")
+
+
 def traits(layer: torch.nn.Module) -> dict[str, Any]:
     """Return the class of every module of a layer, and its plain attributes but its number."""
     found: dict[str, Any] = {}
     for name, module in layer.named_modules():
         found[name] = type(module).__name__
         for key, value in vars(module).items():
-            if key.startswith("_") or key in ("layer_idx", "layer_id", "training", "layer_number"):
+            if key.startswith("_") or key in OF_THE_PLACE:
                 continue
             if isinstance(value, float):  # what a float32 tensor is multiplied by
                 found[f"{name}.{key}"] = float(torch.tensor(value, dtype=torch.float32))

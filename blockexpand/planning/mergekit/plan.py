@@ -139,6 +139,7 @@ def make_merge_plan(
         recipe_text=merge.text,
         models=merge.models,
         keeps_function=expansion is not None,
+        readers=surgery.readers,
     )
 
 
