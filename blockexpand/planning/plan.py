@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..checkpoints.checkpoint import Checkpoint
@@ -191,7 +191,8 @@ def take_fingerprint(
 def _fingerprint_items(
     options: PlanOptions, files: Iterable[PlannedFile], documents: Iterable[Document]
 ) -> Iterator[bytes]:
-    yield repr(astuple(options)).encode()
+    asked = (options.position, options.dtype, options.max_shard_nbytes, options.block_nbytes)
+    yield repr(asked).encode()
     for file in files:
         yield file.name.encode()
         yield file.header
