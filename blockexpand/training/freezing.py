@@ -1,6 +1,7 @@
 """Leave only the new blocks of an expansion trainable, in a model as `transformers` holds it.
 
-It changes `requires_grad` and nothing else: no value, no dtype, no device. Layers are found by an
+It changes `requires_grad`, and the dtype of what is trained where that is asked for: no value, no
+device. Layers are found by an
 anchored path of the decoder, never by a part of a name, so that a vision tower's layer or an
 expert of the same number is never taken for a new block.
 """
@@ -43,13 +44,19 @@ class PlacedParameter:
 
 
 def freeze_original_layers(
-    model: torch.nn.Module, path_or_manifest: str | Path | Mapping[str, Any]
+    model: torch.nn.Module,
+    path_or_manifest: str | Path | Mapping[str, Any],
+    *,
+    dtype: torch.dtype | None = None,
 ) -> tuple[str, ...]:
     """Leave exactly the parameters of the new blocks trainable; return their names.
 
     `path_or_manifest` is the expansion's folder, its block_expansion.json, or that file's content.
     In a PEFT model, what PEFT froze stays frozen (it would not save it): of the adapters and the
-    copies of `modules_to_save`, those in new blocks stay trainable.
+    copies of `modules_to_save`, those in new blocks stay trainable. `dtype` is what the trainable
+    parameters are held in: in bfloat16 an optimizer's small steps are rounded away (a norm's weight
+    near 1 does not move at all), so train in `torch.float32`, under autocast where the frozen
+    layers are narrower.
     Raises: TrainingError where the model is not this expansion, or nothing in its new blocks can
     be trained; the model is then as it was. CheckpointError for a damaged manifest.
     """
@@ -78,6 +85,8 @@ def freeze_original_layers(
     trainable = set(chosen)
     for name, parameter in parameters.items():
         parameter.requires_grad_(name in trainable)
+        if dtype is not None and name in trainable:
+            parameter.data = parameter.data.to(dtype)
     return tuple(chosen)
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoints.checkpoint import open_checkpoint
+from ..checkpoints.files import MANIFEST_FILE
 from ..errors import TrainingError
 from ..fs.paths import expand_home
 from ..messages import join
@@ -186,7 +187,7 @@ def _peft(manifest: Manifest, out: str) -> TrainerSettings:
         "layers_to_transform": list(manifest.new_layers),
         "layers_pattern": targets.layers_pattern,
     }
-    notes = ["LoRA learns less than the new blocks' own weights would: rather train those in full"]
+    notes = ["LoRA on new blocks learns less than training them fully; prefer full training"]
     if targets.parameters:
         settings["target_parameters"] = list(targets.parameters)
         notes.append(
@@ -218,22 +219,62 @@ def _peft(manifest: Manifest, out: str) -> TrainerSettings:
 def _transformers(manifest: Manifest, out: str) -> TrainerSettings:
     settings = {**_schedule(manifest, warmup="warmup_steps"), "bf16": True}
     arguments = "".join(f"    {key}={value!r},\n" for key, value in settings.items())
-    notes = [
-        "warmup_steps below 1 is a part of all steps (before transformers 5: warmup_ratio)",
-        *_notes(manifest),
-    ]
-    wrapper = MULTIMODAL.get(manifest.model_type or "")
-    model_class = wrapper.auto_class if wrapper else "AutoModelForCausalLM"
+    notes = [*_FLOAT32_NOTES, *_notes(manifest)]
+    model_class = _model_class(manifest)
     text = (
         "".join(f"# {note}\n" for note in notes)
-        + "import blockexpand\n"
+        + "import shutil\n\nimport blockexpand\nimport torch\n"
         + f"from transformers import {model_class}, Trainer, TrainingArguments\n\n"
-        + f'model = {model_class}.from_pretrained({out!r}, dtype="auto")\n'
-        + f"trainable = blockexpand.freeze_original_layers(model, {out!r})\n"
+        + _loading(model_class, out)
         + f'arguments = TrainingArguments(\n    output_dir="trained",\n{arguments})\n'
-        + "trainer = Trainer(model=model, args=arguments, train_dataset=...)"
+        + "trainer = Trainer(model=model, args=arguments, train_dataset=...)\n"
+        + _running(out)
     )
     return _settings("transformers", manifest, settings, notes, text)
+
+
+def _trl(manifest: Manifest, out: str) -> TrainerSettings:
+    settings = {**_schedule(manifest, warmup="warmup_steps"), "bf16": True}
+    arguments = "".join(f"    {key}={value!r},\n" for key, value in settings.items())
+    notes = [*_FLOAT32_NOTES, *_notes(manifest)]
+    text = (
+        "".join(f"# {note}\n" for note in notes)
+        + "import shutil\n\nimport blockexpand\nimport torch\n"
+        + f"from transformers import {_model_class(manifest)}\n"
+        + "from trl import SFTConfig, SFTTrainer\n\n"
+        + _loading(_model_class(manifest), out)
+        + f'arguments = SFTConfig(\n    output_dir="trained",\n{arguments})\n'
+        + "trainer = SFTTrainer(model=model, args=arguments, train_dataset=...)\n"
+        + _running(out)
+    )
+    return _settings("trl", manifest, settings, notes, text)
+
+
+def _model_class(manifest: Manifest) -> str:
+    wrapper = MULTIMODAL.get(manifest.model_type or "")
+    return wrapper.auto_class if wrapper else "AutoModelForCausalLM"
+
+
+_FLOAT32_NOTES = (
+    "the new blocks are held in float32: in bare bfloat16 norms do not move at all, and small "
+    "steps of the others are rounded away. bf16=True computes in bfloat16 all the same",
+    "warmup_steps below 1 is a part of all steps (before transformers 5: warmup_ratio)",
+)
+
+
+def _loading(model_class: str, out: str) -> str:
+    return (
+        f'model = {model_class}.from_pretrained({out!r}, dtype="auto")\n'
+        f"blockexpand.freeze_original_layers(model, {out!r}, dtype=torch.float32)\n"
+    )
+
+
+def _running(out: str) -> str:
+    """Return the lines that train and save; `diff`, `verify` and `extract` read the manifest."""
+    return (
+        'trainer.train()\ntrainer.save_model("trained")\n'
+        f'shutil.copy({str(Path(out) / MANIFEST_FILE)!r}, "trained")'
+    )
 
 
 FRAMEWORKS: Mapping[str, Callable[[Manifest, str], TrainerSettings]] = {
@@ -242,6 +283,7 @@ FRAMEWORKS: Mapping[str, Callable[[Manifest, str], TrainerSettings]] = {
     "ms-swift": _ms_swift,
     "peft": _peft,
     "transformers": _transformers,
+    "trl": _trl,
 }
 
 

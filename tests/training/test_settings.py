@@ -308,9 +308,51 @@ def test_transformers(expansions: dict[str, Path]) -> None:
     assert set(settings.settings) <= known
     program: dict[str, Any] = {}
     exec(settings.text[: settings.text.index("arguments = ")], program)
+    check(program["model"], "uneven")
     assert isinstance(program["model"], AutoModelForCausalLM._model_mapping[_config_class(program)])
     check(program["model"], "uneven")
     compile(settings.text, "settings", "exec")
+
+
+@pytest.mark.parametrize("name", ["mistral", "qwen3_moe", "gemma2", "gpt_oss"])
+def test_what_is_printed_trains_norms_too_and_saves_what_extract_reads(
+    name: str,
+    expansions: dict[str, Path],
+    families: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In bare bfloat16 a norm's weight near 1 would not move at all."""
+    out = expansions["interleaved"] if name == "mistral" else families(name)
+    text = make_settings(out, "transformers").text
+    rows = [{"input_ids": list(range(5, 25)), "labels": list(range(5, 25))} for _ in range(8)]
+    program: dict[str, Any] = {"rows": rows}
+    monkeypatch.chdir(tmp_path)
+    short = (
+        "    max_steps=3, use_cpu=True, per_device_train_batch_size=2, report_to='none',\n"
+        "    disable_tqdm=True, save_strategy='no',\n    output_dir="
+    )
+    assert "train_dataset=..." in text
+    exec(
+        text.replace("train_dataset=...", "train_dataset=rows").replace("    output_dir=", short),
+        program,
+    )
+    model = program["model"]
+    before = {key: value for key, value in load(out).named_parameters()}
+    new = set(json.loads((out / "block_expansion.json").read_text())["new_layers"])
+    norms = 0
+    for key, parameter in model.named_parameters():
+        layer = re.search(r"layers\.(\d+)\.", key)
+        if layer and int(layer[1]) in new:
+            assert parameter.dtype == torch.float32
+            if parameter.ndim == 1 and "norm" in key:
+                norms += 1
+                moved = parameter != before[key].to(torch.float32)
+                assert moved.float().mean() > 0.9 or "post_" in key, key
+        else:
+            assert torch.equal(parameter, before[key]), key
+    assert norms
+    assert (tmp_path / "trained" / "block_expansion.json").is_file()
 
 
 def _config_class(program: dict[str, Any]) -> type:
