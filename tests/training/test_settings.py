@@ -402,8 +402,8 @@ def test_the_place_is_named(framework: str, expansions: dict[str, Path]) -> None
 def test_no_expansion(tiny_mistral: Path) -> None:
     with pytest.raises(CheckpointError, match="no block_expansion"):
         make_settings(tiny_mistral, "axolotl")
-    with pytest.raises(TrainingError, match="framework 'trl' is unknown; expected one of llama"):
-        make_settings(tiny_mistral, "trl")
+    with pytest.raises(TrainingError, match="framework 'unsloth' is unknown; expected one of"):
+        make_settings(tiny_mistral, "unsloth")
 
 
 def test_the_command_line(expansions: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
