@@ -7,9 +7,10 @@ Source: the safetensors format; the index as `huggingface_hub` and `transformers
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,21 +24,19 @@ from .files import (
     CONFIG_FILE,
     INDEX_FILE,
     MANIFEST_FILE,
-    MOST_MANIFEST_NBYTES,
+    MOST_JSON_NBYTES,
+    READ_AT_MOST,
     WEIGHTS_FILE,
+    describe_choice,
+    explain_adapter,
     list_files,
     split_side_files,
 )
+from .index import compare_with_index, parse_weight_map
 
 _MOST_FAULTS_SHOWN = 5
 
-# An index of a million tensors has 100 MB. Of a card only the front matter is of use.
-_MOST_JSON_NBYTES = 1 << 28
-
-_MOST_CARD_NBYTES = 1 << 20
-
-# Of these the beginning is read: what is too long is refused where it is needed, if it is.
-_READ_AT_MOST = {CARD_FILE: _MOST_CARD_NBYTES, MANIFEST_FILE: MOST_MANIFEST_NBYTES + 1}
+PICKLES = (".bin", ".pt", ".pth")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +52,8 @@ class Shard:
 class Checkpoint:
     """A catalogue of a checkpoint folder; `specs` maps every tensor's name to what it is.
 
-    `manifest` is its block_expansion.json as it stands there, if it is an expansion itself.
+    `manifest` is its block_expansion.json as it stands there, if it is an expansion itself; `notes`
+    is what a run says of the choice that was made among its files.
     """
 
     root: Path
@@ -65,6 +65,7 @@ class Checkpoint:
     left_behind: tuple[str, ...]
     card: bytes | None = None
     manifest: bytes | None = None
+    notes: tuple[str, ...] = ()
 
 
 def open_checkpoint(root: Path) -> Checkpoint:
@@ -80,8 +81,11 @@ def open_checkpoint(root: Path) -> Checkpoint:
             f"{root}: no {CONFIG_FILE}; is this the folder of a transformers model?"
         )
     names = list_files(root)
+    adapter = explain_adapter(names)
+    if adapter is not None:
+        raise CheckpointError(f"{root}: {adapter}")
     documents = {
-        name: _read_document(root / name)
+        name: _read_document(root, name)
         for name in (CONFIG_FILE, CARD_FILE, INDEX_FILE, MANIFEST_FILE)
         if name in names
     }
@@ -91,8 +95,11 @@ def open_checkpoint(root: Path) -> Checkpoint:
         documents.pop(INDEX_FILE, None)
         shard_names: tuple[str, ...] = (WEIGHTS_FILE,)
     elif INDEX_FILE in names:
-        weight_map = parse_weight_map(documents[INDEX_FILE])
+        with _within(root):
+            weight_map = parse_weight_map(documents[INDEX_FILE])
         shard_names = tuple(sorted(set(weight_map.values())))
+        if not names.intersection(shard_names):
+            raise CheckpointError(f"{root}: {explain_missing_shards(shard_names, names)}")
     else:
         raise CheckpointError(f"{root}: {explain_missing_weights(names)}")
     shards, faults = _open_shards(root, shard_names, names)
@@ -105,6 +112,7 @@ def open_checkpoint(root: Path) -> Checkpoint:
         side_files=tuple(_stat_source(root, name) for name in side_names),
         left_behind=left_behind,
         faults=faults,
+        notes=describe_choice(names),
     )
 
 
@@ -117,6 +125,7 @@ def assemble_checkpoint(
     side_files: tuple[FileStat, ...] = (),
     left_behind: tuple[str, ...] = (),
     faults: Sequence[str] = (),
+    notes: tuple[str, ...] = (),
 ) -> Checkpoint:
     """Make the catalogue from what was read of a folder or a repository.
 
@@ -124,7 +133,10 @@ def assemble_checkpoint(
     `weight_map` is the index's, if it was parsed; `faults` are those found before.
     Raises: CheckpointError with all faults on one line.
     """
-    config = parse_json_object(documents[CONFIG_FILE], CONFIG_FILE)
+    with _within(root):
+        config = parse_json_object(documents[CONFIG_FILE], CONFIG_FILE)
+        if weight_map is None and INDEX_FILE in documents:
+            weight_map = parse_weight_map(documents[INDEX_FILE])
     faults = list(faults)
     parsed: list[Shard] = []
     for file, header_bytes in shards:
@@ -137,10 +149,13 @@ def assemble_checkpoint(
             continue
         parsed.append(Shard(file=file, header=header, header_bytes=header_bytes))
     specs = _collect_specs(parsed, faults)
-    if weight_map is None and INDEX_FILE in documents:
-        weight_map = parse_weight_map(documents[INDEX_FILE])
     if weight_map is not None:
-        faults += _compare_with_index(parsed, weight_map)
+        tensors = {
+            shard.file.name: [entry.name for entry in shard.header.entries] for shard in parsed
+        }
+        more_faults, index_notes = compare_with_index(tensors, weight_map, config)
+        faults += more_faults
+        notes += tuple(index_notes)
     if faults:
         raise CheckpointError(f"{root}: " + summarize_faults(faults))
     return Checkpoint(
@@ -152,39 +167,8 @@ def assemble_checkpoint(
         side_files=side_files,
         left_behind=left_behind,
         card=documents.get(CARD_FILE),
+        notes=notes,
         manifest=documents.get(MANIFEST_FILE),
-    )
-
-
-def parse_weight_map(data: bytes, file: str = INDEX_FILE) -> dict[str, str]:
-    """Return the index's map of tensor name → shard name, each a plain file name.
-
-    Raises: CheckpointError for a map that is none, or a value that leaves the folder.
-    """
-    weight_map = parse_json_object(data, file).get("weight_map")
-    if not isinstance(weight_map, dict):
-        raise CheckpointError(
-            f"{file}: weight_map: expected an object of tensor name to shard, found "
-            f"{show(weight_map)}"
-        )
-    if not weight_map:
-        raise CheckpointError(f"{file}: weight_map is empty: the checkpoint has no tensor")
-    values = list(weight_map.values())
-    # The names first of all, since other values cannot be in a set.
-    for shard in [v for v in values if type(v) is not str] or set(values):
-        if type(shard) is not str or not _is_plain_shard_name(shard):
-            raise CheckpointError(
-                f"{file}: weight_map names the shard {show(shard)}; expected the plain name of a "
-                ".safetensors file in the same folder"
-            )
-    return weight_map
-
-
-def _is_plain_shard_name(name: str) -> bool:
-    return (
-        name.endswith(".safetensors")
-        and not name.startswith(".")
-        and not any(character in name for character in "/\\\0")
     )
 
 
@@ -193,14 +177,23 @@ def summarize_faults(faults: Sequence[str]) -> str:
     return and_more(faults, _MOST_FAULTS_SHOWN, "; ")
 
 
-def _read_document(path: Path) -> bytes:
-    with path.open("rb") as stream:
-        if path.name in _READ_AT_MOST:
-            return stream.read(_READ_AT_MOST[path.name])
+@contextlib.contextmanager
+def _within(root: Path) -> Iterator[None]:
+    """Say of a document that is no good which folder it lies in."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(f"{root}: {error}") from None
+
+
+def _read_document(root: Path, name: str) -> bytes:
+    with (root / name).open("rb") as stream:
+        if name in READ_AT_MOST:
+            return stream.read(READ_AT_MOST[name])
         nbytes = os.fstat(stream.fileno()).st_size
-        if nbytes > _MOST_JSON_NBYTES:
+        if nbytes > MOST_JSON_NBYTES:
             raise CheckpointError(
-                f"{path.name}: expected at most {_MOST_JSON_NBYTES} bytes, found {nbytes}"
+                f"{root}: {name}: expected at most {MOST_JSON_NBYTES} bytes, found {nbytes}"
             )
         # Never `read(limit)`: that sets the limit aside before it reads.
         return stream.read(nbytes)
@@ -220,13 +213,26 @@ def explain_missing_weights(names: frozenset[str]) -> str:
             f"neither {WEIGHTS_FILE} nor {INDEX_FILE}, only {and_more(loose)}: the index is "
             f"missing; fetch {INDEX_FILE} too"
         )
-    if any(name.endswith((".bin", ".pt", ".pth")) for name in top):
+    if any(name.endswith(PICKLES) for name in top):
         return (
             "no safetensors weights, only PyTorch pickles, which are never loaded: convert them "
             "with transformers, AutoModelForCausalLM.from_pretrained(SRC, dtype='auto')"
             ".save_pretrained(NEW), and copy the tokenizer files"
         )
     return f"no safetensors weights: expected {WEIGHTS_FILE} or {INDEX_FILE} with its shards"
+
+
+def explain_missing_shards(shards: Sequence[str], names: frozenset[str]) -> str:
+    """Say what there is instead of all the shards that an index names, and what to do."""
+    named = and_more([show(name) for name in shards])
+    missing = f"{INDEX_FILE} names {named}, of which none is there"
+    others = sorted(name for name in names if "/" not in name)
+    loose = [show(name) for name in others if name.endswith(".safetensors")]
+    if loose:
+        return f"{missing}, only {and_more(loose)}: fetch the index that belongs to these"
+    if any(name.endswith(PICKLES) for name in others):
+        return f"{missing}: {explain_missing_weights(names - {INDEX_FILE})}"
+    return f"{missing}: fetch them"
 
 
 def _open_shards(
@@ -262,33 +268,14 @@ def _describe(name: str, status: os.stat_result) -> FileStat:
 
 def _collect_specs(shards: Sequence[Shard], faults: list[str]) -> dict[str, TensorSpec]:
     specs: dict[str, TensorSpec] = {}
+    where: dict[str, str] = {}
     for shard in shards:
         for entry in shard.header.entries:
             if entry.name in specs:
                 faults.append(
-                    f"{shard.file.name}: tensor {show(entry.name)} is in another shard too"
+                    f"{shard.file.name}: tensor {show(entry.name)} is in {where[entry.name]} too: "
+                    "take one of them away, or fetch the files again"
                 )
             specs[entry.name] = entry.spec
+            where[entry.name] = shard.file.name
     return specs
-
-
-def _compare_with_index(shards: Sequence[Shard], weight_map: Mapping[str, str]) -> list[str]:
-    faults: list[str] = []
-    opened = {shard.file.name for shard in shards}
-    found: dict[str, str] = {}
-    for shard in shards:
-        for entry in shard.header.entries:
-            found[entry.name] = shard.file.name
-    if found == weight_map:
-        return faults
-    for name, shard_name in weight_map.items():
-        if shard_name in opened and found.get(name) != shard_name:
-            where = found.get(name)
-            faults.append(
-                f"{INDEX_FILE}: tensor {show(name)} should be in {shard_name}, "
-                + (f"but is in {where}" if where else "but no shard has it")
-            )
-    for name, shard_name in found.items():
-        if name not in weight_map:
-            faults.append(f"{shard_name}: tensor {show(name)} is missing in {INDEX_FILE}")
-    return faults

@@ -6,11 +6,13 @@ The one place that tells them apart, so that a local folder and a Hub repository
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
 from ..errors import CheckpointError
+from ..formats.names import explain_bad_name
+from ..messages import show
 
 WEIGHTS_FILE = "model.safetensors"
 
@@ -24,6 +26,15 @@ MANIFEST_FILE = "block_expansion.json"
 
 # One of 10,000 layers and a recipe of a MiB has half of it; parsed, JSON takes 40 times its size.
 MOST_MANIFEST_NBYTES = 4_000_000
+
+# An index of a million tensors has 100 MB.
+MOST_JSON_NBYTES = 1 << 28
+
+# Of a card only the front matter is of use.
+_MOST_CARD_NBYTES = 1 << 20
+
+# Of these the beginning is read: what is too long is refused where it is needed, if it is.
+READ_AT_MOST = {CARD_FILE: _MOST_CARD_NBYTES, MANIFEST_FILE: MOST_MANIFEST_NBYTES + 1}
 
 # Written anew for the output, never copied.
 REWRITTEN_FILES = frozenset({WEIGHTS_FILE, INDEX_FILE, CONFIG_FILE, CARD_FILE, MANIFEST_FILE})
@@ -59,6 +70,11 @@ _FOREIGN_WEIGHTS = (
 # The voices of Qwen2.5-Omni's talker, without which transformers does not load the model.
 _NO_WEIGHTS = frozenset({"spk_dict.pt"})
 
+# What peft calls its own; `transformers` applies such an adapter to the model beside it.
+_ADAPTER_CONFIG = "adapter_config.json"
+
+_ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+
 _FOREIGN_FOLDERS = frozenset({"original", "onnx", "coreml", "gguf", "openvino", "metal"})
 
 
@@ -70,7 +86,39 @@ def is_foreign_weights(name: str) -> bool:
         return True
     if path.name in _NO_WEIGHTS:
         return False
+    if path.name == _ADAPTER_CONFIG:
+        # Its weights stay behind, and no loader bears it without them.
+        return True
     return any(fnmatchcase(path.name, pattern) for pattern in _FOREIGN_WEIGHTS)
+
+
+def explain_adapter(names: Collection[str]) -> str | None:
+    """Return why a folder whose model has a PEFT adapter beside it is refused; None without one."""
+    weights = [name for name in _ADAPTER_WEIGHTS if name in names]
+    if not weights or _ADAPTER_CONFIG not in names:
+        return None
+    return (
+        f"{_ADAPTER_CONFIG} and {weights[0]} are a PEFT adapter, which transformers applies to the "
+        "model: merge it first (merge_and_unload) and save that, or move both files away to expand "
+        "the model without it"
+    )
+
+
+def describe_choice(names: Collection[str]) -> tuple[str, ...]:
+    """Return what a run notes of the files that it reads and of those that it does not."""
+    notes = []
+    if WEIGHTS_FILE in names and INDEX_FILE in names:
+        notes.append(
+            f"{WEIGHTS_FILE} and {INDEX_FILE} are both there: {WEIGHTS_FILE} is read, as in "
+            f"transformers, and the index's shards are not; take {WEIGHTS_FILE} away if they are "
+            "meant"
+        )
+    if _ADAPTER_CONFIG in names:
+        notes.append(
+            f"{_ADAPTER_CONFIG} is left behind, since the adapter's weights are not there; if the "
+            "adapter is to be part of the model, merge it first (merge_and_unload)"
+        )
+    return tuple(notes)
 
 
 def is_hidden(name: str) -> bool:
@@ -136,6 +184,11 @@ def list_files(root: Path) -> frozenset[str]:
             if name.startswith("."):
                 continue
             relative = path.relative_to(root).as_posix()
+            reason = explain_bad_name(relative, on_disk=True)
+            if reason is not None:
+                raise CheckpointError(
+                    f"{root}: the name of {show(relative)} {reason}; rename the file, or remove it"
+                )
             if path.is_symlink():
                 target = Path(os.path.realpath(path))
                 if not any(target.is_relative_to(place) for place in (real_root, *blobs)):

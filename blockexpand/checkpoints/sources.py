@@ -13,6 +13,7 @@ from ..fs.paths import expand_home
 from ..fs.reading import FileStat
 from ..progress import SILENT, Progress
 from .checkpoint import Checkpoint, assemble_checkpoint, open_checkpoint
+from .files import describe_choice
 
 if TYPE_CHECKING:
     from .hub.files import RepoSnapshot
@@ -93,6 +94,7 @@ def open_headers(src: str, options: HubOptions) -> OpenedSource:
             FileStat(name=file.name, nbytes=file.nbytes, mtime_ns=0) for file in headers.side_files
         ),
         left_behind=headers.left_behind,
+        notes=describe_choice({file.name for file in snapshot.files}),
     )
     return OpenedSource(checkpoint=checkpoint, name=name, snapshot=snapshot)
 

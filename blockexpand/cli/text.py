@@ -245,7 +245,9 @@ def _verified(verification: Verification, proof: LogitsProof | None) -> str:
 def _remarks(notes: tuple[str, ...], left_behind: tuple[str, ...]) -> list[str]:
     lines = [f"note: {note}" for note in notes]
     if left_behind:
-        lines.append(f"note: left behind, weights in other forms: {and_more(left_behind, 5)}")
+        lines.append(
+            f"note: left behind, other weights and what belongs to them: {and_more(left_behind, 5)}"
+        )
     return lines
 
 

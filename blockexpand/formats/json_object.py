@@ -34,6 +34,11 @@ _BOM = b"\xef\xbb\xbf"
 
 _SPACE = re.compile(r"[ \t\n\r]*")
 
+# A comma, a key and a value that is no list or object, neither with an escape.
+_PLAIN_MEMBER = re.compile(
+    r',?[ \t\n\r]*("[^"\\]*")[ \t\n\r]*:[ \t\n\r]*("[^"\\]*"|[-+.0-9A-Za-z]+)'
+)
+
 _FIRST_COMMA = re.compile(r'\[[ \t]*(?:"[^"\\]*"|[^",]*)(,[ \t]*)')
 
 _DECODER = json.JSONDecoder()
@@ -145,7 +150,10 @@ def _edit(text: str, edit: JsonEdit) -> str:
                 f"{show('.'.join(edit.path[:depth]))} to be an object, found "
                 f"{show(_DECODER.raw_decode(text, start)[0])}"
             )
-        members = _scan_members(text, start)
+        is_known_missing = "\\" not in text and f'"{key}"' not in text
+        if is_known_missing and edit.value is REMOVE:
+            return text
+        members = _scan_members(text, start, edit.after if is_known_missing else key)
         if members and "\n" not in text[start : members[0].key_start]:
             style = style._replace(indent=None)  # on one line, though the file may be indented
         place = next((i for i, member in enumerate(members) if member.key == key), None)
@@ -231,15 +239,27 @@ def _render(value: JsonValue, style: _Style, indentation: str) -> str:
     return rendered.replace("\n", style.line_break + indentation)
 
 
-def _scan_members(text: str, start: int) -> list[_Member]:
-    """Find the members of the object whose brace opens at `start`."""
+def _scan_members(
+    text: str, start: int, until: str | None = None, most: int | None = None
+) -> list[_Member]:
+    """Find the members of the object whose brace opens at `start`, or the first `most` of them.
+
+    What follows the one after the key `until` is left out.
+    """
     members: list[_Member] = []
     at = _skip_space(text, start + 1)
-    while text[at] != "}":
-        key_start = _skip_space(text, at + 1) if text[at] == "," else at
-        key, key_end = _DECODER.raw_decode(text, key_start)
-        value_start = _skip_space(text, _skip_space(text, key_end) + 1)
-        _, value_end = _DECODER.raw_decode(text, value_start)
+    while text[at] != "}" and (most is None or len(members) < most):
+        if until is not None and len(members) > 1 and members[-2].key == until:
+            break
+        if (found := _PLAIN_MEMBER.match(text, at)) is not None:
+            # A million members take a second so, and ten by decoding each.
+            key_start, key_end = found.start(1), found.end(1)
+            key, value_start, value_end = text[key_start + 1 : key_end - 1], *found.span(2)
+        else:
+            key_start = _skip_space(text, at + 1) if text[at] == "," else at
+            key, key_end = _DECODER.raw_decode(text, key_start)
+            value_start = _skip_space(text, _skip_space(text, key_end) + 1)
+            _, value_end = _DECODER.raw_decode(text, value_start)
         members.append(_Member(key, key_start, key_end, value_start, value_end))
         at = _skip_space(text, value_end)
     return members
@@ -248,7 +268,7 @@ def _scan_members(text: str, start: int) -> list[_Member]:
 def _find_style(text: str, start: int) -> _Style:
     """Learn the style from the document's first member; an empty one gets that of `transformers`
     (indented by two) where it has a line break, and Python's one-line style elsewhere."""
-    members = _scan_members(text, start)
+    members = _scan_members(text, start, most=2)
     indent = "  " if "\n" in text else None
     colon = ": "
     if members:

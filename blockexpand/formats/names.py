@@ -16,14 +16,17 @@ _MOST_NBYTES = 2048
 _DRIVE = re.compile(r"[A-Za-z]:")
 
 
-def explain_bad_name(name: object) -> str | None:
-    """Return why this is no relative, `/`-separated name of a file; None where it is one."""
+def explain_bad_name(name: object, *, on_disk: bool = False) -> str | None:
+    """Return why this is no relative, `/`-separated name of a file; None where it is one.
+
+    A name found `on_disk` may hold bytes that are no UTF-8, as `os.fsdecode` spells them.
+    """
     if type(name) is not str:
         return "is no text"
     if not name:
         return "is empty"
     try:
-        nbytes = len(name.encode("utf-8"))
+        encoded = name.encode("utf-8", "surrogateescape" if on_disk else "strict")
     except UnicodeEncodeError:
         return "is not valid UTF-8"
     if any(unicodedata.category(character) == "Cc" for character in name):
@@ -35,8 +38,7 @@ def explain_bad_name(name: object) -> str | None:
         return "is absolute"
     if "" in parts or "." in parts or ".." in parts:
         return "has an empty part, '.' or '..'"
-    if nbytes > _MOST_NBYTES or any(
-        len(part.encode("utf-8")) > _MOST_PART_NBYTES for part in parts
-    ):
-        return f"is too long ({nbytes} bytes)"
+    longest = max(map(len, encoded.split(b"/")))
+    if len(encoded) > _MOST_NBYTES or longest > _MOST_PART_NBYTES:
+        return f"is too long ({len(encoded)} bytes)"
     return None

@@ -6,6 +6,7 @@ card) consumes the same `Plan` and decides nothing again.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.files import CONFIG_FILE, INDEX_FILE
+from ..errors import CheckpointError, UnsupportedModelError
 from ..formats.elements import encode_element
 from ..formats.json_object import edit_json_object
 from ..formats.safetensors import TensorSpec
@@ -105,7 +107,8 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
     Raises: RecipeError for a recipe that does not fit the model; UnsupportedModelError where
     the expansion would not compute the same function, or the source is quantised.
     """
-    decoder = find_decoder(checkpoint.config, checkpoint.specs)
+    with _naming(checkpoint):
+        decoder = find_decoder(checkpoint.config, checkpoint.specs)
     layer_map = _map_layers(checkpoint, decoder, recipe)
     options = PlanOptions(
         position=spell_position(recipe.position),
@@ -159,7 +162,7 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
         source_files=tuple(shard.file for shard in checkpoint.shards),
         source_card=checkpoint.card,
         left_behind=checkpoint.left_behind,
-        notes=surgery.notes + _position_notes(recipe, layer_map),
+        notes=checkpoint.notes + surgery.notes + _position_notes(recipe, layer_map),
         readers=surgery.readers,
         fingerprint=take_fingerprint(options, files, documents),
     )
@@ -227,6 +230,15 @@ def _map_layers(checkpoint: Checkpoint, decoder: Decoder, recipe: Recipe) -> Lay
         return map_position(decoder.layers, recipe.position, recipe.new_layers)
     text = descend(checkpoint.config, decoder.config_path)
     return keep_phase(decoder.text_type, text, decoder.layers, recipe.position, recipe.new_layers)
+
+
+@contextlib.contextmanager
+def _naming(checkpoint: Checkpoint) -> Iterator[None]:
+    """Say of a model that is refused where it lies, and what was chosen among its files."""
+    try:
+        yield
+    except (UnsupportedModelError, CheckpointError) as error:
+        raise type(error)("; ".join([f"{checkpoint.root}: {error}", *checkpoint.notes])) from None
 
 
 def make_constant(spec: TensorSpec, value: float) -> Zeros | Fill:

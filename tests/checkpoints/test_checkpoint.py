@@ -22,10 +22,11 @@ from checkpoints import (
 from blockexpand.checkpoints.checkpoint import (
     assemble_checkpoint,
     open_checkpoint,
-    parse_weight_map,
     summarize_faults,
 )
-from blockexpand.errors import CheckpointError, SourceChangedError
+from blockexpand.checkpoints.hub.files import wanted_files
+from blockexpand.checkpoints.index import parse_weight_map
+from blockexpand.errors import CheckpointError, HubError, SourceChangedError
 from blockexpand.fs.reading import FileStat, check_same
 
 INDEX = "model.safetensors.index.json"
@@ -167,16 +168,45 @@ def test_many_faults_are_counted() -> None:
 # the index
 
 
-def test_index_and_headers_must_agree(two_shards: Path) -> None:
-    edit_index(two_shards, lambda m: m.update(ghost=SHARD))
-    assert f"{INDEX}: tensor 'ghost' should be in {SHARD}, but no shard has it" in refusal(
-        two_shards
+@pytest.mark.parametrize(
+    "name", ["model.ghost.weight", "model.layers.1.ghost.weight", "score.weight", "vision_head.x"]
+)
+def test_a_tensor_that_a_model_may_need_and_no_shard_has(name: str, two_shards: Path) -> None:
+    edit_index(two_shards, lambda m: m.update({name: SHARD}))
+    message = refusal(two_shards)
+    assert f"{INDEX}: tensor '{name}' should be in {SHARD}, but no shard has it" in message
+    assert f"fetch {SHARD} again, or take the entry out" in message
+
+
+@pytest.mark.parametrize("name", ["mtp.fc.weight", "model.layers.2.mtp_block.weight"])
+def test_a_stale_entry_is_left_out_as_transformers_does(name: str, two_shards: Path) -> None:
+    before = open_checkpoint(two_shards)
+    edit_index(two_shards, lambda m: m.update({name: SHARD}))
+    after = open_checkpoint(two_shards)
+    assert (after.specs, before.notes) == (before.specs, ())
+    assert after.notes == (
+        f"{INDEX} names '{name}', which no shard has: left out, as transformers does",
     )
 
 
-def test_a_tensor_that_the_index_lacks_is_named(two_shards: Path) -> None:
+def test_a_tensor_that_the_index_lacks_comes_along(two_shards: Path) -> None:
+    before = open_checkpoint(two_shards)
     edit_index(two_shards, lambda m: m.pop("lm_head.weight"))
-    assert f"{OTHER}: tensor 'lm_head.weight' is missing in {INDEX}" in refusal(two_shards)
+    after = open_checkpoint(two_shards)
+    assert after.specs == before.specs
+    assert len(after.notes) == 1
+    assert f"{INDEX} leaves out 'lm_head.weight', which the shards have" in after.notes[0]
+
+
+def test_an_index_of_other_files_is_told_as_one(two_shards: Path) -> None:
+    edit_index(two_shards, lambda m: m.update(dict.fromkeys(m, "other.safetensors")))
+    message = refusal(two_shards)
+    assert "names 'other.safetensors', of which none is there, only 'model-00001-of" in message
+    for name in (SHARD, OTHER):
+        (two_shards / name).unlink()
+    assert "none is there: fetch them" in refusal(two_shards)
+    (two_shards / "pytorch_model.bin").write_bytes(b"")
+    assert "only PyTorch pickles" in refusal(two_shards)
 
 
 def test_a_tensor_in_another_shard_than_the_index_says_is_named(two_shards: Path) -> None:
@@ -186,7 +216,7 @@ def test_a_tensor_in_another_shard_than_the_index_says_is_named(two_shards: Path
 
 def test_a_tensor_in_two_shards_is_named(two_shards: Path) -> None:
     (two_shards / SHARD).write_bytes(render_file(mistral_tensors()))
-    assert f"{OTHER}: tensor 'model.layers.1.input_layernorm.weight' is in another shard too" in (
+    assert f"{OTHER}: tensor 'model.layers.1.input_layernorm.weight' is in {SHARD} too: take" in (
         refusal(two_shards)
     )
 
@@ -215,7 +245,7 @@ def test_an_index_may_only_name_files_of_its_folder(value: object, two_shards: P
     (two_shards.parent / "secret.safetensors").write_bytes((two_shards / SHARD).read_bytes())
     edit_index(two_shards, lambda m: m.update({"lm_head.weight": value}))  # type: ignore[dict-item]
     message = refusal(two_shards)
-    assert message.startswith(f"{INDEX}: weight_map names the shard ")
+    assert message.startswith(f"{two_shards}: {INDEX}: weight_map names the shard ")
     assert "expected the plain name of a .safetensors file in the same folder" in message
 
 
@@ -248,7 +278,7 @@ def test_an_index_of_a_million_entries_is_judged_fast(two_shards: Path) -> None:
     members = ",".join([f'"ghost.{i}":"{i % 1000}.safetensors"' for i in range(10**6)])
     (two_shards / INDEX).write_text(f'{{"weight_map":{{{members}}}}}')
     start = time.process_time()
-    assert "names '0.safetensors', which is missing: fetch it" in refusal(two_shards)
+    assert "names '0.safetensors' and 999 more, of which none is there" in refusal(two_shards)
     assert time.process_time() - start < 10
 
 
@@ -346,7 +376,49 @@ def test_only_the_beginning_of_a_huge_card_is_read(two_shards: Path) -> None:
 def test_a_huge_document_is_refused(name: str, two_shards: Path) -> None:
     with (two_shards / name).open("ab") as file:
         file.truncate(10**12)
-    assert f"{name}: expected at most 268435456 bytes" in refusal(two_shards)
+    assert f"{two_shards}: {name}: expected at most 268435456 bytes" in refusal(two_shards)
+
+
+@pytest.mark.parametrize("name", ["zz\nout: verified", "back\\slash", "\x1b[2J"])
+def test_a_file_whose_name_could_mislead_is_refused(name: str, two_shards: Path) -> None:
+    (two_shards / name).write_bytes(b"")
+    message = refusal(two_shards)
+    assert message.isprintable() and "rename the file, or remove it" in message
+
+
+def test_a_file_that_only_looks_like_a_hidden_one_is_none(two_shards: Path) -> None:
+    (two_shards / ".git\n").mkdir()
+    (two_shards / ".git\n" / "x").write_bytes(b"")
+    open_checkpoint(two_shards)
+
+
+# adapters
+
+
+@pytest.mark.parametrize("weights", ["adapter_model.safetensors", "adapter_model.bin"])
+def test_a_model_with_an_adapter_beside_it_is_refused(weights: str, two_shards: Path) -> None:
+    (two_shards / "adapter_config.json").write_bytes(b"{}")
+    (two_shards / weights).write_bytes(b"x")
+    assert f"adapter_config.json and {weights} are a PEFT adapter" in refusal(two_shards)
+    # The same of a repository.
+    with pytest.raises(HubError, match="are a PEFT adapter"):
+        wanted_files({*snapshot(two_shards)}, {SHARD, OTHER}, "org/name")
+
+
+def test_what_is_left_of_an_adapter_stays_behind(two_shards: Path) -> None:
+    (two_shards / "adapter_config.json").write_bytes(b"{}")
+    checkpoint = open_checkpoint(two_shards)
+    assert "adapter_config.json" in checkpoint.left_behind
+    assert not [file for file in checkpoint.side_files if "adapter" in file.name]
+    assert "adapter_config.json is left behind" in checkpoint.notes[0]
+    assert "merge_and_unload" in checkpoint.notes[0]
+
+
+def test_two_sets_of_weights_are_told(two_shards: Path) -> None:
+    (two_shards / "model.safetensors").write_bytes(render_file(mistral_tensors()))
+    checkpoint = open_checkpoint(two_shards)
+    assert [shard.file.name for shard in checkpoint.shards] == ["model.safetensors"]
+    assert f"model.safetensors and {INDEX} are both there" in checkpoint.notes[0]
 
 
 # by hand
@@ -387,7 +459,7 @@ def test_a_file_that_changed_is_told(tmp_path: Path) -> None:
 
 
 def test_names_of_tensors_cannot_break_the_line(two_shards: Path) -> None:
-    evil = "evil\n\x1b[2J" + "x" * 10_000
+    evil = "model.evil\n\x1b[2J" + "x" * 10_000
     edit_index(two_shards, lambda m: m.update({evil: SHARD}))
     assert "evil\\n\\x1b[2J" in refusal(two_shards)
     edit_json(two_shards / "config.json", model_type=...)

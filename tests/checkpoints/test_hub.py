@@ -352,10 +352,16 @@ def test_mirror_that_lists_sizes_in_the_tree_only(hub: HubServer, hub_cache: Pat
 def test_document_that_is_no_small_text(
     hub: HubServer, hub_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("blockexpand.checkpoints.hub.download._LARGEST_DOCUMENT_NBYTES", 1000)
-    hub.add_repo(REPO, {**checkpoint_files(), "README.md": b"x" * 1001})
-    with pytest.raises(HubError, match=r"README.md has 1001 bytes; expected a text"):
+    monkeypatch.setattr("blockexpand.checkpoints.hub.download.MOST_JSON_NBYTES", 1000)
+    hub.add_repo(REPO, {**checkpoint_files(), "config.json": b" " * 1001})
+    with pytest.raises(HubError, match=r"config.json: expected at most 1000 bytes, found 1001"):
         fetch_headers(open_snapshot(REF))
+
+
+def test_only_the_beginning_of_a_huge_card_is_fetched(hub: HubServer, hub_cache: Path) -> None:
+    card = b"---\nlicense: mit\n---\n" + b"x" * (3 << 20)
+    hub.add_repo(REPO, {**checkpoint_files(), "README.md": card})
+    assert fetch_headers(open_snapshot(REF)).documents["README.md"] == card[: 1 << 20]
 
 
 # -------------------------------------------------------------------- offline

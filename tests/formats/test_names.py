@@ -66,6 +66,11 @@ def test_what_is_no_relative_name(name: object, reason: str) -> None:
     assert reason in str(explain_bad_name(name))
 
 
+def test_a_name_on_the_disk_need_be_no_utf8() -> None:
+    assert explain_bad_name("caf\udce9", on_disk=True) is None
+    assert explain_bad_name("caf\ud800", on_disk=True) == "is not valid UTF-8"
+
+
 @given(st.text())
 def test_what_is_taken_stays_below_its_folder(name: str) -> None:
     if explain_bad_name(name) is None:

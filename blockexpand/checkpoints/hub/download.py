@@ -20,8 +20,8 @@ from ...errors import CheckpointError, HubError
 from ...formats.safetensors import MAX_HEADER_NBYTES
 from ...fs.paths import existing_folder
 from ...fs.sharing import count_held
-from ..checkpoint import parse_weight_map
-from ..files import INDEX_FILE, WEIGHTS_FILE
+from ..files import INDEX_FILE, MOST_JSON_NBYTES, READ_AT_MOST, WEIGHTS_FILE
+from ..index import parse_weight_map
 from .answers import Tell, tell_nobody
 from .client import cache_folder, expand, find_cached, make_silent_bar
 from .digests import describe_digest, holds, is_whole
@@ -31,8 +31,6 @@ from .ranges import read_range
 
 # Requests in flight while headers are fetched: as many as `snapshot_download` has.
 _CONNECTIONS = 8
-
-_LARGEST_DOCUMENT_NBYTES = 100_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,10 +191,12 @@ def _fetch_document(
 ) -> bytes:
     """Return a small file, from the cache if it is there; nothing is added to the cache."""
     file = snapshot.file(name)
-    if file.nbytes > _LARGEST_DOCUMENT_NBYTES:
+    most = READ_AT_MOST.get(name, MOST_JSON_NBYTES)
+    if file.nbytes > most:
+        if name in READ_AT_MOST:
+            return _fetch(snapshot, file, b"", most, token, tell)
         raise HubError(
-            f"{snapshot.repo_id}: {name} has {file.nbytes} bytes; expected a text of at most "
-            f"{_LARGEST_DOCUMENT_NBYTES}"
+            f"{snapshot.repo_id}: {name}: expected at most {most} bytes, found {file.nbytes}"
         )
     cached = _find_whole(snapshot, file, cache_dir)
     if cached is not None and is_whole(cached, file):

@@ -13,7 +13,14 @@ from pathlib import Path
 from ...errors import HubError, UsageError
 from ...messages import and_more
 from ..checkpoint import explain_missing_weights
-from ..files import CARD_FILE, CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE, split_side_files
+from ..files import (
+    CARD_FILE,
+    CONFIG_FILE,
+    INDEX_FILE,
+    WEIGHTS_FILE,
+    explain_adapter,
+    split_side_files,
+)
 from .client import client_utils
 from .failures import without_secrets
 
@@ -37,7 +44,7 @@ class RepoFile:
     nbytes: int
     sha256: str | None = None
     blob_id: str | None = None
-    xet_hash: str | None = None
+    xet_hash: str | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +117,9 @@ def wanted_files(
     single = WEIGHTS_FILE in names
     if not single and INDEX_FILE not in names:
         raise HubError(f"{where}: {explain_missing_weights(frozenset(names))}")
+    adapter = explain_adapter(names)
+    if adapter is not None:
+        raise HubError(f"{where}: {adapter}")
     if CONFIG_FILE not in names:
         raise HubError(
             f"{where}: no {CONFIG_FILE}; is this the repository of a transformers model?"
