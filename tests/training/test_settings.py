@@ -417,7 +417,7 @@ def test_the_command_line(expansions: dict[str, Path], capsys: pytest.CaptureFix
     uneven = str(expansions["uneven"])
     assert main(["train-config", uneven, "--framework", "llamafactory"]) == 3
     assert capsys.readouterr().err.count("\n") == 1
-    assert main(["train-config", uneven, "--framework", "trl"]) == 2
+    assert main(["train-config", uneven, "--framework", "unsloth"]) == 2
 
 
 def test_the_help_says_what_the_paper_found(capsys: pytest.CaptureFixture[str]) -> None:
