@@ -12,14 +12,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..errors import ArgumentError, BlockExpandError
-from .batch import make_batch_parser, run_batch_command
+from ..errors import ArgumentError, BlockExpandError, UsageError
+from .commands import COMMANDS
 from .console import StdoutClosedError, open_closed_streams, print_result, tell_failure
-from .diff import make_diff_parser, run_diff
-from .expand import make_expand_parser, run_expand
 from .interrupts import signals_as_interrupts
-from .train_config import make_train_config_parser, run_train_config
-from .verify import make_verify_parser, run_verify
+from .parsing import advise, did_you_mean
 
 # Arguments that are not called on the command line as in Python.
 _OPTIONS = {"verify_after": "--verify", "parallel": "--jobs", "jobs_file": "JOBS.yaml"}
@@ -59,22 +56,46 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def _run(words: list[str]) -> int:
+    name = words[0] if words else ""
     try:
-        if words[:1] == ["verify"]:
-            return run_verify(make_verify_parser().parse_args(words[1:]))
-        if words[:1] == ["batch"]:
-            parser = make_batch_parser()
-            return run_batch_command(parser.parse_args(words[1:]), parser)
-        if words[:1] == ["diff"]:
-            return run_diff(make_diff_parser().parse_args(words[1:]))
-        if words[:1] == ["train-config"]:
-            return run_train_config(make_train_config_parser().parse_args(words[1:]))
-        parser = make_expand_parser()
-        options = parser.parse_args(words)
-        return run_expand(options, parser, words)
+        if not words:
+            raise UsageError(
+                "give a command, or --src SRC --out OUT --new-layers N to expand; "
+                "`blockexpand help` lists the commands"
+            )
+        if name in COMMANDS:
+            command = COMMANDS[name]
+            return command.run(command.make_parser().parse_args(words[1:]), words)
+        if not name.startswith("-"):
+            raise UsageError(_explain_unknown(words))
+        return _expand(words)
     except SystemExit as end:
         # How argparse ends after --help and --version.
         return int(end.code or 0)
+
+
+def _expand(words: list[str]) -> int:
+    """Run the command that needs no name; its help lists the others."""
+    from .help import OVERVIEW
+
+    expand = COMMANDS["expand"]
+    parser = expand.make_parser()
+    parser.description = OVERVIEW
+    parser.epilog = None
+    options = parser.parse_args(words)
+    return expand.run(options, words)
+
+
+def _explain_unknown(words: list[str]) -> str:
+    """Say what is wrong with a first word that is no command."""
+    name = words[0]
+    if name.endswith((".yml", ".yaml")):
+        out = words[1] if len(words) > 1 and not words[1].startswith("-") else "OUT"
+        return (
+            f"{name}: no such command; a recipe is carried out by `blockexpand merge {name} "
+            f"--out {out}`, a jobs file by `blockexpand batch {name}`"
+        )
+    return advise(f"{name}: no such command{did_you_mean(name, COMMANDS)}", "blockexpand help")
 
 
 def _explain(error: Exception) -> str:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
-from .arguments import add_executor_option, add_output_options
-from .console import make_bars, print_outcome, tell_difference
+from ..errors import UsageError
+from .arguments import add_executor_option, add_hub_options, add_output_options
+from .console import print_outcome, tell_difference
 from .parsing import Parser
+from .reporting import reporting
 
 _BATCH_DESCRIPTION = """\
 Make many expansions. All are planned and checked before the first byte is written; what an
@@ -24,13 +27,14 @@ without the hyphens before them:
     out: "models/{model}-{layers}L-{position}"
 
 A matrix makes a job of each combination of src, new-layers and position; there may be a list of
-them. In out and push-to-hub stand {model}, {layers}, {new-layers}, {position} and {dtype}. Paths
-are relative to the current folder. Exit status 1 if any job failed."""
+them. out and push-to-hub may use the placeholders {model}, {layers}, {new-layers}, {position} and
+{dtype}. Paths are relative to the current folder. Exit status 1 if any job failed."""
 
 
-def make_batch_parser() -> Parser:
+def make_parser() -> Parser:
     parser = Parser(
         prog="blockexpand batch",
+        usage="blockexpand batch JOBS.yaml [options]",
         description=_BATCH_DESCRIPTION,
     )
     add = parser.add_argument
@@ -51,13 +55,14 @@ def make_batch_parser() -> Parser:
     )
     add("--dry-run", action="store_true", help="plan and check all jobs, and write nothing")
     add_executor_option(add)
-    add("--token", help="token for the Hub; HF_TOKEN and `hf auth login` work too")
-    add("--cache-dir", metavar="DIR", help="the Hub's cache (default: as huggingface_hub)")
-    add_output_options(add)
+    add_hub_options(parser, revision=False)
+    add_output_options(
+        parser, verbose="print every note, and log with times what was decided", progress=True
+    )
     return parser
 
 
-def run_batch_command(options: argparse.Namespace, parser: Parser) -> int:
+def run(options: argparse.Namespace, words: Sequence[str]) -> int:
     from ..api.batch import run_batch
     from ..api.batch_plan import plan_batch
     from ..api.jobs_file import open_jobs
@@ -65,13 +70,13 @@ def run_batch_command(options: argparse.Namespace, parser: Parser) -> int:
     from . import text_batch as report_batch
 
     if options.jobs < 1:
-        parser.error(f"--jobs {options.jobs}: expected at least 1")
+        raise UsageError(f"--jobs {options.jobs}: expected at least 1")
     jobs = open_jobs(Path(options.jobs_file))
     batch = plan_batch(jobs, token=options.token, cache_dir=options.cache_dir)
     if options.dry_run:
         print_outcome(options, report_batch.batch_as_json, report_batch.describe_batch, batch)
         return 0
-    with open_executor(options.executor) as executor, make_bars(options) as progress:
+    with open_executor(options.executor) as executor, reporting(options) as progress:
         results = run_batch(
             batch,
             fail_fast=options.fail_fast,

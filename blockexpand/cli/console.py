@@ -11,7 +11,6 @@ from typing import Any
 
 from ..errors import OutputError
 from ..messages import join_lines, printable
-from .bars import Bars
 
 
 def open_closed_streams() -> None:
@@ -76,8 +75,3 @@ def print_outcome(
     elif not options.quiet:
         text = describe(*values, verbose=options.verbose)
         print_result(join_lines(text.split("\n")))
-
-
-def make_bars(options: argparse.Namespace) -> Bars:
-    shown = sys.stderr.isatty() and not (options.no_progress or options.quiet)
-    return Bars(shown=shown, quiet=options.quiet)

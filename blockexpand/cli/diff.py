@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 
 from .arguments import add_hub_options, add_output_options
-from .console import make_bars, print_outcome, tell_difference
+from .console import print_outcome, tell_difference
 from .parsing import Parser
+from .reporting import reporting
 
 
-def make_diff_parser() -> Parser:
+def make_parser() -> Parser:
     parser = Parser(
         prog="blockexpand diff",
+        usage="blockexpand diff BASE OTHER [options]",
         description="List which tensors of two checkpoints are the same bit for bit, changed, new "
         "or missing. Where one is an expansion of the other, each original layer is compared with "
         "the layer that it was taken from. Exit status 1 if a tensor of BASE, but for those of new "
@@ -20,16 +23,16 @@ def make_diff_parser() -> Parser:
     add = parser.add_argument
     add("base", metavar="BASE", help="a folder or a Hub repository")
     add("other", metavar="OTHER", help="a folder: BASE expanded, trained, or both")
-    add_hub_options(add)
-    add_output_options(add)
+    add_hub_options(parser)
+    add_output_options(parser, verbose="print a line for every tensor", progress=True)
     return parser
 
 
-def run_diff(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace, words: Sequence[str]) -> int:
     from ..api.comparing import diff
     from . import text_difference as report_difference
 
-    with make_bars(options) as progress:
+    with reporting(options) as progress:
         difference = diff(
             options.base,
             options.other,

@@ -11,6 +11,7 @@ from ..checkpoints.sources import ModelRef
 from ..fs.paths import existing_folder, expand_home
 from ..messages import and_more, join_lines, printable
 from ..planning.card import describe_neutral, layer_runs
+from ..planning.parameters import Parameters
 from ..planning.plan import Plan
 from ..planning.segments import Tally, tally_file
 from ..verification.findings import Verification
@@ -167,6 +168,17 @@ def _plan_fields(plan: Plan, name: ModelRef) -> dict[str, Any]:
         "nbytes": plan.nbytes,
         "left_behind": list(plan.left_behind),
         "fingerprint": plan.fingerprint,
+    }
+
+
+def parameters_as_json(parameters: Parameters) -> dict[str, Any]:
+    """Return counts of parameters for scripts; the share is None where it cannot be told."""
+    return {
+        "total": parameters.total,
+        "new": parameters.new,
+        "new_share": parameters.new_share,
+        "packed_nbytes": parameters.packed_nbytes,
+        "new_packed_nbytes": parameters.new_packed_nbytes,
     }
 
 

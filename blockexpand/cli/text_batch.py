@@ -15,7 +15,7 @@ from .text import expansion_as_json, format_size, plan_as_json
 def describe_batch(batch: Batch, *, verbose: bool) -> str:
     """Return a dry run's text: a line per job, and what the disks need and have."""
     rows = [(*_columns(job), "finished" if job.is_finished else "to do") for job in batch.jobs]
-    lines = _table(("out", "layers", "position", "size", "state"), rows)
+    lines = make_table(("out", "layers", "position", "size", "state"), rows)
     for need in batch.disk:
         lines.append(
             f"needs {format_size(need.nbytes)}, {format_size(need.free)} free at {need.folder}"
@@ -46,7 +46,7 @@ def describe_results(results: Sequence[JobResult], *, verbose: bool) -> str:
     rows = [
         (*_columns(result.planned), f"{result.seconds:.1f} s", result.state) for result in results
     ]
-    lines = _table(("out", "layers", "position", "size", "time", "state"), rows)
+    lines = make_table(("out", "layers", "position", "size", "time", "state"), rows)
     for result in results:
         if result.error is not None:
             lines.append(f"{result.planned.job.where}: {explain_error(result.error)}")
@@ -96,7 +96,8 @@ def _columns(job: PlannedJob) -> tuple[str, str, str, str]:
     )
 
 
-def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
+def make_table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Return lines with the cells of each column under each other."""
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     return [
         "  ".join(f"{word:{width}}" for word, width in zip(row, widths, strict=True)).rstrip()

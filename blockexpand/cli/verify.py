@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from .arguments import add_hub_options, add_output_options, not_empty
-from .console import make_bars, print_outcome, tell_difference
+from .console import print_outcome, tell_difference
 from .parsing import Parser
+from .reporting import reporting
 
 
-def make_verify_parser() -> Parser:
+def make_parser() -> Parser:
     parser = Parser(
         prog="blockexpand verify",
+        usage="blockexpand verify SRC OUT [options]",
         description="Compare every byte of an expansion with what its source and its recipe say "
         "it must be. Exit status 1 if anything differs.",
     )
@@ -24,16 +27,16 @@ def make_verify_parser() -> Parser:
         action="store_true",
         help="also load both with transformers and compare their logits, bit for bit",
     )
-    add_hub_options(add)
-    add_output_options(add)
+    add_hub_options(parser)
+    add_output_options(parser, verbose="print every difference in full", progress=True)
     return parser
 
 
-def run_verify(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace, words: Sequence[str]) -> int:
     from ..api.comparing import verify
     from . import text as report
 
-    with make_bars(options) as progress:
+    with reporting(options) as progress:
         verification, proof = verify(
             options.src,
             options.out,

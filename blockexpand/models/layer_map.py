@@ -85,6 +85,11 @@ def has_equal_groups(layer_map: LayerMap) -> bool:
     return new == list(range(group - 1, len(layer_map), group))
 
 
+def list_equal_groups(layers: int) -> tuple[int, ...]:
+    """Return the numbers of new layers that `interleaved` spreads over equal groups."""
+    return tuple(count for count in range(1, layers + 1) if layers % count == 0)
+
+
 def _group_ends(layers: int, groups: int) -> list[int]:
     """Return the last layer of each of `groups` groups, as even as possible.
 

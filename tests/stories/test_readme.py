@@ -9,20 +9,10 @@ from pathlib import Path
 import pytest
 
 import blockexpand
-from blockexpand.cli.batch import make_batch_parser
-from blockexpand.cli.diff import make_diff_parser
-from blockexpand.cli.expand import make_expand_parser
-from blockexpand.cli.train_config import make_train_config_parser
-from blockexpand.cli.verify import make_verify_parser
+from blockexpand.cli.commands import COMMANDS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted([REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("*.md")])
-PARSERS = {
-    "verify": make_verify_parser,
-    "batch": make_batch_parser,
-    "diff": make_diff_parser,
-    "train-config": make_train_config_parser,
-}
 
 
 def commands(document: Path) -> list[str]:
@@ -39,8 +29,8 @@ def test_every_command_line_is_one_that_is_understood(document: Path) -> None:
         # What a shell script fills in is a number somewhere; any will do.
         filled_in = re.sub(r"\$(?:\{.*?\}|\w+)", "1", line)
         words = shlex.split(filled_in, comments=True)[3:]
-        make_parser = PARSERS.get(words[0], make_expand_parser)
-        make_parser().parse_args(words[1:] if words[0] in PARSERS else words)
+        command = COMMANDS.get(words[0], COMMANDS["expand"])
+        command.make_parser().parse_args(words[1:] if words[0] in COMMANDS else words)
 
 
 def test_downloads_by_hand_take_whole_repositories() -> None:
@@ -62,7 +52,7 @@ def test_every_file_that_is_named_is_there(document: Path) -> None:
 
 
 def test_every_option_of_the_readme_exists() -> None:
-    parsers = [make() for make in (*PARSERS.values(), make_expand_parser)]
+    parsers = [command.make_parser() for command in COMMANDS.values()]
     known = {word for parser in parsers for a in parser._actions for word in a.option_strings}
     script_options = {"--mergekit", "--files", "--write", "--base", "--quiet"}
     # The options of the scripts stand on lines that name a script.

@@ -1,0 +1,87 @@
+"""`blockexpand merge`: carry out a mergekit passthrough recipe. Its parser and its run."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+from ..errors import UsageError
+from .arguments import (
+    add_hub_options,
+    add_output_options,
+    add_proof_options,
+    add_upload_options,
+    add_writing_options,
+    not_empty,
+)
+from .parsing import Parser
+from .running import plan_or_make, writing_arguments
+
+_DESCRIPTION = """\
+Make the model of a mergekit passthrough recipe, tensor for tensor what mergekit makes: repeated
+and dropped layers, several models, scales. The run says whether the result computes what its
+source does."""
+
+_EPILOG = """\
+examples:
+  blockexpand merge franken.yml --out franken --dry-run
+  blockexpand merge seed.yml --src ./model --out bigger"""
+
+
+def make_parser() -> Parser:
+    parser = Parser(
+        prog="blockexpand merge",
+        usage="blockexpand merge FILE --out OUT [options]",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+    )
+    parser.add_argument("recipe", type=not_empty, metavar="FILE", help="the recipe, a YAML file")
+    add = parser.add_argument_group("what to make").add_argument
+    add(
+        "--out",
+        type=not_empty,
+        required=True,
+        metavar="OUT",
+        help="folder to create; if it exists it must be empty (see --overwrite)",
+    )
+    add(
+        "--src",
+        type=not_empty,
+        metavar="SRC",
+        help="where the recipe's only model is, if not where the recipe says",
+    )
+    add_writing_options(parser)
+    add_upload_options(add_hub_options(parser))
+    add_proof_options(parser)
+    add_output_options(parser, verbose="print every file", progress=True)
+    return parser
+
+
+def run(options: argparse.Namespace, words: Sequence[str]) -> int:
+    from ..api.merging import merge, plan_merge
+
+    if options.private and options.push_to_hub is None:
+        raise UsageError("--private needs --push-to-hub REPO")
+    if options.revision is not None and options.src is None:
+        raise UsageError("--revision needs --src; in a recipe write org/name@revision")
+    arguments: dict[str, Any] = {
+        "src": options.src,
+        "max_shard_size": options.max_shard_size,
+        "revision": options.revision,
+        "token": options.token,
+        "cache_dir": options.cache_dir,
+        "check": options.check,
+    }
+    return plan_or_make(
+        options,
+        lambda: plan_merge(options.recipe, options.out, **arguments),
+        lambda executor, progress: merge(
+            options.recipe,
+            options.out,
+            **arguments,
+            executor=executor,
+            progress=progress,
+            **writing_arguments(options, words),
+        ),
+    )
