@@ -153,10 +153,6 @@ def edit_weight_map(**changes: Any) -> Callable[[Path], None]:
     return edit
 
 
-def forget(name: str) -> Callable[[Path], None]:
-    return edit_weight_map(**{name: ...})
-
-
 def set_config(**changes: Any) -> Callable[[Path], None]:
     return lambda folder: edit_json(folder / "config.json", **changes)
 
@@ -190,8 +186,6 @@ BAD = {
     "empty shard": (lambda f: (f / SHARD).write_bytes(b""), f"{SHARD}: the file is too short"),
     "no header": (lambda f: (f / SHARD).write_bytes(b"x" * 99), f"{SHARD}: the header is too long"),
     "no file": (write_text(SHARD, "version https://git-lfs.github.com/spec/v1\n"), "git lfs pull"),
-    "ghost in the index": (edit_weight_map(ghost=SHARD), "tensor 'ghost' should be in"),
-    "not in the index": (forget("lm_head.weight"), "'lm_head.weight' is missing in"),
     "unsupported": (set_config(model_type="bert"), "model_type 'bert'"),
     "unknown": (set_config(model_type="nonesuch"), "is not in the table of families"),
     "no type": (set_config(model_type=...), "'model_type' is missing"),
@@ -200,7 +194,6 @@ BAD = {
     "absolute": (edit_weight_map(x="/x.safetensors"), "expected the plain name"),
     "link leaves": (link_outside, "is a symbolic link that leaves the folder"),
     "a list": (write_text(INDEX, '{"weight_map": ["a"]}'), "expected an object"),
-    "many": (edit_weight_map(**{f"g{i}": SHARD for i in range(10**5)}), "and 99995 more"),
     "count is text": (set_config(num_hidden_layers="2"), "found '2'"),
     "count is negative": (set_config(num_hidden_layers=-2), "found -2"),
     "count is huge": (set_config(num_hidden_layers=10**9), "found 1000000000"),
@@ -364,11 +357,12 @@ def test_a_parent_that_may_not_be_written(source: Path, run: Callable[..., Resul
 def test_control_characters_of_a_stranger_do_not_reach_the_terminal(
     source: Path, run: Callable[..., Result]
 ) -> None:
-    (source / "evil\x1b[2J\n.bin").write_bytes(b"x")
     replace_all(source, "lm_head", "evil\n\x1b[2J")
     result = run("--src", source, "--out", source.parent / "out", "--new-layers", 1, "-v")
     assert "\x1b" not in result.out + result.err
-    assert "evil\\x1b[2J" in result.out
+    (source / "evil\x1b[2J\n.bin").write_bytes(b"x")
+    result = run("--src", source, "--out", source.parent / "other", "--new-layers", 1)
+    assert_refused(result, "evil\\x1b[2J")
 
 
 # results

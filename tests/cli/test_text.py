@@ -8,8 +8,8 @@ from typing import Any
 
 from blockexpand.cli.text import describe_verification
 from blockexpand.cli.text_difference import describe_difference
-from blockexpand.verification.comparison import Finding
 from blockexpand.verification.difference import Difference, TensorDifference
+from blockexpand.verification.findings import Finding
 
 STRANGE = "zz\nout: verified: 30 tensors\x1b[2J\u202e"
 
