@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
@@ -19,7 +19,7 @@ from ..checkpoints.sources import HubOptions, OpenedSource, open_headers
 from ..errors import BlockExpandError, OutputError, RecipeError
 from ..fs.paths import FolderIndex, existing_folder, expand_home
 from ..messages import show
-from ..planning.card import add_card
+from ..planning.card import add_card, draft_card
 from ..planning.manifest import compare_with_plan, parse_claims, parse_manifest
 from ..planning.plan import Plan, make_plan
 from ..planning.recipe import Recipe, render_command, spell_position
@@ -64,6 +64,11 @@ class Batch:
     disk: tuple[DiskNeed, ...]
 
 
+# Jobs that differ in their outputs alone have one plan and one draft of its card, by the source's
+# identity and the recipe.
+Plans = dict[tuple[int, Recipe], tuple[Plan, Callable[[str], Plan]]]
+
+
 def plan_batch(
     jobs: Sequence[Job], *, token: str | None = None, cache_dir: str | Path | None = None
 ) -> Batch:
@@ -74,6 +79,7 @@ def plan_batch(
     jobs together.
     """
     sources: dict[tuple[str, HubOptions], OpenedSource | BlockExpandError] = {}
+    plans: Plans = {}
     faults: dict[str, BlockExpandError] = {}
     planned: list[PlannedJob] = []
     for job in jobs:
@@ -88,7 +94,7 @@ def plan_batch(
         try:
             if isinstance(source, BlockExpandError):
                 raise source
-            planned.append(_plan_job(job, source, hub))
+            planned.append(_plan_job(job, source, hub, plans))
         except BlockExpandError as error:
             faults[f"{job.where}: {error}"] = error
     faults |= {fault: RecipeError(fault) for fault in _find_collisions(planned)}
@@ -106,9 +112,9 @@ def plan_batch(
     return Batch(jobs=tuple(planned), disk=disk)
 
 
-def _plan_job(job: Job, source: OpenedSource, hub: HubOptions) -> PlannedJob:
+def _plan_job(job: Job, source: OpenedSource, hub: HubOptions, plans: Plans) -> PlannedJob:
     # The names need the plan, and the plan needs the file system that the names lie on.
-    draft = make_job_plan(job, source.checkpoint, Path.cwd())
+    draft, _ = _plan_once(job, source, Path.cwd(), plans)
     values = {
         "model": _base_name(job.src, source),
         "layers": str(len(draft.layer_map)),
@@ -122,12 +128,12 @@ def _plan_job(job: Job, source: OpenedSource, hub: HubOptions) -> PlannedJob:
         push_to_hub=None if job.push_to_hub is None else fill_template(job.push_to_hub, values),
     )
     out = resolve_target(expand_home(job.out))
-    plan = make_job_plan(job, source.checkpoint, out)
+    plan, add_card_with = _plan_once(job, source, out, plans)
     planned = PlannedJob(
         job=job,
         out=out,
         source=source,
-        plan=name_plan(plan, job, source),
+        plan=add_card_with(_show_command(plan, job)),
         hub=hub,
         is_finished=False,
     )
@@ -159,22 +165,37 @@ def _plan_job(job: Job, source: OpenedSource, hub: HubOptions) -> PlannedJob:
 
 def make_job_plan(job: Job, checkpoint: Checkpoint, out: Path) -> Plan:
     """Plan a job's output, but for its card."""
-    recipe = make_recipe(
-        out, job.new_layers, job.position, job.dtype, job.max_shard_size, job.phase
-    )
-    return make_plan(checkpoint, recipe)
+    return make_plan(checkpoint, _make_recipe(job, out))
+
+
+def _plan_once(
+    job: Job, source: OpenedSource, out: Path, plans: Plans
+) -> tuple[Plan, Callable[[str], Plan]]:
+    recipe = _make_recipe(job, out)
+    key = id(source), recipe
+    if key not in plans:
+        plan = make_plan(source.checkpoint, recipe)
+        plans[key] = plan, draft_card(plan, source.name)
+    return plans[key]
+
+
+def _make_recipe(job: Job, out: Path) -> Recipe:
+    return make_recipe(out, job.new_layers, job.position, job.dtype, job.max_shard_size, job.phase)
 
 
 def name_plan(plan: Plan, job: Job, source: OpenedSource) -> Plan:
     """Add the card, which shows the command that makes the same."""
+    return add_card(plan, source.name, _show_command(plan, job))
+
+
+def _show_command(plan: Plan, job: Job) -> str:
     recipe = Recipe(
         new_layers=len(plan.new_layers),
         position=job.position,
         dtype=job.dtype,
         keeps_phase=job.phase == "keep",
     )
-    command = render_command(job.src, job.out, recipe, job.max_shard_size)
-    return add_card(plan, source.name, command)
+    return render_command(job.src, job.out, recipe, job.max_shard_size)
 
 
 def _base_name(src: str, source: OpenedSource) -> str:

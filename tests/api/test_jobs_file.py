@@ -242,7 +242,8 @@ JOB = "src: a, out: b, new-layers: 1"
         ("jobs: *nowhere", "this is no YAML"),
         (b"\xff\xfe\xfa", "UTF-8"),
         (b" " * ((1 << 20) + 1), "at most 1048576 bytes"),
-        ("[" * 5000, "this is no YAML"),
+        ("[" * 500_000, "jobs.yaml:1: nested more than 100 levels deep"),
+        ("- " * 500_000, "nested more than 100 levels deep"),
     ],
 )
 def test_every_way_to_be_wrong(text: str | bytes, said: str) -> None:

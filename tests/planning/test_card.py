@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from checkpoints import mistral_tensors, write_checkpoint
 
 import blockexpand
 from blockexpand.checkpoints.checkpoint import open_checkpoint
 from blockexpand.checkpoints.sources import ModelRef
 from blockexpand.models.layer_map import LayerEntry
-from blockexpand.planning.card import add_card, describe_neutral, layer_runs
+from blockexpand.planning.card import add_card, describe_neutral, layer_runs, render_recipe
 from blockexpand.planning.plan import make_plan
 from blockexpand.planning.recipe import Recipe
 
@@ -154,6 +155,16 @@ def test_a_local_source_has_no_base_model_unless_its_card_names_one(tmp_path: Pa
     assert "This is `local/model` with" in card
     card, _ = make_card(tmp_path / "b", b"---\nbase_model: mistralai/Mistral-7B-v0.1\n---\n")
     assert front_matter(card)["base_model"] == "mistralai/Mistral-7B-v0.1"
+
+
+def test_a_recipe_is_written_the_same_without_libyaml(monkeypatch: pytest.MonkeyPatch) -> None:
+    models = ["a/b", "~/m", "1e3", "ключ: ☃", "x" * 300, "two words\n", "'\"#", "", "-", "no"]
+    for model in models:
+        recipe = {"slices": [{"sources": [{"model": model, "layer_range": [0, 2]}]}]}
+        fast = render_recipe(recipe)
+        with monkeypatch.context() as patch:
+            patch.delattr(yaml, "CSafeDumper")
+            assert render_recipe(recipe) == fast
 
 
 def test_the_manifest_is_what_trainers_read(tmp_path: Path) -> None:
