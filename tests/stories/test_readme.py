@@ -51,6 +51,18 @@ def test_every_file_that_is_named_is_there(document: Path) -> None:
     assert all((document.parent / name).exists() for name in linked), linked
 
 
+def test_the_architecture_names_every_package_and_only_modules_that_there_are() -> None:
+    text = (REPOSITORY / "docs" / "ARCHITECTURE.md").read_text()
+    package = REPOSITORY / "blockexpand"
+    named = set(re.findall(r"`((?:\w+/)+(?:\w+\.py)?)`", text))
+    assert len(named) > 20
+    for name in named:
+        assert any((root / name).exists() for root in (package, REPOSITORY)), name
+    floors = text.partition("```")[2].partition("```")[0]
+    modules = {path.stem for path in package.iterdir() if (path / "__init__.py").exists()}
+    assert modules <= set(re.findall(r"\w+", floors))
+
+
 def test_every_option_of_the_readme_exists() -> None:
     parsers = [command.make_parser() for command in COMMANDS.values()]
     known = {word for parser in parsers for a in parser._actions for word in a.option_strings}
