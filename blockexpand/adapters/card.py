@@ -7,7 +7,7 @@ from typing import Any
 
 from .._version import __version__
 from ..checkpoints.sources import ModelRef
-from ..planning.card import KEPT_FIELDS, read_front_matter
+from ..planning.front_matter import KEPT_FIELDS, read_front_matter, render_front_matter
 from ..planning.plan import Plan
 from .format import BlockAdapter
 from .opening import OpenedAdapter
@@ -88,14 +88,11 @@ def render_applied_card(
 
 
 def _render(carried: dict[str, Any], base: str | None, relation: str, body: str) -> bytes:
-    from huggingface_hub import ModelCardData
-
-    data = ModelCardData(
+    fields = {
         **carried,
-        base_model=base,
-        library_name="transformers" if relation == "finetune" else "blockexpand",
-        tags=["block-expansion", "llama-pro", "blockexpand"],
-    )
-    if base is not None:
-        data["base_model_relation"] = relation
-    return f"---\n{data.to_yaml()}\n---\n\n{body}\n".encode("utf-8", "backslashreplace")
+        "library_name": "transformers" if relation == "finetune" else "blockexpand",
+        "tags": ["block-expansion", "llama-pro", "blockexpand"],
+        "base_model": base,
+        "base_model_relation": None if base is None else relation,
+    }
+    return f"{render_front_matter(fields)}\n{body}\n".encode("utf-8", "backslashreplace")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import operator
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
@@ -86,6 +87,13 @@ def check_size(value: object) -> int:
     return nbytes
 
 
+def check_repository(value: object) -> str:
+    """Return the name of a repository of the Hub."""
+    if isinstance(value, str) and re.fullmatch(r"([A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*", value):
+        return value
+    raise _unexpected("a repository of the Hub, org/name", value)
+
+
 def check_flag(value: object) -> bool:
     """Return true or false; a text such as "no" is neither."""
     if isinstance(value, bool):
@@ -142,6 +150,7 @@ _CHECKS: Mapping[str, Callable[[object], object]] = {
     **dict.fromkeys(("src", "out", "base", "other", "recipe", "jobs_file"), _path),
     **dict.fromkeys(_FLAGS, check_flag),
     **dict.fromkeys(("revision", "token", "push_to_hub", "command"), _optional(_text)),
+    "base_model": _optional(check_repository),
     "optional_src": _optional(_path),
     "cache_dir": _optional(_path),
     "new_layers": _optional(check_count),

@@ -27,7 +27,7 @@ from ..writing.space import count_missing, shares_blocks, would_share
 from ..writing.staging import check_target, clear_debris, find_staging, is_untidy
 from ..writing.writer import WriteOptions, check_write, resolve_target
 from .jobs_file import Job, fill_template
-from .options import make_hub_options, make_recipe
+from .options import make_hub_options, make_recipe, name_base
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +66,7 @@ class Batch:
 
 # Jobs that differ in their outputs alone have one plan and one draft of its card, by the source's
 # identity and the recipe.
-Plans = dict[tuple[int, Recipe], tuple[Plan, Callable[[str], Plan]]]
+Plans = dict[tuple[int, Recipe, str | None], tuple[Plan, Callable[[str], Plan]]]
 
 
 def plan_batch(
@@ -172,10 +172,10 @@ def _plan_once(
     job: Job, source: OpenedSource, out: Path, plans: Plans
 ) -> tuple[Plan, Callable[[str], Plan]]:
     recipe = _make_recipe(job, out)
-    key = id(source), recipe
+    key = id(source), recipe, job.base_model
     if key not in plans:
         plan = make_plan(source.checkpoint, recipe)
-        plans[key] = plan, draft_card(plan, source.name)
+        plans[key] = plan, draft_card(plan, name_base(source.name, job.base_model))
     return plans[key]
 
 
@@ -185,7 +185,7 @@ def _make_recipe(job: Job, out: Path) -> Recipe:
 
 def name_plan(plan: Plan, job: Job, source: OpenedSource) -> Plan:
     """Add the card, which shows the command that makes the same."""
-    return add_card(plan, source.name, _show_command(plan, job))
+    return add_card(plan, name_base(source.name, job.base_model), _show_command(plan, job))
 
 
 def _show_command(plan: Plan, job: Job) -> str:

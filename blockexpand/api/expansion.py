@@ -28,7 +28,7 @@ from ..progress import SILENT, Progress
 from ..writing.staging import check_target, clear_debris
 from ..writing.writer import WriteOptions, check_write, resolve_target
 from .arguments import Dtype, Phase, Proof, Reflink, check_arguments
-from .options import make_hub_options, make_recipe
+from .options import make_hub_options, make_recipe, name_base, note_base
 from .pipeline import Expansion, PublishOptions, write_and_publish
 
 
@@ -52,6 +52,7 @@ def expand(
     verify_after: Proof | None = None,
     push_to_hub: str | None = None,
     private: bool = False,
+    base_model: str | None = None,
     executor: Executor | None = None,
     progress: Progress = SILENT,
     command: str | None = None,
@@ -62,7 +63,8 @@ def expand(
     `stream` fetches one shard of a Hub source at a time; `verify_after` is `tensors` or `logits`;
     `push_to_hub` names the repository that a complete (and verified) output is uploaded to. The
     workers of an `executor` write a file each at a time; they have to see source and output under
-    the same paths. `command` is what the model card shows, by default the equivalent command line.
+    the same paths. `base_model` is the repository that the card names as a local folder's base;
+    `command` is the command that it shows, by default the equivalent one.
     Raises: BlockExpandError; then `out` is what it was before. ProofError where `out` was written
     and does not hold what it should; HubError where it is complete and only the upload is not.
     """
@@ -85,6 +87,7 @@ def expand(
         verify_after=verify_after,
         push_to_hub=push_to_hub,
         private=private,
+        base_model=base_model,
         executor=executor,
         progress=progress,
         command=command,
@@ -116,9 +119,10 @@ def expand(
         checkpoint, name = open_source(str(src), hub, progress=progress, check=check_headers)
     plan = make_plan(checkpoint, recipe)
     shown = command or render_command(str(src), str(out), recipe, max_shard_size)
+    name = name_base(name, base_model)
     plan = add_card(plan, name, shown)
     check_write(plan, target, options)
-    notes: tuple[str, ...] = ()
+    notes = note_base(name)
     if check:
         from ..verification.preflight import check_plan
 
@@ -166,6 +170,7 @@ def plan_expansion(
     revision: str | None = None,
     token: str | None = None,
     cache_dir: str | Path | None = None,
+    base_model: str | None = None,
     check: bool = False,
 ) -> tuple[Plan, ModelRef]:
     """Return the plan of an expansion; of a Hub repository only headers are fetched.
@@ -183,6 +188,7 @@ def plan_expansion(
         revision=revision,
         token=token,
         cache_dir=cache_dir,
+        base_model=base_model,
         check=check,
     )
     target = resolve_target(expand_home(out))
@@ -190,6 +196,7 @@ def plan_expansion(
     hub = make_hub_options(revision, token, cache_dir)
     checkpoint, name = open_source(str(src), hub, headers_only=True)
     plan = make_plan(checkpoint, recipe)
+    name = name_base(name, base_model)
     plan = add_card(plan, name, render_command(str(src), str(out), recipe, max_shard_size))
     if check:
         from ..verification.preflight import check_plan

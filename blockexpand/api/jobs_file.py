@@ -31,6 +31,7 @@ from .arguments import (
     Reflink,
     check_count,
     check_position,
+    check_repository,
     check_size,
 )
 
@@ -79,6 +80,7 @@ class Job:
     overwrite: bool = False
     push_to_hub: str | None = None
     private: bool = False
+    base_model: str | None = None
 
 
 def open_jobs(path: Path) -> tuple[Job, ...]:
@@ -259,6 +261,10 @@ def _position(node: yaml.Node) -> str | tuple[int, ...]:
     return check_position([int(layer) for layer in layers])
 
 
+def _repository(node: yaml.Node) -> str:
+    return check_repository(_text(node))
+
+
 def _template(node: yaml.Node) -> str:
     text = _text(node)
     for _, name in _split_template(text):
@@ -305,4 +311,5 @@ _OPTIONS: dict[str, tuple[str, Callable[[yaml.Node], Any]]] = {
     "overwrite": ("true or false", _flag),
     "push-to-hub": (_TEMPLATE, _template),
     "private": ("true or false", _flag),
+    "base-model": ("a repository of the Hub, org/name", _repository),
 }

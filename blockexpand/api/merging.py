@@ -27,7 +27,7 @@ from ..writing.staging import check_target, clear_debris
 from ..writing.writer import WriteOptions, check_write, resolve_target
 from .arguments import Proof, Reflink, check_arguments
 from .opening import find_others, open_models, read_recipe
-from .options import make_hub_options
+from .options import make_hub_options, name_base, note_base
 from .pipeline import Expansion, PublishOptions, write_and_publish
 
 
@@ -47,6 +47,7 @@ def merge(
     verify_after: Proof | None = None,
     push_to_hub: str | None = None,
     private: bool = False,
+    base_model: str | None = None,
     executor: Executor | None = None,
     progress: Progress = SILENT,
     command: str | None = None,
@@ -72,6 +73,7 @@ def merge(
         verify_after=verify_after,
         push_to_hub=push_to_hub,
         private=private,
+        base_model=base_model,
         executor=executor,
         progress=progress,
         command=command,
@@ -87,11 +89,12 @@ def merge(
 
         check_push(push_to_hub, token=token)
     shown = command or _render_command(recipe, src, out, max_shard_size)
-    opened = _open(request, shown, progress=progress)
+    opened = _open(request, shown, base_model, progress=progress)
     if verify_after == "logits":
         _check_keeps_function(opened.plan, recipe, "--verify logits")
     check_write(opened.plan, target, options)
     plan = _check(opened, recipe) if check else opened.plan
+    plan = replace(plan, notes=plan.notes + note_base(opened.name))
     return write_and_publish(
         opened.checkpoint,
         opened.name,
@@ -114,6 +117,7 @@ def plan_merge(
     revision: str | None = None,
     token: str | None = None,
     cache_dir: str | Path | None = None,
+    base_model: str | None = None,
     check: bool = False,
 ) -> tuple[Plan, ModelRef]:
     """Return the plan of a recipe; of Hub repositories only headers are fetched."""
@@ -125,13 +129,14 @@ def plan_merge(
         revision=revision,
         token=token,
         cache_dir=cache_dir,
+        base_model=base_model,
         check=check,
     )
     target = resolve_target(expand_home(out))
     hub = make_hub_options(revision, token, cache_dir)
     request = _read_request(recipe, target, src, max_shard_size, hub)
     shown = _render_command(recipe, src, out, max_shard_size)
-    opened = _open(request, shown, headers_only=True)
+    opened = _open(request, shown, base_model, headers_only=True)
     return (_check(opened, recipe) if check else opened.plan), opened.name
 
 
@@ -174,7 +179,12 @@ def _read_request(
 
 
 def _open(
-    request: _Request, command: str, *, headers_only: bool = False, progress: Progress = SILENT
+    request: _Request,
+    command: str,
+    base_model: str | None,
+    *,
+    headers_only: bool = False,
+    progress: Progress = SILENT,
 ) -> _Opened:
     """Open the models and plan; what the headers tell is found before anything is downloaded."""
 
@@ -196,6 +206,7 @@ def _open(
         check=plan,
     )
     base = request.merge.base
+    names[base] = name_base(names[base], base_model)
     others = find_others(request.merge, checkpoints, names)
     return _Opened(
         checkpoint=checkpoints[base],

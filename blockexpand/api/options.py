@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from ..checkpoints.sources import HubOptions
+from ..checkpoints.sources import HubOptions, ModelRef
+from ..errors import ArgumentError
 from ..fs.paths import existing_folder
 from ..fs.sharing import file_system_block
 from ..planning.recipe import Recipe, parse_position, parse_size
@@ -30,6 +32,27 @@ def make_recipe(
         block_nbytes=file_system_block(existing_folder(out)),
         keeps_phase=phase == "keep",
     )
+
+
+def name_base(name: ModelRef, base_model: str | None) -> ModelRef:
+    """Return the source's name with the repository that the card shall name as its base.
+
+    Raises: ArgumentError for a source that comes from the Hub, which is its own base.
+    """
+    if base_model is None or name.repo == base_model:
+        return name
+    if name.repo is not None:
+        raise ArgumentError(
+            "base_model", f"the source is {name.repo} of the Hub already; leave this out"
+        )
+    return replace(name, base_model=base_model)
+
+
+def note_base(name: ModelRef) -> tuple[str, ...]:
+    """Say what is missing in the card of a local folder."""
+    if name.repo is not None or name.base_model is not None:
+        return ()
+    return ("the card names no base model: for a folder, base-model says its name on the Hub",)
 
 
 def make_hub_options(

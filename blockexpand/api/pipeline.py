@@ -4,21 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from concurrent.futures import Executor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 from ..checkpoints.checkpoint import Checkpoint
+from ..checkpoints.files import CARD_FILE
 from ..checkpoints.sources import (
     ModelRef,
     ShardStream,
 )
 from ..errors import ProofError, RecipeError
+from ..planning.card import add_proof
 from ..planning.plan import Plan
 from ..progress import Progress
 from ..verification.findings import Finding, Verification
 from ..verification.logits import LogitsProof, compare_logits
 from ..verification.output import verify_output
+from ..writing.documents import replace_document
 from ..writing.shard import Moved
 from ..writing.writer import WriteOptions, write
 
@@ -119,6 +123,7 @@ def verify_and_push(
         if verification.findings:
             raise ProofError(f"{out}: {verification.findings[0]}; make it again")
         result = replace(result, verification=verification, proof=proof)
+        _note_in_card(out, verification, proof)
     if publish.push_to_hub is not None:
         from ..checkpoints.hub.upload import push_folder
 
@@ -134,6 +139,21 @@ def verify_and_push(
             raise KeyboardInterrupt(f"{out} is complete, but not uploaded") from None
         result = replace(result, pushed=pushed)
     return result
+
+
+def _note_in_card(out: Path, verification: Verification, proof: LogitsProof | None) -> None:
+    """Let the model card say what was compared."""
+    card = (out / CARD_FILE).read_bytes()
+    said = add_proof(
+        card,
+        tensors=verification.tensors,
+        nbytes=verification.nbytes,
+        tokens=None if proof is None else proof.tokens,
+        dtype=None if proof is None else proof.dtype,
+    )
+    # Without room for it the card says less, and everything else is as it should be.
+    with suppress(OSError):
+        replace_document(out, CARD_FILE, said)
 
 
 def prove_logits(

@@ -181,12 +181,16 @@ def _name_folder(src: str, folder: Path) -> ModelRef:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelRef:
-    """What the source is called: `model` for readers; the rest where it came from the Hub."""
+    """What the source is called: `model` for readers; the rest where it came from the Hub.
+
+    `base_model` is the repository that a card names for a local folder, where the user said so.
+    """
 
     model: str
     repo: str | None = None
     revision: str | None = None
     commit: str | None = None
+    base_model: str | None = None
 
     @property
     def public(self) -> str:

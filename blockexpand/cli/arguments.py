@@ -96,6 +96,11 @@ def add_upload_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--private", action="store_true", help="with --push-to-hub: make a new REPO private"
     )
+    group.add_argument(
+        "--base-model",
+        metavar="REPO",
+        help="the repository that a local source came from, for the model card",
+    )
 
 
 def add_executor_option(add: Callable[..., Any]) -> None:

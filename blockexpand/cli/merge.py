@@ -71,6 +71,7 @@ def run(options: argparse.Namespace, words: Sequence[str]) -> int:
         "revision": options.revision,
         "token": options.token,
         "cache_dir": options.cache_dir,
+        "base_model": options.base_model,
         "check": options.check,
     }
     return plan_or_make(

@@ -76,6 +76,12 @@ def map_runs(layers: int, runs: Mapping[int, Sequence[int]]) -> LayerMap:
     return tuple(entries)
 
 
+def draw_layers(layer_map: LayerMap, width: int = 64) -> list[str]:
+    """Draw the layers from the first to the last, `width` to a line; new ones stand tall."""
+    bars = "".join("█" if entry.is_new else "▁" for entry in layer_map)
+    return [bars[start : start + width] for start in range(0, len(bars), width)]
+
+
 def has_equal_groups(layer_map: LayerMap) -> bool:
     """Tell whether every (k)-th layer is new and no other, as LLaMA Pro's trainers assume."""
     new = [index for index, entry in enumerate(layer_map) if entry.is_new]

@@ -1,32 +1,38 @@
-"""Plan → the mergekit passthrough recipe of the same model, for the model card. Pure.
+"""Plan → README.md of the output, the model's card on the Hub. Pure.
 
-Source: mergekit's documentation of its configuration file (`slices`, `layer_range`, `scale`).
+Whatever a name, a recipe or a note says is shown as text: it can make no link and end no block.
+No path of the machine is in it. Source: the Hub's documentation of model cards.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+import shlex
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import PurePath
 from typing import Any
 
 from .._version import __version__
 from ..checkpoints.files import CARD_FILE, MANIFEST_FILE
 from ..checkpoints.sources import ModelRef
-from ..formats.safetensors import FLOAT_DTYPES
-from ..models.decoder import split_name
-from ..models.layer_map import LayerMap
+from ..models.families import MULTIMODAL
+from ..models.layer_map import LayerMap, draw_layers
+from .front_matter import KEPT_FIELDS, read_front_matter, render_front_matter
 from .manifest import render_manifest
-from .origins import Convert, Copy, Fill, Zeros
+from .markdown import block, code, escape, fold
+from .mergekit.rendering import make_recipe, render_recipe
+from .origins import Convert
+from .parameters import count_parameters, describe_parameters
 from .plan import Plan
 from .shards import Document
 
-_MOST_CARD_NBYTES = 1 << 20
+# All models that say they were made with it. It is the link of every card.
+HOMEPAGE = "https://huggingface.co/models?other=blockexpand"
 
-_MOST_FIELD_CHARACTERS = 1 << 13
+_FOLDED_RUNS = 12  # a longer table of layers is folded
 
-KEPT_FIELDS = ("license", "license_name", "license_link", "language")
+_PROOF = re.compile(rb"(?<=\n## Proof\n\n)\*\*Verified [^\n]*\n\n")
 
 
 def add_card(
@@ -52,120 +58,135 @@ def draft_card(
         name: replace(other, model=_as_unicode(other.model))
         for name, other in (others or {}).items()
     }
-    before, after = _render_card(plan, source, others)
+    # The manifest keeps the other models' paths: `verify` finds the models by them.
+    shown = replace(source, model=source.public)
+    before, after = _render_card(plan, shown, others)
 
     def finish(command: str) -> Plan:
-        command = _as_unicode(command)
-        manifest = render_manifest(plan, source, command, others)
+        command = _hide_paths(_as_unicode(command), source)
+        card = "\n\n".join([*before, block(command), *after]) + "\n"
         documents = (
-            Document(name=CARD_FILE, data=f"{before}{command}{after}".encode()),
-            Document(name=MANIFEST_FILE, data=manifest),
+            Document(name=CARD_FILE, data=card.encode()),
+            Document(name=MANIFEST_FILE, data=render_manifest(plan, shown, command, others)),
         )
         return replace(plan, documents=plan.documents + documents)
 
     return finish
 
 
+def add_proof(
+    card: bytes, *, tensors: int, nbytes: int, tokens: int | None = None, dtype: str | None = None
+) -> bytes:
+    """Return a card that also says what a verification has compared."""
+    said = f"{tensors} tensors, {nbytes:,} bytes, every byte as its source and recipe say"
+    if tokens is not None:
+        said += f"; logits of {tokens} tokens bit-identical to those of the source in {dtype}"
+    proof = f"**Verified with blockexpand {__version__}:** {said}.\n\n".encode()
+    head, title, rest = without_proof(card).partition(b"\n## Proof\n\n")
+    return head + title + proof + rest if title else card
+
+
+def without_proof(card: bytes) -> bytes:
+    """Return a card as it was before `add_proof`."""
+    return _PROOF.sub(b"", card, count=1)
+
+
 def _as_unicode(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def _render_card(plan: Plan, source: ModelRef, others: Mapping[str, ModelRef]) -> tuple[str, str]:
+def _hide_paths(command: str, source: ModelRef) -> str:
+    """Return a command with the names of folders and files in the place of their paths."""
+    local = {"--out", "--cache-dir", "--recipe"} | ({"--src"} if source.repo is None else set())
+    try:
+        words = shlex.split(command)
+    except ValueError:
+        return command
+    for index, word in enumerate(words):
+        option, equals, value = word.partition("=")
+        if equals and option in local:
+            words[index] = f"{option}={PurePath(value).name or value}"
+        elif index and words[index - 1] in local:
+            words[index] = PurePath(word).name or word
+    return shlex.join(words)
+
+
+def _render_card(
+    plan: Plan, source: ModelRef, others: Mapping[str, ModelRef]
+) -> tuple[list[str], list[str]]:
     """Return what stands before and after the command."""
-    # Not ModelCard too: it would load the whole client of the Hub to put two strings together.
-    from huggingface_hub import ModelCardData
-
     known = read_front_matter(plan.source_card)
-    kept = {key: known[key] for key in KEPT_FIELDS if key in known}
-    base_model: Any = source.repo or known.get("base_model")
-    repos = [other.repo for other in others.values() if other.repo is not None]
-    if repos and isinstance(base_model, str):
-        base_model = [base_model, *repos]
-    data = ModelCardData(
-        **kept,
-        base_model=base_model,
-        library_name="transformers",
-        pipeline_tag=known.get("pipeline_tag", "text-generation"),
-        tags=["block-expansion", "llama-pro", "blockexpand"]
-        if plan.keeps_function
-        else ["merge", "blockexpand"],
-    )
-    # The Hub counts the model among the fine-tunes of its base where nothing else is said.
-    if base_model is not None:
-        data["base_model_relation"] = "finetune" if plan.keeps_function else "merge"
-    head, body = _render_body(plan, source, others)
-    return f"---\n{data.to_yaml()}\n---\n\n{head}", body
-
-
-def _render_body(plan: Plan, source: ModelRef, others: Mapping[str, ModelRef]) -> tuple[str, str]:
-    head = _introduce(plan, source) if plan.keeps_function else _warn(plan, source, others)
-    head.append(f"Made with blockexpand {__version__}:\n\n```\n")
-    sections = ["\n```"]
-    sections.append(f"## Layers\n\n{_render_layer_map(plan, source, others)}")
-    if plan.new_layers:
-        sections.append(
-            f"Layers count from 0. In every new layer:\n\n{_render_neutral(plan.neutral)}"
-        )
-    sections.append(_render_dtype(plan))
-    sections.append(f"## mergekit\n\n{_render_recipe(plan, source)}")
-    if plan.new_layers:
-        sections.append(_render_training(plan.new_layers))
+    # Never what the source's own card names as its base: that is this model's grandparent.
+    repos = [source.repo or source.base_model, *(other.repo for other in others.values())]
+    bases = [repo for repo in repos if repo is not None] if repos[0] is not None else []
+    base_model: Any = bases if len(bases) > 1 else next(iter(bases), None)
+    relation = "finetune" if plan.keeps_function else "merge"
+    tags = ["block-expansion", "llama-pro"] if plan.keeps_function else ["merge"]
+    fields = {
+        **{key: known[key] for key in KEPT_FIELDS if key in known},
+        "library_name": "transformers",
+        "pipeline_tag": known.get("pipeline_tag", "text-generation"),
+        "tags": [*tags, "blockexpand"],
+        "base_model": base_model,
+        # The Hub counts the model among the fine-tunes of its base where nothing else is said.
+        "base_model_relation": None if base_model is None else relation,
+    }
+    before = [
+        render_front_matter(fields).rstrip(),
+        *(_introduce(plan, source) if plan.keeps_function else _warn(plan, source, others)),
+        block("\n".join(draw_layers(plan.layer_map))),
+        _render_numbers(plan),
+        f"## Use\n\n{block(_snippet(plan), 'python')}",
+        *([_render_training(plan.new_layers)] if plan.new_layers else []),
+        f"## Proof\n\n{_render_proof(plan, source)}",
+        f"## Layers\n\n{_render_layers(plan, source, others)}",
+        _render_dtype(plan),
+        f"## How it was made\n\nWith [blockexpand]({HOMEPAGE}) {__version__}:",
+    ]
+    after = [_render_recipe(plan, source, others)]
     if plan.notes:
-        sections.append("## Notes\n\n" + "\n".join(f"- {note}" for note in plan.notes))
+        after.append("## Notes\n\n" + "\n".join(f"- {escape(note)}" for note in plan.notes))
     if plan.keeps_function:
-        sections.append(_CITATION)
-    return "\n\n".join(head), "\n\n".join(sections) + "\n"
+        after.append(_CITATION)
+    return before, after
 
 
 def _introduce(plan: Plan, source: ModelRef) -> list[str]:
     count = len(plan.new_layers)
     blocks = "block" if count == 1 else "blocks"
+    verb = "is" if count == 1 else "are"
+    where = f" in {plan.dtype}" if _is_converted(plan) else ""
     return [
-        f"# {source.model.rstrip('/').rpartition('/')[2]}, expanded by {count} {blocks}",
-        f"This is {_render_source(source)} with {count} new {blocks}: {plan.original_layers} "
-        f"layers became {len(plan.layer_map)}. It computes exactly what its source computes"
-        f"{f' in {plan.dtype}' if _is_converted(plan) else ''}. Each new block is a clone of an "
-        "existing layer whose residual branches add nothing, so it passes its input through until "
-        "it is trained.",
+        f"# {escape(_short(source))}, expanded by {count} {blocks}",
+        f"**The new {blocks} {verb} untrained.** This is {_link(source)} with {count} new "
+        f"{blocks}: {plan.original_layers} layers became {len(plan.layer_map)}. Until they are "
+        f"trained, it computes exactly what its source computes{where}: each new block is a clone "
+        "of an existing layer whose residual branches add nothing, so it passes its input through.",
     ]
 
 
 def _warn(plan: Plan, source: ModelRef, others: Mapping[str, ModelRef]) -> list[str]:
     """Introduce a model that computes something else than what it was made of."""
-    made_of = " and ".join(_render_source(name) for name in (source, *others.values()))
+    made_of = " and ".join(_link(replace(m, model=m.public)) for m in (source, *others.values()))
     return [
-        f"# {source.model.rstrip('/').rpartition('/')[2]}, merged to {len(plan.layer_map)} layers",
+        f"# {escape(_short(source))}, merged to {len(plan.layer_map)} layers",
+        f"**It does not compute what its source computes**, and was not trained after it was made. "
         f"This model was made of {made_of} by a mergekit passthrough recipe: layers were taken, "
-        "dropped, repeated or scaled. **It does not compute what its source computes**, and is "
-        "meant to be trained further.",
+        "dropped, repeated or scaled. It is meant to be trained further.",
     ]
 
 
-def _render_recipe(plan: Plan, source: ModelRef) -> str:
-    if plan.recipe_text is not None:
-        text = plan.recipe_text.rstrip("\n")
-        fence = "```"
-        while fence in text:
-            fence += "`"
-        return f"The recipe that it was made from:\n\n{fence}yaml\n{text}\n{fence}"
-    model = source.repo or source.model
-    if source.repo and source.revision not in (None, "main"):
-        model = f"{source.repo}@{source.revision}"
-    recipe = make_recipe(plan, model)
-    if recipe is None:
-        return "mergekit only scales tensors, so no mergekit recipe describes this model."
-    return (
-        "The same model as a mergekit recipe (its zeros may be negative):\n\n"
-        f"```yaml\n{render_recipe(recipe)}```"
-    )
+def _short(source: ModelRef) -> str:
+    return (source.base_model or source.model).rstrip("/").rpartition("/")[2]
 
 
-def _render_source(source: ModelRef) -> str:
-    if source.repo is None:
-        return f"`{source.model}`"
+def _link(source: ModelRef) -> str:
+    repo = source.repo or source.base_model
+    if repo is None:
+        return code(source.model)
     known = {"revision": source.revision, "commit": source.commit}
-    where = ", ".join(f"{what} `{value}`" for what, value in known.items() if value is not None)
-    link = f"[{source.model}](https://huggingface.co/{source.repo})"
+    where = ", ".join(f"{what} {code(value)}" for what, value in known.items() if value is not None)
+    link = f"[{escape(repo)}](https://huggingface.co/{repo})"
     return f"{link} ({where})" if where else link
 
 
@@ -173,11 +194,41 @@ def _is_converted(plan: Plan) -> bool:
     return any(isinstance(tensor.origin, Convert) for file in plan.files for tensor in file.tensors)
 
 
-def _render_layer_map(plan: Plan, source: ModelRef, others: Mapping[str, ModelRef]) -> str:
+def _render_numbers(plan: Plan) -> str:
+    drawn = "Each bar is a layer, the tall ones are new. " if plan.new_layers else ""
+    return f"{drawn}{describe_parameters(count_parameters(plan))}."
+
+
+def _snippet(plan: Plan) -> str:
+    wrapper = MULTIMODAL.get(plan.model_type)
+    model_class = wrapper.auto_class if wrapper else "AutoModelForCausalLM"
+    return (
+        f"from transformers import {model_class}, AutoTokenizer\n\n"
+        'path = "."  # this folder, or the name of this model on the Hub\n'
+        "tokenizer = AutoTokenizer.from_pretrained(path)\n"
+        f'model = {model_class}.from_pretrained(path, dtype="auto")\n'
+        "# before transformers 4.56 dtype was called torch_dtype"
+    )
+
+
+def _render_proof(plan: Plan, source: ModelRef) -> str:
+    origin = source.repo or source.base_model or source.model
+    words = ["blockexpand", "verify", origin, "."] + (["--logits"] if plan.keeps_function else [])
+    compared = ", and the logits of both models bit for bit" if plan.keeps_function else ""
+    return (
+        f"Whoever has the source can prove it, in the folder of this model:\n\n"
+        f"{block(shlex.join(words))}\n\n"
+        f"That compares every byte with what the source and the recipe say{compared}."
+    )
+
+
+def _render_layers(plan: Plan, source: ModelRef, others: Mapping[str, ModelRef]) -> str:
     rows = ["| layers | taken from |", "|---|---|"]
-    for first, last, origin, is_new in layer_runs(plan.layer_map):
-        other = others.get(plan.name_model(plan.layer_map[first].model) or "")
-        model = f" of `{(other or source).model}`" if others else ""
+    runs = layer_runs(plan.layer_map)
+    for first, last, origin, is_new in runs:
+        other = others.get(plan.name_model(plan.layer_map[first].model) or "", source)
+        # In a table a bar ends the cell, even within code.
+        model = f" of {code(other.public)}".replace("|", "\\|") if others else ""
         count = last - first
         layers = f"{first}" if not count else f"{first}–{last}"
         if is_new:
@@ -185,7 +236,12 @@ def _render_layer_map(plan: Plan, source: ModelRef, others: Mapping[str, ModelRe
         else:
             taken = f"{origin}" if not count else f"{origin}–{origin + count}"
             rows.append(f"| {layers} | {taken}{model} |")
-    return "\n".join(rows)
+    table = "\n".join(rows)
+    if len(runs) > _FOLDED_RUNS:
+        table = fold(f"All {len(plan.layer_map)} layers", table)
+    if plan.new_layers:
+        table += f"\n\nLayers count from 0. In every new layer:\n\n{_render_neutral(plan.neutral)}"
+    return table
 
 
 def layer_runs(layer_map: LayerMap) -> list[tuple[int, int, int, bool]]:
@@ -212,71 +268,48 @@ def describe_neutral(neutral: Mapping[str, float]) -> list[tuple[str, float]]:
 def _render_neutral(neutral: Mapping[str, float]) -> str:
     lines = []
     for suffix, constant in describe_neutral(neutral):
-        lines.append(f"- `{suffix}` is {'zeroed' if constant == 0 else f'set to {constant:g}'}")
+        lines.append(f"- {code(suffix)} is {'zeroed' if constant == 0 else f'set to {constant:g}'}")
     return "\n".join(lines)
 
 
 def _render_dtype(plan: Plan) -> str:
     if plan.options.dtype == "source":
         return "Every tensor keeps the dtype that it has in the source."
-    if plan.recipe_text is not None:
-        return (
-            f"Weights are {plan.dtype}; integers, and what the model computes with in float32, are "
-            "as they were."
-        )
     return (
-        f"Weights are {plan.dtype}; tensors that the source keeps wider on purpose, and integers, "
-        "are as they were."
+        f"Weights are {plan.dtype}; integer tensors, and those that are float32 on purpose, "
+        "such as routers, are unchanged."
     )
 
 
-def _render_training(new: tuple[int, ...]) -> str:
+def _render_training(new: Sequence[int]) -> str:
     numbers = ", ".join(map(str, new))
     return (
         "## Training\n\n"
-        f"Freeze everything but the new blocks (layers {numbers}). "
+        f"Train the new blocks (layers {numbers}) and freeze everything else: "
         "`blockexpand.freeze_original_layers(model, folder)` does that, and "
-        "`blockexpand train-config` prints the settings for the usual trainers.\n\n"
-        "In LLaMA Pro (table 5) blocks between the layers trained better than blocks at either "
-        "end: they suit what is new to the model. Blocks at the end may deepen what it does well "
-        "already, as layers grow more abstract with depth; that was not measured there."
+        "`blockexpand train-config` prints the settings for the usual trainers. The source then "
+        "stays in the model bit for bit, and can be taken out again."
     )
 
 
-def read_front_matter(card: bytes | None) -> dict[str, Any]:
-    """Return the plain fields of a card's YAML block; of what is broken, nothing.
+def _render_recipe(plan: Plan, source: ModelRef, others: Mapping[str, ModelRef]) -> str:
+    if plan.recipe_text is not None:
+        text = plan.recipe_text
+        for name in plan.models:
+            if others.get(name, source).repo is None and "/" in name:
+                text = text.replace(name, PurePath(name).name or name)
+        return fold("The mergekit recipe that it was made from", block(text, "yaml"))
+    model = source.repo or source.base_model or source.model
+    if source.repo and source.revision not in (None, "main"):
+        model = f"{source.repo}@{source.revision}"
+    recipe = make_recipe(plan, model)
+    if recipe is None:
+        return "mergekit only scales tensors, so no mergekit recipe describes this model."
+    remark = "mergekit writes −0.0 where this model has 0.0; both compute the same."
+    return fold(
+        "The same model as a mergekit recipe", f"{block(render_recipe(recipe), 'yaml')}\n\n{remark}"
+    )
 
-    Each field is parsed by itself, so that neither a broken nor a huge one hides another.
-    """
-    text = (card or b"")[:_MOST_CARD_NBYTES].decode("utf-8-sig", "replace").replace("\r\n", "\n")
-    match = re.match(r"---[ \t]*\n(.*?)\n---[ \t]*(\n|$)", text, re.DOTALL)
-    # A field begins in the first column; its value, also a list, does not.
-    blocks = re.split(r"\n(?=[^\s#-])", match.group(1)) if match else ()
-    named = {block.partition(":")[0].strip().strip("\"'"): block for block in blocks}
-    wanted = (*KEPT_FIELDS, "base_model", "pipeline_tag")
-    values = {name: _parse_field(named[name], name) for name in wanted if name in named}
-    return {name: value for name, value in values.items() if value is not None}
-
-
-def _parse_field(block: str, name: str) -> str | list[str] | None:
-    """Parse one field; None for what is no string and no list of strings."""
-    import yaml
-
-    if len(block) > _MOST_FIELD_CHARACTERS:
-        return None
-    fields: Any = None
-    with suppress(yaml.YAMLError, ValueError, RecursionError):
-        # Every scalar stays text: to a safe loader Norwegian (`no`) is a boolean, and its merges
-        # (`<<`) can be nested until the memory is full.
-        fields = yaml.load(block, Loader=yaml.BaseLoader)
-    value = fields.get(name) if isinstance(fields, dict) else None
-    items = value if isinstance(value, list) else [value]
-    if not items or any(not isinstance(item, str) or item in _NO_TEXT for item in items):
-        return None
-    return value
-
-
-_NO_TEXT = ("", "~", "null")
 
 _CITATION = """## Citation
 
@@ -291,84 +324,3 @@ and Shan, Ying and Luo, Ping},
   year={2024}
 }
 ```"""
-
-
-def make_recipe(plan: Plan, model: str) -> dict[str, Any] | None:
-    """Return the mergekit recipe that makes the plan's tensors of `model`, as plain data.
-
-    None where mergekit has no words for it: it scales tensors, so it can make a weight 0, but not
-    -1.
-    """
-    dtype = {"dtype": plan.options.dtype} if _names_dtype(plan) else {}
-    tensors = [tensor for file in plan.files for tensor in file.tensors]
-    if any(isinstance(tensor.origin, Fill) for tensor in tensors):
-        return None
-    zeroed: dict[int, dict[str, bool]] = {}
-    outside: list[str] = []
-    for tensor in tensors:
-        split = split_name(tensor.name, plan.layer_prefix)
-        if split is None:
-            outside.append(tensor.name)
-        else:
-            layer, suffix = split
-            zeroed.setdefault(layer, {})[suffix] = isinstance(tensor.origin, Zeros)
-    slices: list[dict[str, Any]] = []
-    for index, entry in enumerate(plan.layer_map):
-        source: dict[str, Any] = {
-            "model": model,
-            "layer_range": [entry.source, entry.source + 1],
-        }
-        last = slices[-1]["sources"][0] if slices else None
-        if entry.is_new:
-            prefix = f"{plan.layer_prefix}{entry.source}."
-            filters = _filters(prefix, zeroed[index], plan.neutral, outside)
-            rules: list[dict[str, Any]] = [{"filter": name, "value": 0.0} for name in filters]
-            source["parameters"] = {"scale": [*rules, {"value": 1.0}]}
-        elif last and "parameters" not in last and last["layer_range"][1] == entry.source:
-            last["layer_range"][1] += 1
-            continue
-        slices.append({"sources": [source]})
-    return {"slices": slices, "merge_method": "passthrough", **dtype}
-
-
-def render_recipe(recipe: Mapping[str, Any]) -> str:
-    """Return a recipe as the YAML that mergekit reads."""
-    import yaml
-
-    # libyaml, which comes with PyYAML almost everywhere, writes the same ten times as fast.
-    dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
-    text: str = yaml.dump(dict(recipe), Dumper=dumper, sort_keys=False, default_flow_style=None)
-    return text
-
-
-def _names_dtype(plan: Plan) -> bool:
-    """Tell whether the recipe names a dtype.
-
-    To mergekit a dtype is that of every tensor, so it may not be named where a tensor is kept wider
-    than the others and nothing has to be converted.
-    """
-    if plan.options.dtype == "source":
-        return False
-    tensors = [tensor for file in plan.files for tensor in file.tensors]
-    if any(isinstance(tensor.origin, Convert) for tensor in tensors):
-        return True
-    copied = {t.spec.dtype for t in tensors if isinstance(t.origin, Copy)}
-    return len(copied & FLOAT_DTYPES) <= 1
-
-
-def _filters(
-    prefix: str, zeroed: Mapping[str, bool], order: Iterable[str], outside: Sequence[str]
-) -> Sequence[str]:
-    """Return mergekit's filters, parts of the source's tensor names, for a new layer's zeros."""
-    wanted = [suffix for suffix in order if zeroed.get(suffix)]
-    names = []
-    for suffix in wanted:
-        name = re.sub(r"(\.weight|\.bias|_bias)$", "", suffix)
-        # The names of experts' projections differ only in the expert's number.
-        names.append(name.rpartition(".")[2] if re.search(r"\.\d+\.", name) else name)
-    short = list(dict.fromkeys(names))
-    hit = {suffix for suffix in zeroed if any(name in prefix + suffix for name in short)}
-    # Where a short form would hit another tensor too, the whole name says which. A first or a last
-    # slice's filters are held against what is outside of the layers as well.
-    others = any(name in other for name in short for other in outside)
-    return short if hit == set(wanted) and not others else [prefix + s for s in wanted]

@@ -205,11 +205,13 @@ def _parse_source(file: str, field: str, fields: object) -> ModelRef:
     if commit is not None and not (isinstance(commit, str) and _COMMIT.fullmatch(commit)):
         _refuse(file, f"{field}.commit", "a commit of 40 hexadecimal digits", commit)
     repo, revision = fields.get("repo"), fields.get("revision")
+    base = fields.get("base_model")
     return ModelRef(
         model=_parse_text(file, f"{field}.model", fields.get("model")),
         repo=None if repo is None else _parse_text(file, f"{field}.repo", repo),
         revision=None if revision is None else _parse_text(file, f"{field}.revision", revision),
         commit=commit,
+        base_model=None if base is None else _parse_text(file, f"{field}.base_model", base),
     )
 
 
@@ -269,7 +271,12 @@ def render_manifest(
 
 
 def _name_fields(source: ModelRef, **more: str) -> dict[str, str]:
-    known = {"repo": source.repo, "revision": source.revision, "commit": source.commit}
+    known = {
+        "repo": source.repo,
+        "revision": source.revision,
+        "commit": source.commit,
+        "base_model": source.base_model,
+    }
     return {"model": source.model} | more | {k: v for k, v in known.items() if v is not None}
 
 

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoints.checkpoint import Checkpoint
-from ..checkpoints.files import CONFIG_FILE, INDEX_FILE, MANIFEST_FILE, read_manifest
+from ..checkpoints.files import CARD_FILE, CONFIG_FILE, INDEX_FILE, MANIFEST_FILE, read_manifest
 from ..errors import CheckpointError, HeaderError
 from ..formats.json_object import parse_json_object
 from ..formats.safetensors import Header, TensorSpec, parse_header, parse_header_nbytes
 from ..fs.reading import FileStat, check_same
-from ..planning.card import add_card
+from ..planning.card import add_card, without_proof
 from ..planning.manifest import Manifest, parse_claims, parse_manifest
 from ..planning.mergekit.parsing import parse_recipe
 from ..planning.mergekit.plan import make_merge_plan
@@ -142,6 +142,8 @@ def _compare_documents(plan: Plan, out: Path) -> Iterator[Finding]:
             continue
         with path.open("rb") as stream:
             data = stream.read(_MOST_JSON_NBYTES)
+        if document.name == CARD_FILE:
+            data = without_proof(data)
         if data == document.data:
             continue
         differences: list[str] = []

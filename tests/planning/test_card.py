@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,15 @@ import blockexpand
 from blockexpand.checkpoints.checkpoint import open_checkpoint
 from blockexpand.checkpoints.sources import ModelRef
 from blockexpand.models.layer_map import LayerEntry
-from blockexpand.planning.card import add_card, describe_neutral, layer_runs, render_recipe
-from blockexpand.planning.plan import make_plan
+from blockexpand.planning.card import (
+    add_card,
+    add_proof,
+    describe_neutral,
+    layer_runs,
+    without_proof,
+)
+from blockexpand.planning.mergekit.rendering import render_recipe
+from blockexpand.planning.plan import Plan, make_plan
 from blockexpand.planning.recipe import Recipe
 
 # The recipe that this tool replaces, for 4 blocks at the end of 32 layers.
@@ -134,7 +142,13 @@ def test_the_card_tells_all_that_was_done(tmp_path: Path) -> None:
     for text in (
         "# openchat-3.5-0106, expanded by 4 blocks",
         f"(https://huggingface.co/openchat/openchat-3.5-0106) (revision `main`, commit `{COMMIT}`)",
-        "4 layers became 8. It computes exactly what its source computes.",
+        "**The new blocks are untrained.** This is ",
+        "4 layers became 8. Until they are trained, it computes exactly what its source computes: ",
+        "▁▁▁▁████",
+        "parameters: ",
+        "blockexpand verify openchat/openchat-3.5-0106 . --logits",
+        "[blockexpand](https://huggingface.co/models?other=blockexpand) ",
+        "<details>\n<summary>The same model as a mergekit recipe</summary>",
         "```\npython -m blockexpand --src 'a b'\n```",
         "| 0–3 | 0–3 |\n| **4–7** | new: clone of layer 3 |",
         "- `self_attn.o_proj.weight` is zeroed\n- `mlp.down_proj.weight` is zeroed",
@@ -146,15 +160,105 @@ def test_the_card_tells_all_that_was_done(tmp_path: Path) -> None:
 
 def test_what_was_rounded_is_not_said_to_be_exact(tmp_path: Path) -> None:
     card, _ = make_card(tmp_path, dtype="float16")
-    assert "It computes exactly what its source computes in float16." in card
+    assert "it computes exactly what its source computes in float16: " in card
 
 
-def test_a_local_source_has_no_base_model_unless_its_card_names_one(tmp_path: Path) -> None:
-    card, _ = make_card(tmp_path / "a")
-    assert "base_model" not in front_matter(card)
-    assert "This is `local/model` with" in card
-    card, _ = make_card(tmp_path / "b", b"---\nbase_model: mistralai/Mistral-7B-v0.1\n---\n")
-    assert front_matter(card)["base_model"] == "mistralai/Mistral-7B-v0.1"
+def test_a_local_source_has_the_base_model_that_the_user_names_and_never_its_own_base(
+    tmp_path: Path,
+) -> None:
+    theirs = b"---\nbase_model: Qwen/Qwen3-8B-Base\nlicense: mit\n---\n"
+    card, _ = make_card(tmp_path / "a", theirs)
+    assert front_matter(card).keys().isdisjoint({"base_model", "base_model_relation"})
+    assert "This is `model` with" in card
+    named = ModelRef(model="/data/q3", base_model="Qwen/Qwen3-8B")
+    card, manifest = make_card(tmp_path / "b", theirs, source=named)
+    assert front_matter(card)["base_model"] == "Qwen/Qwen3-8B"
+    assert front_matter(card)["base_model_relation"] == "finetune"
+    assert "# Qwen3-8B, expanded by 4 blocks" in card
+    assert manifest["source"] == {
+        "model": "q3",
+        "model_type": "mistral",
+        "base_model": "Qwen/Qwen3-8B",
+    }
+
+
+COMMANDS = (
+    "python -m blockexpand --src /scratch/jane/q3 --out /scratch/jane/out --new-layers 4",
+    "python -m blockexpand --src=/scratch/jane/q3 --out=../jane/out --cache-dir /scratch/jane",
+)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_no_path_of_the_machine_gets_out(command: str, tmp_path: Path) -> None:
+    source = ModelRef(model="/scratch/jane/q3")
+    card, manifest = make_card(tmp_path, source=source, command=command)
+    for text in (card, json.dumps(manifest)):
+        assert "scratch" not in text and "../" not in text and str(tmp_path) not in text
+    assert manifest["command"].startswith("python -m blockexpand --src")
+
+
+def test_an_instruction_of_the_card_runs_as_it_stands(
+    tiny_mistral: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    blockexpand.expand(tiny_mistral, out, new_layers=1)
+    card = (out / "README.md").read_text()
+    monkeypatch.chdir(out)
+    names: dict[str, Any] = {}
+    exec(card.partition("```python\n")[2].partition("```")[0], names)
+    assert names["model"].config.num_hidden_layers == 5
+    assert names["model"].dtype.itemsize == 2
+    assert names["tokenizer"]("The").input_ids
+
+
+def test_what_was_verified_is_said_in_the_card_and_changes_nothing_else(
+    tiny_mistral: Path, tmp_path: Path
+) -> None:
+    plain, proven = tmp_path / "plain" / "out", tmp_path / "proven" / "out"
+    blockexpand.expand(tiny_mistral, plain, new_layers=1, command="it")
+    blockexpand.expand(tiny_mistral, proven, new_layers=1, command="it", verify_after="logits")
+    said = (proven / "README.md").read_bytes()
+    assert b"\n\n**Verified with blockexpand " in said
+    assert b"; logits of 128 tokens bit-identical to those of the source in bfloat16.\n\n" in said
+    assert without_proof(said) == (plain / "README.md").read_bytes() != said
+    assert blockexpand.verify(tiny_mistral, proven).findings == ()
+    assert sorted(path.name for path in proven.parent.iterdir()) == ["out"]
+    # A second proof takes the place of the first.
+    assert add_proof(said, tensors=1, nbytes=2).count(b"**Verified with") == 1
+
+
+HOSTILE_NAMES = (
+    "<script>alert(1)</script>",
+    "<img src=x onerror=alert(1)>",
+    "[click](https://evil.example)",
+    "![x](https://evil.example/x.png)",
+    "https://evil.example/x",
+    "``` \n# owned\n```",
+    "a`b` **c** | d",
+    "\n\n# owned\n\n</details>",
+    "&lt;script&gt;",
+)
+
+
+@pytest.mark.parametrize("name", HOSTILE_NAMES)
+def test_names_make_no_markup(name: str, tmp_path: Path) -> None:
+    from markdown_it import MarkdownIt
+
+    write_checkpoint(tmp_path, [mistral_tensors(layers=2)])
+    plan = make_plan(open_checkpoint(tmp_path), Recipe(new_layers=1))
+    plan = replace(plan, notes=(f"a note on {name}",))
+
+    def parse(source: ModelRef, command: str, plan: Plan) -> tuple[list[str], list[str]]:
+        documents = {d.name: d.data for d in add_card(plan, source, command).documents}
+        body = documents["README.md"].decode().partition("\n---\n")[2]
+        tokens = MarkdownIt("commonmark", {"html": True}).enable("table").parse(body)
+        inline = [child for token in tokens for child in token.children or ()]
+        html = [t.content for t in (*tokens, *inline) if t.type in ("html_block", "html_inline")]
+        links = [str(t.attrs) for t in inline if t.type in ("link_open", "image")]
+        return [*map(str.strip, html)], [*links, *(t.tag for t in tokens if t.tag == "h1")]
+
+    plain = parse(ModelRef(model="model"), "it", replace(plan, notes=("a note",)))
+    assert parse(ModelRef(model=f"x/{name}"), f"it --token '{name}'", plan) == plain
 
 
 def test_a_recipe_is_written_the_same_without_libyaml(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -286,8 +390,8 @@ def test_paths_that_are_no_utf8_are_spelled_out(tmp_path: Path) -> None:
     import os
 
     path = os.fsdecode(b"caf\xe9")
-    card, manifest = make_card(tmp_path, source=ModelRef(model=path), command=f"--src {path}")
-    assert "--src caf\\udce9" in card
+    card, manifest = make_card(tmp_path, source=ModelRef(model=path), command=f"--src '{path}'")
+    assert "--src 'caf\\udce9'" in card
     assert manifest["source"]["model"] == "caf\\udce9"
 
 
