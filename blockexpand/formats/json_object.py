@@ -48,13 +48,12 @@ _DECODER = json.JSONDecoder()
 class JsonEdit:
     """Set the member at `path` to `value`, or remove it with the value `REMOVE`.
 
-    A missing member is added after its sibling `after`, or as the last one of its object; missing
-    objects on the path are made. Removing a missing member does nothing.
+    A missing member is added as the last one of its object; missing objects on the path are made.
+    Removing a missing member does nothing.
     """
 
     path: tuple[str, ...]
     value: JsonValue | Literal[_Removal.REMOVE]
-    after: str | None = None
 
 
 class _Member(NamedTuple):
@@ -153,7 +152,7 @@ def _edit(text: str, edit: JsonEdit) -> str:
         is_known_missing = "\\" not in text and f'"{key}"' not in text
         if is_known_missing and edit.value is REMOVE:
             return text
-        members = _scan_members(text, start, edit.after if is_known_missing else key)
+        members = _scan_members(text, start, None if is_known_missing else key)
         if members and "\n" not in text[start : members[0].key_start]:
             style = style._replace(indent=None)  # on one line, though the file may be indented
         place = next((i for i, member in enumerate(members) if member.key == key), None)
@@ -168,8 +167,7 @@ def _edit(text: str, edit: JsonEdit) -> str:
             value = edit.value
             for missing in reversed(below):
                 value = {missing: value}
-            after = None if below else edit.after
-            return _insert(text, start, members, key, value, after, style)
+            return _insert(text, start, members, key, value, style)
     raise ValueError("an edit needs a path")
 
 
@@ -191,7 +189,6 @@ def _insert(
     members: Sequence[_Member],
     key: str,
     value: JsonValue,
-    after: str | None,
     style: _Style,
 ) -> str:
     quoted = json.dumps(key, ensure_ascii=style.ascii_only)
@@ -204,13 +201,9 @@ def _insert(
         if style.indent is not None:
             rendered = f"{style.line_break}{inner}{rendered}{style.line_break}{outer}"
         return text[: start + 1] + rendered + text[end:]
-    last = len(members) - 1
-    place = next((i for i, member in enumerate(members) if member.key == after), last)
-    member = members[place]
-    if place < last:
-        separator = text[member.end : members[place + 1].key_start]
-    elif last:
-        separator = text[members[last - 1].end : member.key_start]
+    member = members[-1]
+    if len(members) > 1:
+        separator = text[members[-2].end : member.key_start]
     else:
         opening = text[start + 1 : member.key_start]
         separator = f",{opening}" if opening else style.comma

@@ -57,9 +57,6 @@ DTYPE_BITS: Mapping[str, int] = {
 
 FLOAT_DTYPES = frozenset({"F64", "F32", "F16", "BF16"})
 
-# F8_E8M0 holds powers of two only: it has no zero, and its all-zero byte means 2**-127.
-DTYPES_WITH_ZERO_BYTES_AS_ZERO = frozenset(DTYPE_BITS) - {"F8_E8M0"}
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorSpec:

@@ -11,14 +11,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import CheckpointError, UnsupportedModelError
-from ..formats.safetensors import TensorSpec
+from ..formats.safetensors import FLOAT_DTYPES, TensorSpec
 from .families.family import Family
 from .families.layer_fields import FieldRule
 from .families.tensor_roles import find_form, is_known
 
 Shapes = Mapping[str, tuple[int, ...]]
-
-FLOAT_DTYPES = frozenset({"F64", "F32", "F16", "BF16"})
 
 # Buffers that older checkpoints carry along: masks, and positions of rotary embeddings.
 BUFFER = re.compile(

@@ -130,20 +130,6 @@ def test_edits_leave_all_other_bytes(
     assert edit(WRITTEN_BY_HAND, *edits) == WRITTEN_BY_HAND.replace(old, new)
 
 
-def test_insert_after_a_sibling() -> None:
-    text = '{\n  "a": 1,\n  "b": {\n    "c": 2\n  }\n}\n'
-    for after, expected in [
-        ("a", '{\n  "a": 1,\n  "new": true,\n  "b": {\n    "c": 2\n  }\n}\n'),
-        ("b", '{\n  "a": 1,\n  "b": {\n    "c": 2\n  },\n  "new": true\n}\n'),
-        ("absent", '{\n  "a": 1,\n  "b": {\n    "c": 2\n  },\n  "new": true\n}\n'),
-    ]:
-        edits = [JsonEdit(path=("new",), value=True, after=after)]
-        assert edit_json_object(text.encode(), edits).decode() == expected
-    edits = [JsonEdit(path=("b", "new"), value=[], after="c")]
-    expected = '{\n  "a": 1,\n  "b": {\n    "c": 2,\n    "new": []\n  }\n}\n'
-    assert edit_json_object(text.encode(), edits).decode() == expected
-
-
 def test_missing_objects_on_the_path_are_made() -> None:
     assert edit('{"a": 1}', ("b.c.d", 2)) == '{"a": 1, "b": {"c": {"d": 2}}}'
     edits = [JsonEdit(path=("b", "c"), value=1, after="a")]  # `after` speaks of siblings of c
@@ -224,15 +210,6 @@ def render(document: Any, style: dict[str, Any], ascii_only: bool) -> str:
     return re.sub(r'"@([^"@]*)@"', r"\1", text)
 
 
-def insert(members: dict[str, Any], key: str, value: Any, after: str | None) -> None:
-    later = {}
-    if after in members and key not in members:
-        following = list(members)[list(members).index(after) + 1 :]
-        later = {name: members.pop(name) for name in following}
-    members[key] = value
-    members.update(later)
-
-
 @settings(deadline=None)
 @given(
     document=documents,
@@ -266,11 +243,8 @@ def test_edits_equal_those_of_a_dict(
             members.pop(key, None)
         else:
             value = data.draw(new_values)
-            after = data.draw(
-                st.none() | st.sampled_from([*members, "absent"] if members else ["absent"])
-            )
-            edits.append(JsonEdit(path=tuple(path), value=value, after=after))
-            insert(members, key, value, after)
+            edits.append(JsonEdit(path=tuple(path), value=value))
+            members[key] = value
     edited = edit_json_object(text.encode(), edits).decode()
     assert edited == around[0] + render(expected, style, text.isascii()) + around[1]
 

@@ -243,11 +243,6 @@ def leading(name: str, *, default: int | None = None, advisory: bool = False) ->
     return FieldRule(fields=(name,), read=read, write=write, advisory=advisory)
 
 
-def fixed(*names: str, derive: Derive) -> FieldRule:
-    """Make the rule of a pattern that no field can override: it must hold at the new depth."""
-    return FieldRule(fields=names, read=derive, write=lambda config, kinds, origins: None)
-
-
 def _prove(wanted: Sequence[tuple[FieldRule, Kinds]], edited: Config, layers: int) -> None:
     """Read every kind back. Raises: UnsupportedModelError where one is not what was wanted."""
     for rule, new in wanted:
