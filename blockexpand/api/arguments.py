@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 
 from ..errors import ArgumentError, RecipeError
 from ..messages import show
-from ..models.layer_map import POSITIONS
+from ..models.layer_map import POSITIONS, parse_layers
 from ..planning.recipe import parse_position, parse_size
 from ..progress import Progress
 
@@ -69,6 +69,14 @@ def check_position(value: object) -> str | tuple[int, ...]:
         if not any(isinstance(layer, bool) for layer in value) and min(layers) >= 0:
             return layers
     raise _unexpected(expected, value)
+
+
+def check_layer_list(value: object) -> str:
+    """Return a text such as `0-31,31*4`, which lists every layer of an output."""
+    if not isinstance(value, str):
+        raise _unexpected("a text such as 0-31,31*4", value)
+    parse_layers(value)
+    return value
 
 
 def check_choice(value: object, choices: Sequence[str]) -> str:
@@ -155,6 +163,7 @@ _CHECKS: Mapping[str, Callable[[object], object]] = {
     "cache_dir": _optional(_path),
     "new_layers": _optional(check_count),
     "position": check_position,
+    "layers": _optional(check_layer_list),
     "dtype": _one_of(DTYPES),
     "max_shard_size": _optional(check_size),
     "reflink": _one_of(REFLINKS),

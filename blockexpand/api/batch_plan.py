@@ -19,6 +19,7 @@ from ..checkpoints.sources import HubOptions, OpenedSource, open_headers
 from ..errors import BlockExpandError, OutputError, RecipeError
 from ..fs.paths import FolderIndex, existing_folder, expand_home
 from ..messages import show
+from ..models.layer_map import parse_layers
 from ..planning.card import add_card, draft_card
 from ..planning.manifest import compare_with_plan, parse_claims, parse_manifest
 from ..planning.plan import Plan, make_plan
@@ -119,7 +120,7 @@ def _plan_job(job: Job, source: OpenedSource, hub: HubOptions, plans: Plans) -> 
         "model": _base_name(job.src, source),
         "layers": str(len(draft.layer_map)),
         "new-layers": str(len(draft.new_layers)),
-        "position": spell_position(job.position, "-"),
+        "position": name_layers(job, "-"),
         "dtype": job.dtype,
     }
     job = replace(
@@ -180,7 +181,9 @@ def _plan_once(
 
 
 def _make_recipe(job: Job, out: Path) -> Recipe:
-    return make_recipe(out, job.new_layers, job.position, job.dtype, job.max_shard_size, job.phase)
+    return make_recipe(
+        out, job.new_layers, job.position, job.dtype, job.max_shard_size, job.phase, job.layers
+    )
 
 
 def name_plan(plan: Plan, job: Job, source: OpenedSource) -> Plan:
@@ -194,8 +197,16 @@ def _show_command(plan: Plan, job: Job) -> str:
         position=job.position,
         dtype=job.dtype,
         keeps_phase=job.phase == "keep",
+        layers=None if job.layers is None else parse_layers(job.layers),
     )
     return render_command(job.src, job.out, recipe, job.max_shard_size)
+
+
+def name_layers(job: Job, separator: str = ",") -> str:
+    """Return where a job's blocks go, as it is typed, or, with `-`, as part of a file's name."""
+    if job.layers is None:
+        return spell_position(job.position, separator)
+    return job.layers if separator == "," else job.layers.replace(",", "_").replace("*", "x")
 
 
 def _base_name(src: str, source: OpenedSource) -> str:

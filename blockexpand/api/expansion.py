@@ -38,6 +38,7 @@ def expand(
     *,
     new_layers: int | None = None,
     position: str | Sequence[int] = "end",
+    layers: str | None = None,
     phase: Phase | None = None,
     dtype: Dtype = "bfloat16",
     max_shard_size: str | int | None = None,
@@ -59,6 +60,8 @@ def expand(
 ) -> Expansion:
     """Add blocks to a checkpoint without changing what it computes; arguments as in a command.
 
+    `layers` lists every layer of the output instead (`0-31,31*4`): one that repeats, drops or moves
+    layers changes what the model computes, which the plan's `keeps_function` says.
     `phase` "keep" makes layers that readers which go by a layer's number see as they were;
     `stream` fetches one shard of a Hub source at a time; `verify_after` is `tensors` or `logits`;
     `push_to_hub` names the repository that a complete (and verified) output is uploaded to. The
@@ -73,6 +76,7 @@ def expand(
         out=out,
         new_layers=new_layers,
         position=position,
+        layers=layers,
         phase=phase,
         dtype=dtype,
         max_shard_size=max_shard_size,
@@ -93,7 +97,7 @@ def expand(
         command=command,
     )
     target = resolve_target(expand_home(out))
-    recipe = make_recipe(target, new_layers, position, dtype, max_shard_size, phase)
+    recipe = make_recipe(target, new_layers, position, dtype, max_shard_size, phase, layers)
     options = WriteOptions(reflink=reflink, hardlink=hardlink, overwrite=overwrite)
     hub = make_hub_options(revision, token, cache_dir, progress)
     clear_debris(target)
@@ -104,7 +108,8 @@ def expand(
         check_push(push_to_hub, token=token)
 
     def check_headers(checkpoint: Checkpoint) -> None:
-        make_plan(checkpoint, recipe)
+        plan = make_plan(checkpoint, recipe)
+        _check_provable(plan, check, verify_after)
 
     source: OpenedSource | None = None
     if stream:
@@ -118,6 +123,7 @@ def expand(
     else:
         checkpoint, name = open_source(str(src), hub, progress=progress, check=check_headers)
     plan = make_plan(checkpoint, recipe)
+    _check_provable(plan, check, verify_after)
     shown = command or render_command(str(src), str(out), recipe, max_shard_size)
     name = name_base(name, base_model)
     plan = add_card(plan, name, shown)
@@ -138,6 +144,18 @@ def expand(
         executor,
         None if source is None else open_stream(source, hub),
     )
+
+
+def _check_provable(plan: Plan, check: bool, verify_after: Proof | None) -> None:
+    """Refuse to prove that a function is kept that is not. Raises: RecipeError."""
+    if plan.keeps_function:
+        return
+    for option, is_given in {"--check": check, "--verify logits": verify_after == "logits"}.items():
+        if is_given:
+            raise RecipeError(
+                "these layers change what the model computes, so there is nothing for "
+                f"{option} to prove; leave it out"
+            )
 
 
 def _check_stream(
@@ -164,6 +182,7 @@ def plan_expansion(
     *,
     new_layers: int | None = None,
     position: str | Sequence[int] = "end",
+    layers: str | None = None,
     phase: Phase | None = None,
     dtype: Dtype = "bfloat16",
     max_shard_size: str | int | None = None,
@@ -182,6 +201,7 @@ def plan_expansion(
         out=out,
         new_layers=new_layers,
         position=position,
+        layers=layers,
         phase=phase,
         dtype=dtype,
         max_shard_size=max_shard_size,
@@ -192,10 +212,11 @@ def plan_expansion(
         check=check,
     )
     target = resolve_target(expand_home(out))
-    recipe = make_recipe(target, new_layers, position, dtype, max_shard_size, phase)
+    recipe = make_recipe(target, new_layers, position, dtype, max_shard_size, phase, layers)
     hub = make_hub_options(revision, token, cache_dir)
     checkpoint, name = open_source(str(src), hub, headers_only=True)
     plan = make_plan(checkpoint, recipe)
+    _check_provable(plan, check, None)
     name = name_base(name, base_model)
     plan = add_card(plan, name, render_command(str(src), str(out), recipe, max_shard_size))
     if check:

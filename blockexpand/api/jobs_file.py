@@ -30,6 +30,7 @@ from .arguments import (
     Proof,
     Reflink,
     check_count,
+    check_layer_list,
     check_position,
     check_repository,
     check_size,
@@ -46,7 +47,7 @@ _TAG = "tag:yaml.org,2002:"
 _PLAIN_TAGS = frozenset(f"{_TAG}{kind}" for kind in ("str", "int", "float", "bool", "timestamp"))
 
 # What a matrix may have several of.
-_AXES = ("src", "new-layers", "position")
+_AXES = ("src", "new-layers", "position", "layers")
 
 _REFUSED = {
     option: f"an option of the command, not of a job: give it as --{option}"
@@ -69,6 +70,7 @@ class Job:
     out: str
     new_layers: int | None = None
     position: str | tuple[int, ...] = "end"
+    layers: str | None = None
     phase: Phase | None = None
     dtype: Dtype = "bfloat16"
     max_shard_size: str | None = None
@@ -206,7 +208,13 @@ def _make_jobs(
     for options in requests:
         lacking = [f"{key} is missing" for key in ("src", "out") if key not in options]
         position = options.get("position", "end")
-        if isinstance(position, str) and "new-layers" not in options:
+        if "layers" in options:
+            lacking += [
+                f"layers says every layer; leave {key} out"
+                for key in ("new-layers", "position", "phase")
+                if key in options
+            ]
+        elif isinstance(position, str) and "new-layers" not in options:
             lacking.append(f"position {position} needs new-layers")
         if options.get("private") and "push-to-hub" not in options:
             lacking.append("private needs push-to-hub")
@@ -265,6 +273,10 @@ def _repository(node: yaml.Node) -> str:
     return check_repository(_text(node))
 
 
+def _layers(node: yaml.Node) -> str:
+    return check_layer_list(_text(node))
+
+
 def _template(node: yaml.Node) -> str:
     text = _text(node)
     for _, name in _split_template(text):
@@ -300,6 +312,7 @@ _OPTIONS: dict[str, tuple[str, Callable[[yaml.Node], Any]]] = {
     "out": (_TEMPLATE, _template),
     "new-layers": ("a whole number from 1", _count),
     "position": (f"{', '.join(POSITIONS)}, or layers such as 7,15,23,31", _position),
+    "layers": ("layers such as 0-31,31*4", _layers),
     "phase": ("keep", _phase),
     "dtype": _choice(*DTYPES),
     "max-shard-size": ("a size such as 5GB", _size),

@@ -7,9 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..checkpoints.sources import HubOptions, ModelRef
-from ..errors import ArgumentError
+from ..errors import ArgumentError, RecipeError
 from ..fs.paths import existing_folder
 from ..fs.sharing import file_system_block
+from ..models.layer_map import parse_layers
 from ..planning.recipe import Recipe, parse_position, parse_size
 from ..progress import SILENT, Progress
 from .arguments import Phase
@@ -22,8 +23,17 @@ def make_recipe(
     dtype: str,
     max_shard_size: str | int | None,
     phase: Phase | None = None,
+    layers: str | None = None,
 ) -> Recipe:
-    """Resolve the arguments of an expansion that do not depend on the source."""
+    """Resolve the arguments of an expansion that do not depend on the source.
+
+    Raises: RecipeError where `layers` is given and something else says which layers there are.
+    """
+    if layers is not None and (new_layers is not None or position != "end" or phase is not None):
+        raise RecipeError(
+            "--layers says every layer of the output; leave --new-layers, --position and --phase "
+            "out"
+        )
     return Recipe(
         new_layers=new_layers,
         position=parse_position(position),
@@ -31,6 +41,7 @@ def make_recipe(
         max_shard_nbytes=parse_size(max_shard_size),
         block_nbytes=file_system_block(existing_folder(out)),
         keeps_phase=phase == "keep",
+        layers=None if layers is None else parse_layers(layers),
     )
 
 

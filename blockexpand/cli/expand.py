@@ -33,6 +33,7 @@ examples:
   blockexpand --src org/name --out bigger --new-layers 4 --dry-run
   blockexpand --src ./model --out bigger --new-layers 8 --position interleaved
   blockexpand --src ./model --out bigger --position 7,15,23,31
+  blockexpand --src ./model --out bigger --layers 0-31,31*4
 
 Blocks between the layers (--position interleaved) trained better than blocks at the end in the
 paper that introduced them (LLaMA Pro, arXiv 2401.02415, table 5). Choose end to keep the
@@ -65,6 +66,14 @@ def make_parser(description: str = _DESCRIPTION) -> Parser:
         "list of original layers, each followed by a clone of itself: 7,15,23,31",
     )
     add(
+        "--layers",
+        type=not_empty,
+        metavar="MAP",
+        help="instead of the two above, every layer of the output in order: 0-31,31*4 is layers "
+        "0 to 31 and 4 new blocks, clones of 31; 0-33,26-59 repeats layers as they are, which "
+        "changes what the model computes",
+    )
+    add(
         "--phase",
         choices=("keep",),
         help="keep: place blocks so that readers which tell a layer's kind from its number "
@@ -75,7 +84,7 @@ def make_parser(description: str = _DESCRIPTION) -> Parser:
         "--recipe",
         type=not_empty,
         metavar="FILE",
-        help="a mergekit passthrough YAML instead of the two above and --dtype; --src may then "
+        help="a mergekit passthrough YAML instead of all that is above and --dtype; --src may then "
         "be left out, or say where the recipe's only model is",
     )
     add(
@@ -120,6 +129,7 @@ def run(options: argparse.Namespace, words: Sequence[str]) -> int:
     arguments: dict[str, Any] = {
         "new_layers": options.new_layers,
         "position": options.position or "end",
+        "layers": options.layers,
         "phase": options.phase,
         "dtype": options.dtype or "bfloat16",
         "max_shard_size": options.max_shard_size,
@@ -149,6 +159,14 @@ def _check_layers(options: argparse.Namespace) -> None:
     from ..models.layer_map import POSITIONS
     from ..planning.recipe import parse_position
 
+    if options.layers is not None:
+        for option in ("new_layers", "position", "phase"):
+            if getattr(options, option):
+                raise UsageError(
+                    f"--{option.replace('_', '-')} does not go with --layers, which says every "
+                    "layer of the output"
+                )
+        return
     position = parse_position(options.position or "end")
     if isinstance(position, str):
         if position not in POSITIONS:
@@ -164,7 +182,7 @@ def _check_layers(options: argparse.Namespace) -> None:
 
 
 def _refuse_beside_recipe(options: argparse.Namespace) -> None:
-    for option in ("new_layers", "position", "phase", "dtype", "stream"):
+    for option in ("new_layers", "position", "layers", "phase", "dtype", "stream"):
         if getattr(options, option):
             raise UsageError(f"--{option.replace('_', '-')} does not go with --recipe")
 

@@ -185,7 +185,7 @@ def parameters_as_json(parameters: Parameters) -> dict[str, Any]:
 def _headline(plan: Plan, name: ModelRef) -> str:
     if not plan.keeps_function:
         return (
-            f"{name.model} ({plan.model_type}): {len(plan.layer_map)} layers by a recipe that "
+            f"{name.model} ({plan.model_type}): {len(plan.layer_map)} layers in an order that "
             f"changes what the model computes, {plan.dtype}"
         )
     return (
@@ -208,6 +208,11 @@ def _layer_lines(plan: Plan) -> list[str]:
         lines.append(f"  zeroed in each new layer: {', '.join(zeroed)}")
     if changed:
         lines.append(f"  set in each new layer: {', '.join(changed)}")
+    lines.append(
+        "  it computes exactly what its source computes"
+        if plan.keeps_function
+        else "  it does NOT compute what its source computes: layers are repeated, dropped or moved"
+    )
     return lines
 
 

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..api.batch import JobResult
-from ..api.batch_plan import Batch, PlannedJob
+from ..api.batch_plan import Batch, PlannedJob, name_layers
 from ..messages import join_lines
-from ..planning.recipe import spell_position
 from .text import expansion_as_json, format_size, plan_as_json
 
 
@@ -91,7 +90,7 @@ def _columns(job: PlannedJob) -> tuple[str, str, str, str]:
     return (
         str(job.out),
         f"{plan.original_layers} + {len(plan.new_layers)}",
-        spell_position(job.job.position),
+        name_layers(job.job),
         format_size(plan.nbytes),
     )
 

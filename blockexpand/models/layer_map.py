@@ -7,6 +7,7 @@ group of layers, each a copy of the group's last layer).
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -63,6 +64,70 @@ def map_position(layers: int, position: str | Sequence[int], new_layers: int | N
                 "or a comma list of original layers such as 7,15,23,31"
             )
     return _map_list(layers, clones, None)
+
+
+def parse_layers(text: str) -> LayerMap:
+    """Return the layers that a text lists: `0-31,31*4` is layers 0 to 31 and 4 new clones of 31.
+
+    A number, a range, or a number with `*` for a new block, `*N` for N of them.
+    Raises: RecipeError.
+    """
+    entries: list[LayerEntry] = []
+    for word in text.split(","):
+        match = re.fullmatch(r"([0-9]{1,9})(?:-([0-9]{1,9})|(\*)([0-9]{0,9}))?", word.strip())
+        first = int(match[1]) if match else 0
+        last = int(match[2]) if match and match[2] else first
+        count = int(match[4]) if match and match[4] else 1
+        if match is None or last < first or not count:
+            raise RecipeError(
+                f"layers {word.strip()!r}: expected a layer (7), a range (0-31), or a layer with "
+                "* for a new block, a clone of it (31*, or 31*4 for four)"
+            )
+        if len(entries) + max(last - first + 1, count) > MAX_LAYERS:
+            raise RecipeError(f"layers {text!r}: expected at most {MAX_LAYERS} layers in all")
+        if match[3]:
+            entries += [LayerEntry(source=first, is_new=True)] * count
+        else:
+            entries += [LayerEntry(source=index) for index in range(first, last + 1)]
+    return tuple(entries)
+
+
+def spell_layers(layer_map: LayerMap) -> str:
+    """Return the shortest text from which `parse_layers` makes this map."""
+    words: list[str] = []
+    index = 0
+    while index < len(layer_map):
+        first = layer_map[index]
+        end = index + 1
+        step = 0 if first.is_new else 1
+        while end < len(layer_map) and layer_map[end] == LayerEntry(
+            source=first.source + step * (end - index), is_new=first.is_new
+        ):
+            end += 1
+        count = end - index
+        if first.is_new:
+            words.append(f"{first.source}*{count if count > 1 else ''}")
+        else:
+            words.append(
+                f"{first.source}-{first.source + count - 1}" if count > 1 else f"{first.source}"
+            )
+        index = end
+    return ",".join(words)
+
+
+def check_layers(layers: int, layer_map: LayerMap) -> None:
+    """Raises: RecipeError where a map names a layer that a model of `layers` layers lacks."""
+    for entry in layer_map:
+        if not 0 <= entry.source < layers:
+            raise RecipeError(
+                f"layer {entry.source}: the model has layers 0 to {layers - 1} (counted from 0)"
+            )
+
+
+def keeps_originals(layers: int, layer_map: LayerMap) -> bool:
+    """Tell whether all layers of the model are there, each once and in order, beside new blocks."""
+    originals = [entry.source for entry in layer_map if not entry.is_new]
+    return originals == list(range(layers))
 
 
 def map_runs(layers: int, runs: Mapping[int, Sequence[int]]) -> LayerMap:

@@ -72,11 +72,13 @@ def plan_rearrangement(
     decoder: Decoder,
     config: Mapping[str, Any],
     layers: Sequence[tuple[Decoder, Mapping[str, Any], int]],
+    new: Sequence[int] = (),
 ) -> Surgery:
     """Work out the edits of `config` for layers that come from anywhere, in any order.
 
     `layers` holds for each layer of the output its decoder, that model's config and its number
-    there. Nothing is neutral, and the model need not compute what it did.
+    there. The model need not compute what it did; `new` are the layers of `decoder` that some new
+    blocks are clones of, and nothing else is neutral.
     Raises: UnsupportedModelError where the config cannot express these layers.
     """
     text = descend(config, decoder.config_path)
@@ -91,7 +93,16 @@ def plan_rearrangement(
     notes = []
     if decoder.family.index_scaled and (reason := decoder.family.index_scaled(text)):
         notes.append(f"{reason}: a layer with another number computes something else")
-    return Surgery(neutral={}, config_edits=_json_edits(decoder, config, edits), notes=tuple(notes))
+    if decoder.family.first_layer_differs and 0 in new:
+        raise UnsupportedModelError(
+            f"model_type {decoder.model_type!r}: layer 0 has other tensors than the rest and "
+            "cannot be cloned; choose layers from 1 on"
+        )
+    return Surgery(
+        neutral=_neutral(decoder, new),
+        config_edits=_json_edits(decoder, config, edits),
+        notes=tuple(notes),
+    )
 
 
 def _plan_surgery(decoder: Decoder, config: Mapping[str, Any], layer_map: LayerMap) -> Surgery:

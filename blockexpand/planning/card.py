@@ -168,10 +168,11 @@ def _introduce(plan: Plan, source: ModelRef) -> list[str]:
 def _warn(plan: Plan, source: ModelRef, others: Mapping[str, ModelRef]) -> list[str]:
     """Introduce a model that computes something else than what it was made of."""
     made_of = " and ".join(_link(replace(m, model=m.public)) for m in (source, *others.values()))
+    by = " by a mergekit passthrough recipe" if plan.recipe_text is not None else ""
     return [
         f"# {escape(_short(source))}, merged to {len(plan.layer_map)} layers",
         f"**It does not compute what its source computes**, and was not trained after it was made. "
-        f"This model was made of {made_of} by a mergekit passthrough recipe: layers were taken, "
+        f"This model was made of {made_of}{by}: layers were taken, "
         "dropped, repeated or scaled. It is meant to be trained further.",
     ]
 

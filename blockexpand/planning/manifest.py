@@ -15,12 +15,12 @@ from typing import Any, NoReturn, TypeGuard
 from .._version import __version__
 from ..checkpoints.files import MANIFEST_FILE, MOST_MANIFEST_NBYTES
 from ..checkpoints.sources import ModelRef
-from ..errors import CheckpointError
+from ..errors import CheckpointError, RecipeError
 from ..formats.json_object import parse_json_object
 from ..messages import show
 from ..models.layer_map import MAX_LAYERS, LayerEntry, LayerMap
 from .plan import Plan
-from .recipe import Recipe
+from .recipe import Recipe, parse_choice
 
 SCHEMA_VERSION = 2
 """What this release writes. It reads older ones too: 1 has no `schema_version`."""
@@ -180,8 +180,10 @@ def _parse_recipe(file: str, content: Mapping[str, Any], new_layers: int) -> Rec
     position = content.get("position")
     if not isinstance(position, str) or len(position) > _MOST_TEXT_CHARACTERS:
         _refuse(file, "position", "a position's name, or layers such as 7,15", position)
-    numbers = position.split(",")
-    is_list = all(re.fullmatch(r"[0-9]{1,9}", number) for number in numbers)
+    try:
+        chosen, layers = parse_choice(position)
+    except RecipeError:
+        _refuse(file, "position", "a position's name, or layers such as 7,15", position)
     nbytes, block = content.get("max_shard_nbytes"), content.get("block_nbytes")
     if nbytes is not None and (type(nbytes) is not int or not 0 < nbytes < 1 << 62):
         _refuse(file, "max_shard_nbytes", "a size in bytes, or null", nbytes)
@@ -190,7 +192,8 @@ def _parse_recipe(file: str, content: Mapping[str, Any], new_layers: int) -> Rec
         _refuse(file, "block_nbytes", f"one of {', '.join(map(str, _BLOCKS))}", block)
     return Recipe(
         new_layers=new_layers,
-        position=tuple(map(int, numbers)) if is_list else position,
+        position=chosen,
+        layers=layers,
         dtype=_parse_text(file, "dtype", content.get("dtype")),
         max_shard_nbytes=nbytes,
         block_nbytes=block,
@@ -257,8 +260,9 @@ def render_manifest(
     }
     if options.keeps_phase:
         manifest["phase"] = "keep"
-    if plan.recipe_text is not None:
+    if plan.recipe_text is not None or not plan.keeps_function:
         manifest["keeps_function"] = plan.keeps_function
+    if plan.recipe_text is not None:
         manifest["recipe"] = plan.recipe_text
         # The source is the first of a recipe's models; it may have further names.
         manifest["models"] = {

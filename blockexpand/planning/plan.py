@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.files import CONFIG_FILE, INDEX_FILE
@@ -20,12 +21,18 @@ from ..formats.json_object import edit_json_object
 from ..formats.safetensors import TensorSpec
 from ..fs.reading import FileStat
 from ..models.decoder import Decoder, descend, find_decoder
-from ..models.layer_map import LayerMap, has_equal_groups, map_position
+from ..models.layer_map import (
+    LayerMap,
+    check_layers,
+    has_equal_groups,
+    keeps_originals,
+    map_position,
+)
 from ..models.readers import ReaderView, keep_phase
-from ..models.surgery import plan_surgery
+from ..models.surgery import Surgery, plan_rearrangement, plan_surgery
 from .dtypes import make_dtype_policy
 from .origins import Convert, Copy, Fill, Origin, Scale, Zeros
-from .recipe import Recipe, spell_position
+from .recipe import Recipe, spell_choice
 from .shards import Document, PlannedFile, plan_files, render_index
 from .tensor_map import SourceModel, TensorUse, map_tensors
 
@@ -111,13 +118,17 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
         decoder = find_decoder(checkpoint.config, checkpoint.specs)
     layer_map = _map_layers(checkpoint, decoder, recipe)
     options = PlanOptions(
-        position=spell_position(recipe.position),
+        position=spell_choice(recipe),
         dtype=recipe.dtype,
         max_shard_nbytes=recipe.max_shard_nbytes,
         block_nbytes=recipe.block_nbytes,
         keeps_phase=recipe.keeps_phase,
     )
-    surgery = plan_surgery(decoder, checkpoint.config, layer_map)
+    keeps_function = keeps_originals(decoder.layers, layer_map)
+    if keeps_function:
+        surgery = plan_surgery(decoder, checkpoint.config, layer_map)
+    else:
+        surgery = _plan_rearranged(decoder, checkpoint.config, layer_map)
     dtypes = make_dtype_policy(checkpoint, recipe.dtype, decoder)
     source = SourceModel(model=0, checkpoint=checkpoint, decoder=decoder)
 
@@ -164,6 +175,7 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
         left_behind=checkpoint.left_behind,
         notes=checkpoint.notes + surgery.notes + _position_notes(recipe, layer_map),
         readers=surgery.readers,
+        keeps_function=keeps_function,
         fingerprint=take_fingerprint(options, files, documents),
     )
 
@@ -225,7 +237,17 @@ def _spell_origin(origin: Origin) -> str:
             return f"scale {extent.file} {extent.offset} {chain} {origin.factor!r}{shift}"
 
 
+def _plan_rearranged(decoder: Decoder, config: Mapping[str, Any], layer_map: LayerMap) -> Surgery:
+    """Repeat, drop or move layers as they are: what a mergekit recipe of one model does."""
+    layers = [(decoder, config, entry.source) for entry in layer_map]
+    new = sorted({entry.source for entry in layer_map if entry.is_new})
+    return plan_rearrangement(decoder, config, layers, new)
+
+
 def _map_layers(checkpoint: Checkpoint, decoder: Decoder, recipe: Recipe) -> LayerMap:
+    if recipe.layers is not None:
+        check_layers(decoder.layers, recipe.layers)
+        return recipe.layers
     if not recipe.keeps_phase:
         return map_position(decoder.layers, recipe.position, recipe.new_layers)
     text = descend(checkpoint.config, decoder.config_path)

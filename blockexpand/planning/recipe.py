@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from ..errors import RecipeError
+from ..models.layer_map import LayerMap, parse_layers, spell_layers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,6 +18,7 @@ class Recipe:
 
     `dtype` is `bfloat16`, `float16`, `float32` or `source`; `max_shard_nbytes` None mirrors the
     source's shards; `block_nbytes` is the file system's block, to which data is aligned.
+    `layers` says every layer of the output itself, whatever `position` and `new_layers` are.
     `keeps_phase` asks for layers that readers which go by a layer's number see as they were.
     """
 
@@ -26,6 +28,7 @@ class Recipe:
     max_shard_nbytes: int | None = None
     block_nbytes: int = 4096
     keeps_phase: bool = False
+    layers: LayerMap | None = None
 
 
 def parse_position(position: str | Sequence[int]) -> str | tuple[int, ...]:
@@ -41,6 +44,23 @@ def parse_position(position: str | Sequence[int]) -> str | tuple[int, ...]:
 def spell_position(position: str | Sequence[int], separator: str = ",") -> str:
     """Return a position as it is typed: its name, or the numbers of the layers."""
     return position if isinstance(position, str) else separator.join(map(str, position))
+
+
+def spell_choice(recipe: Recipe) -> str:
+    """Return which layers a recipe asks for, as a manifest states it; see `parse_choice`."""
+    if recipe.layers is not None:
+        return _LAYERS + spell_layers(recipe.layers)
+    return spell_position(recipe.position)
+
+
+def parse_choice(text: str) -> tuple[str | tuple[int, ...], LayerMap | None]:
+    """Return the position and the layer map of a manifest's text. Raises: RecipeError."""
+    if text.startswith(_LAYERS):
+        return "end", parse_layers(text.removeprefix(_LAYERS))
+    return parse_position(text), None
+
+
+_LAYERS = "layers "
 
 
 def parse_size(size: str | int | None) -> int | None:
@@ -60,9 +80,12 @@ def parse_size(size: str | int | None) -> int | None:
 def render_command(src: str, out: str, recipe: Recipe, max_shard_size: str | int | None) -> str:
     """Return the command line that makes the same output."""
     words = ["python", "-m", "blockexpand", "--src", src, "--out", out]
-    if recipe.new_layers is not None:
-        words += ["--new-layers", str(recipe.new_layers)]
-    words += ["--position", spell_position(recipe.position)]
+    if recipe.layers is not None:
+        words += ["--layers", spell_layers(recipe.layers)]
+    else:
+        if recipe.new_layers is not None:
+            words += ["--new-layers", str(recipe.new_layers)]
+        words += ["--position", spell_position(recipe.position)]
     if recipe.keeps_phase:
         words += ["--phase", "keep"]
     if recipe.dtype != "bfloat16":

@@ -64,9 +64,9 @@ jobs:
 
 def test_every_option_of_a_job_is_one_of_the_command() -> None:
     from blockexpand.api.jobs_file import _OPTIONS
-    from blockexpand.cli.expand import make_expand_parser
+    from blockexpand.cli.expand import make_parser
 
-    words = {word for action in make_expand_parser()._actions for word in action.option_strings}
+    words = {word for action in make_parser()._actions for word in action.option_strings}
     assert {f"--{name}" for name in _OPTIONS} <= words
 
 

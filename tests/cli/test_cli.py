@@ -374,7 +374,7 @@ def test_an_expansion_says_what_it_made(source: Path, run: Callable[..., Result]
     result = run("--src", source, "--out", out, "--new-layers", 1, "--verify", "tensors")
     assert (result.status, result.err) == (0, "")
     for text in ("(mistral): 2 layers + 1 new = 3, bfloat16", str(out), "verified: 30 tensors",
-                 "note: left behind, other weights and their files: old.bin"):  # fmt: skip
+                 "note: left behind, other weights and what belongs to them: old.bin"):  # fmt: skip
         assert text in result.out
 
 
