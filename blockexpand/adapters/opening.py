@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from ..checkpoints.checkpoint import Shard
 from ..errors import CheckpointError, HeaderError
-from ..formats.safetensors import parse_header, parse_header_nbytes
+from ..formats.safetensors import LENGTH_NBYTES, parse_header, read_header
 from ..fs.reading import FileStat
 from ..planning.origins import Extent
 from .format import ADAPTER_FILE, MAX_ADAPTER_NBYTES, BlockAdapter, DigestedTensor, parse_adapter
@@ -83,11 +83,10 @@ def _open_shard(folder: Path, name: str) -> Shard:
         raise CheckpointError(f"{path}: no such file, but {ADAPTER_FILE} names it; fetch it")
     with path.open("rb") as stream:
         status = os.fstat(stream.fileno())
-        prefix = stream.read(8)
         try:
-            text = stream.read(parse_header_nbytes(prefix, status.st_size))
-            header = parse_header(text, status.st_size)
+            found = read_header(stream, status.st_size)
+            header = parse_header(found[LENGTH_NBYTES:], status.st_size)
         except HeaderError as error:
             raise CheckpointError(f"{path}: {error}") from None
     source = FileStat(name=name, nbytes=status.st_size, mtime_ns=status.st_mtime_ns)
-    return Shard(file=source, header=header, header_bytes=prefix + text)
+    return Shard(file=source, header=header, header_bytes=found)

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from ..errors import BlockExpandError, InputError, RecipeError
-from ..formats.yaml_nodes import NodeReader, compose, line_of, show
+from ..formats.yaml_nodes import MOST_YAML_NBYTES, NodeReader, compose, line_of, show
 from ..fs.paths import expand_home
 from ..models.layer_map import POSITIONS
 from .arguments import (
@@ -35,8 +35,6 @@ from .arguments import (
     check_repository,
     check_size,
 )
-
-_MOST_NBYTES = 1 << 20
 
 _MOST_JOBS = 10_000
 
@@ -92,7 +90,7 @@ def open_jobs(path: Path) -> tuple[Job, ...]:
     """
     try:
         with expand_home(path).open("rb") as stream:
-            data = stream.read(_MOST_NBYTES + 1)
+            data = stream.read(MOST_YAML_NBYTES + 1)
     except OSError as error:
         raise InputError(f"{path}: cannot read: {error.strerror}; give a jobs file") from error
     return parse_jobs(data, str(path))

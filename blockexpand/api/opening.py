@@ -9,6 +9,7 @@ from pathlib import Path
 from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.sources import HubOptions, ModelRef, open_source
 from ..errors import InputError, RecipeError
+from ..formats.yaml_nodes import MOST_YAML_NBYTES
 from ..fs.paths import expand_home
 from ..planning.mergekit.parsing import parse_recipe
 from ..planning.mergekit.recipe import MergeRecipe
@@ -28,7 +29,7 @@ def read_recipe(file: str | Path, src: str | None) -> MergeRecipe:
         raise InputError(f"{file}: {what}; expected a mergekit recipe, a YAML file")
     with path.open("rb") as stream:
         # The parser refuses more than a MiB.
-        merge = parse_recipe(stream.read((1 << 20) + 1), str(file))
+        merge = parse_recipe(stream.read(MOST_YAML_NBYTES + 1), str(file))
     if src is not None and len(merge.models) > 1:
         raise RecipeError(
             f"{file}: has {len(merge.models)} models ({', '.join(merge.models)}), so --src {src} "

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import CheckpointError, HeaderError
-from ..formats.json_object import JsonObject, parse_json_object
-from ..formats.safetensors import Header, TensorSpec, parse_header, parse_header_nbytes
+from ..formats.json_object import MOST_JSON_NBYTES, JsonObject, parse_json_object
+from ..formats.safetensors import Header, TensorSpec, parse_header, parse_header_nbytes, read_header
 from ..fs.reading import FileStat
 from ..messages import and_more, show
 from .files import (
@@ -24,7 +24,6 @@ from .files import (
     CONFIG_FILE,
     INDEX_FILE,
     MANIFEST_FILE,
-    MOST_JSON_NBYTES,
     READ_AT_MOST,
     WEIGHTS_FILE,
     describe_choice,
@@ -246,11 +245,8 @@ def _open_shards(
             continue
         with (root / name).open("rb") as stream:
             file = _describe(name, os.fstat(stream.fileno()))
-            prefix = stream.read(8)
             try:
-                shards.append(
-                    (file, prefix + stream.read(parse_header_nbytes(prefix, file.nbytes)))
-                )
+                shards.append((file, read_header(stream, file.nbytes)))
             except HeaderError as error:
                 faults.append(f"{name}: {error}")
     return shards, faults

@@ -27,9 +27,6 @@ MANIFEST_FILE = "block_expansion.json"
 # One of 10,000 layers and a recipe of a MiB has half of it; parsed, JSON takes 40 times its size.
 MOST_MANIFEST_NBYTES = 4_000_000
 
-# An index of a million tensors has 100 MB.
-MOST_JSON_NBYTES = 1 << 28
-
 # Of a card only the front matter is of use.
 _MOST_CARD_NBYTES = 1 << 20
 

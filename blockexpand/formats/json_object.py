@@ -28,6 +28,9 @@ class _Removal(enum.Enum):
 
 REMOVE: Final = _Removal.REMOVE
 
+# An index of a million tensors has 100 MB.
+MOST_JSON_NBYTES = 1 << 28
+
 _MAX_DIGITS = 1000  # Python converts longer integers slowly, or not at all
 
 _BOM = b"\xef\xbb\xbf"

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from json.encoder import encode_basestring as quote
 from operator import sub
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from ..errors import HeaderError
 from ..messages import show
@@ -119,6 +119,15 @@ class Header:
     entries: tuple[HeaderEntry, ...]
     metadata: Mapping[str, str] | None
     data_start: int
+
+
+def read_header(stream: BinaryIO, file_nbytes: int) -> bytes:
+    """Read the length and the text of the header that an opened file begins with.
+
+    Raises: HeaderError for a length that no header of such a file can have.
+    """
+    prefix = stream.read(LENGTH_NBYTES)
+    return prefix + stream.read(parse_header_nbytes(prefix, file_nbytes))
 
 
 def parse_header_nbytes(prefix: bytes, file_nbytes: int) -> int:

@@ -15,7 +15,7 @@ import yaml
 from ..errors import RecipeError
 from ..messages import and_more, either, one_line
 
-_MOST_NBYTES = 1 << 20
+MOST_YAML_NBYTES = 1 << 20
 
 _MOST_FAULTS = 20
 
@@ -34,8 +34,8 @@ def compose(data: bytes, file: str) -> tuple[yaml.Node | None, str]:
 
     Raises: RecipeError for what is no YAML, with file and line.
     """
-    if len(data) > _MOST_NBYTES:
-        raise RecipeError(f"{file}: expected at most {_MOST_NBYTES} bytes, found more")
+    if len(data) > MOST_YAML_NBYTES:
+        raise RecipeError(f"{file}: expected at most {MOST_YAML_NBYTES} bytes, found more")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

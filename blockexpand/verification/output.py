@@ -15,8 +15,14 @@ from typing import Any
 from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.files import CARD_FILE, CONFIG_FILE, INDEX_FILE, MANIFEST_FILE, read_manifest
 from ..errors import CheckpointError, HeaderError
-from ..formats.json_object import parse_json_object
-from ..formats.safetensors import Header, TensorSpec, parse_header, parse_header_nbytes
+from ..formats.json_object import MOST_JSON_NBYTES, parse_json_object
+from ..formats.safetensors import (
+    LENGTH_NBYTES,
+    Header,
+    TensorSpec,
+    parse_header,
+    read_header,
+)
 from ..fs.reading import FileStat, check_same
 from ..planning.card import add_card, without_proof
 from ..planning.manifest import Manifest, parse_claims, parse_manifest
@@ -30,8 +36,6 @@ from .comparison import Mismatch, Place, compare_tensors, differing_byte
 from .findings import Finding, Verification
 
 _MOST_FINDINGS_PER_FILE = 20
-
-_MOST_JSON_NBYTES = 1 << 28
 
 
 def verify_output(
@@ -141,7 +145,7 @@ def _compare_documents(plan: Plan, out: Path) -> Iterator[Finding]:
         if not path.is_file():
             continue
         with path.open("rb") as stream:
-            data = stream.read(_MOST_JSON_NBYTES)
+            data = stream.read(MOST_JSON_NBYTES)
         if document.name == CARD_FILE:
             data = without_proof(data)
         if data == document.data:
@@ -199,10 +203,9 @@ def _read_headers(
             continue
         with path.open("rb") as stream:
             status = os.fstat(stream.fileno())
-            prefix = stream.read(8)
             try:
-                text = stream.read(parse_header_nbytes(prefix, status.st_size))
-                header = parse_header(text, status.st_size)
+                found = read_header(stream, status.st_size)
+                header = parse_header(found[LENGTH_NBYTES:], status.st_size)
             except HeaderError as error:
                 size = (
                     f" (expected {file.nbytes} bytes, found {status.st_size})"
@@ -215,12 +218,12 @@ def _read_headers(
             header,
             FileStat(name=file.name, nbytes=status.st_size, mtime_ns=status.st_mtime_ns),
         )
-        if prefix + text != file.header:
+        if found != file.header:
             metadata = parse_header(file.header[8:], file.nbytes).metadata
             if header.metadata != metadata:
                 message = f"header metadata: expected {metadata}, found {header.metadata}"
             else:
-                message = f"header: {_first_difference(file.header, prefix + text)}"
+                message = f"header: {_first_difference(file.header, found)}"
             findings.append(Finding(file=file.name, message=message))
     return headers, findings
 

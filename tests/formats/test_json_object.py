@@ -132,7 +132,7 @@ def test_edits_leave_all_other_bytes(
 
 def test_missing_objects_on_the_path_are_made() -> None:
     assert edit('{"a": 1}', ("b.c.d", 2)) == '{"a": 1, "b": {"c": {"d": 2}}}'
-    edits = [JsonEdit(path=("b", "c"), value=1, after="a")]  # `after` speaks of siblings of c
+    edits = [JsonEdit(path=("b", "c"), value=1)]
     assert edit_json_object(b'{"a": 1, "z": 2}', edits) == b'{"a": 1, "z": 2, "b": {"c": 1}}'
     assert edit("{}", ("a", [1, 2])) == '{"a": [1, 2]}'
     assert edit("{ }\n", ("a", 1)) == '{\n  "a": 1\n}\n'

@@ -17,10 +17,11 @@ from pathlib import Path
 
 from ..._version import __version__
 from ...errors import CheckpointError, HubError
+from ...formats.json_object import MOST_JSON_NBYTES
 from ...formats.safetensors import MAX_HEADER_NBYTES
 from ...fs.paths import existing_folder
 from ...fs.sharing import count_held
-from ..files import INDEX_FILE, MOST_JSON_NBYTES, READ_AT_MOST, WEIGHTS_FILE
+from ..files import INDEX_FILE, READ_AT_MOST, WEIGHTS_FILE
 from ..index import parse_weight_map
 from .answers import Tell, tell_nobody
 from .client import cache_folder, expand, find_cached, make_silent_bar

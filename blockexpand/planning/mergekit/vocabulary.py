@@ -13,7 +13,7 @@ from typing import Any
 
 from ...checkpoints.checkpoint import Checkpoint
 from ...errors import RecipeError
-from ...formats.json_object import parse_json_object
+from ...formats.json_object import MOST_JSON_NBYTES, parse_json_object
 from ...formats.safetensors import TensorSpec
 from ..origins import Extent
 from .recipe import MergeRecipe
@@ -21,8 +21,6 @@ from .recipe import MergeRecipe
 _TOKENIZER_FILE = "tokenizer.json"
 
 _CONFIG_FILE = "tokenizer_config.json"
-
-_MOST_NBYTES = 1 << 28
 
 _NUMBER = re.compile(r"[0-9]{1,9}")
 
@@ -122,7 +120,7 @@ def is_embedding(name: str) -> bool:
 
 def _read_vocabulary(checkpoint: Checkpoint) -> Vocabulary | None:
     sizes = {file.name: file.nbytes for file in checkpoint.side_files}
-    if not 0 < sizes.get(_TOKENIZER_FILE, 0) <= _MOST_NBYTES or not checkpoint.root.is_dir():
+    if not 0 < sizes.get(_TOKENIZER_FILE, 0) <= MOST_JSON_NBYTES or not checkpoint.root.is_dir():
         return None
     path = checkpoint.root / _TOKENIZER_FILE
     document = parse_json_object(path.read_bytes(), str(path))
@@ -143,7 +141,7 @@ def _read_vocabulary(checkpoint: Checkpoint) -> Vocabulary | None:
     for added in listed if isinstance(listed, list) else ():
         if isinstance(added, dict) and type(added.get("id")) is int:
             vocabulary[str(added.get("content"))] = added["id"]
-    if 0 < sizes.get(_CONFIG_FILE, 0) <= _MOST_NBYTES:
+    if 0 < sizes.get(_CONFIG_FILE, 0) <= MOST_JSON_NBYTES:
         path = checkpoint.root / _CONFIG_FILE
         more = parse_json_object(path.read_bytes(), str(path)).get("added_tokens_decoder")
         for number, added in (more if isinstance(more, dict) else {}).items():
