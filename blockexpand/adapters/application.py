@@ -20,7 +20,7 @@ from ..models.decoder import Decoder, find_decoder, output_name
 from ..models.layer_map import LayerEntry, LayerMap
 from ..models.surgery import plan_surgery
 from ..planning.dtypes import name_main_dtype
-from ..planning.origins import Copy, Extent, Origin, Scale
+from ..planning.origins import Copy, Extent, Origin, Part, Scale
 from ..planning.plan import Plan, PlanOptions, make_constant, make_documents, take_fingerprint
 from ..planning.shards import plan_files
 from ..planning.tensor_map import SourceModel, TensorUse, map_tensors
@@ -85,7 +85,7 @@ def plan_application(
     source = SourceModel(model=0, checkpoint=checkpoint, decoder=decoder)
     changed = _changed_tensors(decoder, adapters)
 
-    def make(use: TensorUse) -> tuple[TensorSpec, Origin]:
+    def make(use: TensorUse) -> Part:
         if use.layer is not None and use.layer in composition.places:
             number, index = composition.places[use.layer]
             placed = decoder.placed[use.name]
@@ -93,11 +93,12 @@ def plan_application(
             tensor, extent = adapters[number].placed[name]
             neutral = adapters[number].adapter.neutral.get(placed.suffix)
             here = Extent(_key(number, extent.file), extent.offset, extent.nbytes)
-            return tensor.spec, _scaled(tensor.spec, here, neutral, scale)
+            return Part(use.output, tensor.spec, _scaled(tensor.spec, here, neutral, scale))
         if use.name in changed:
             number, spec, extent = changed[use.name]
-            return spec, Copy(Extent(_key(number, extent.file), extent.offset, extent.nbytes))
-        return use.spec, Copy(use.extent)
+            moved = Extent(_key(number, extent.file), extent.offset, extent.nbytes)
+            return Part(use.output, spec, Copy(moved))
+        return Part(use.output, use.spec, Copy(use.extent))
 
     kept, blocks = map_tensors((source,), layer_map, make, lambda source, name: True)
     shards = {shard.file.name: shard for shard in checkpoint.shards}

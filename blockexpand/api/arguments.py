@@ -22,17 +22,21 @@ Dtype = Literal["bfloat16", "float16", "float32", "source"]
 Reflink = Literal["auto", "always", "never"]
 Proof = Literal["tensors", "logits"]
 Phase = Literal["keep"]
+Quantized = Literal["keep", "new-blocks-full", "dequantize"]
 
 DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 REFLINKS: tuple[Reflink, ...] = get_args(Reflink)
 PROOFS: tuple[Proof, ...] = get_args(Proof)
 PHASES: tuple[Phase, ...] = get_args(Phase)
+QUANTIZED: tuple[Quantized, ...] = get_args(Quantized)
 
 _MOST_LISTED = 100_000
 
 
 def check_arguments(**values: object) -> None:
     """Check arguments by their names in Python. Raises: ArgumentError for the first wrong one."""
+    if values.get("quantized") == "dequantize" and values.get("new_layers") == 0:
+        values["new_layers"] = None  # a checkpoint that is only unpacked
     for name, value in values.items():
         try:
             _CHECKS[name](value)
@@ -164,7 +168,8 @@ _CHECKS: Mapping[str, Callable[[object], object]] = {
     "new_layers": _optional(check_count),
     "position": check_position,
     "layers": _optional(check_layer_list),
-    "dtype": _one_of(DTYPES),
+    "dtype": _optional(_one_of(DTYPES)),
+    "quantized": _one_of(QUANTIZED),
     "max_shard_size": _optional(check_size),
     "reflink": _one_of(REFLINKS),
     "phase": _optional(_one_of(PHASES)),

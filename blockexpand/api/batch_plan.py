@@ -121,7 +121,7 @@ def _plan_job(job: Job, source: OpenedSource, hub: HubOptions, plans: Plans) -> 
         "layers": str(len(draft.layer_map)),
         "new-layers": str(len(draft.new_layers)),
         "position": name_layers(job, "-"),
-        "dtype": job.dtype,
+        "dtype": draft.dtype if job.dtype is None else job.dtype,
     }
     job = replace(
         job,
@@ -182,7 +182,14 @@ def _plan_once(
 
 def _make_recipe(job: Job, out: Path) -> Recipe:
     return make_recipe(
-        out, job.new_layers, job.position, job.dtype, job.max_shard_size, job.phase, job.layers
+        out,
+        job.new_layers,
+        job.position,
+        job.dtype,
+        job.max_shard_size,
+        job.phase,
+        job.layers,
+        job.quantized,
     )
 
 
@@ -198,6 +205,7 @@ def _show_command(plan: Plan, job: Job) -> str:
         dtype=job.dtype,
         keeps_phase=job.phase == "keep",
         layers=None if job.layers is None else parse_layers(job.layers),
+        quantized=job.quantized,
     )
     return render_command(job.src, job.out, recipe, job.max_shard_size)
 

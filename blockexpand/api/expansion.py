@@ -22,12 +22,13 @@ from ..checkpoints.sources import (
 from ..errors import RecipeError
 from ..fs.paths import expand_home
 from ..planning.card import add_card
+from ..planning.origins import sources_of
 from ..planning.plan import Plan, make_plan
 from ..planning.recipe import render_command
 from ..progress import SILENT, Progress
 from ..writing.staging import check_target, clear_debris
 from ..writing.writer import WriteOptions, check_write, resolve_target
-from .arguments import Dtype, Phase, Proof, Reflink, check_arguments
+from .arguments import Dtype, Phase, Proof, Quantized, Reflink, check_arguments
 from .options import make_hub_options, make_recipe, name_base, note_base
 from .pipeline import Expansion, PublishOptions, write_and_publish
 
@@ -40,7 +41,8 @@ def expand(
     position: str | Sequence[int] = "end",
     layers: str | None = None,
     phase: Phase | None = None,
-    dtype: Dtype = "bfloat16",
+    dtype: Dtype | None = None,
+    quantized: Quantized = "keep",
     max_shard_size: str | int | None = None,
     reflink: Reflink = "auto",
     hardlink: bool = False,
@@ -60,6 +62,8 @@ def expand(
 ) -> Expansion:
     """Add blocks to a checkpoint without changing what it computes; arguments as in a command.
 
+    `dtype` None is bfloat16, or of a quantised source what each tensor has. `quantized` says what
+    becomes of one: `keep`, `new-blocks-full` or `dequantize`, which alone may have 0 new layers.
     `layers` lists every layer of the output instead (`0-31,31*4`): one that repeats, drops or moves
     layers changes what the model computes, which the plan's `keeps_function` says.
     `phase` "keep" makes layers that readers which go by a layer's number see as they were;
@@ -79,6 +83,7 @@ def expand(
         layers=layers,
         phase=phase,
         dtype=dtype,
+        quantized=quantized,
         max_shard_size=max_shard_size,
         reflink=reflink,
         hardlink=hardlink,
@@ -97,7 +102,9 @@ def expand(
         command=command,
     )
     target = resolve_target(expand_home(out))
-    recipe = make_recipe(target, new_layers, position, dtype, max_shard_size, phase, layers)
+    recipe = make_recipe(
+        target, new_layers, position, dtype, max_shard_size, phase, layers, quantized
+    )
     options = WriteOptions(reflink=reflink, hardlink=hardlink, overwrite=overwrite)
     hub = make_hub_options(revision, token, cache_dir, progress)
     clear_debris(target)
@@ -109,6 +116,8 @@ def expand(
 
     def check_headers(checkpoint: Checkpoint) -> None:
         plan = make_plan(checkpoint, recipe)
+        if stream:
+            _check_parts(plan)
         _check_provable(plan, check, verify_after)
 
     source: OpenedSource | None = None
@@ -123,6 +132,8 @@ def expand(
     else:
         checkpoint, name = open_source(str(src), hub, progress=progress, check=check_headers)
     plan = make_plan(checkpoint, recipe)
+    if stream:
+        _check_parts(plan)
     _check_provable(plan, check, verify_after)
     shown = command or render_command(str(src), str(out), recipe, max_shard_size)
     name = name_base(name, base_model)
@@ -176,6 +187,17 @@ def _check_stream(
             )
 
 
+def _check_parts(plan: Plan) -> None:
+    """Refuse to stream a module whose parts lie in several shards. Raises: RecipeError."""
+    for file in plan.files:
+        for tensor in file.tensors:
+            if len({extent.file for extent in sources_of(tensor.origin)}) > 1:
+                raise RecipeError(
+                    f"tensor {tensor.name!r} is made of several shards, of which --stream keeps "
+                    "one at a time; leave it out"
+                )
+
+
 def plan_expansion(
     src: str | Path,
     out: str | Path,
@@ -184,7 +206,8 @@ def plan_expansion(
     position: str | Sequence[int] = "end",
     layers: str | None = None,
     phase: Phase | None = None,
-    dtype: Dtype = "bfloat16",
+    dtype: Dtype | None = None,
+    quantized: Quantized = "keep",
     max_shard_size: str | int | None = None,
     revision: str | None = None,
     token: str | None = None,
@@ -204,6 +227,7 @@ def plan_expansion(
         layers=layers,
         phase=phase,
         dtype=dtype,
+        quantized=quantized,
         max_shard_size=max_shard_size,
         revision=revision,
         token=token,
@@ -212,7 +236,9 @@ def plan_expansion(
         check=check,
     )
     target = resolve_target(expand_home(out))
-    recipe = make_recipe(target, new_layers, position, dtype, max_shard_size, phase, layers)
+    recipe = make_recipe(
+        target, new_layers, position, dtype, max_shard_size, phase, layers, quantized
+    )
     hub = make_hub_options(revision, token, cache_dir)
     checkpoint, name = open_source(str(src), hub, headers_only=True)
     plan = make_plan(checkpoint, recipe)

@@ -24,10 +24,12 @@ from .arguments import (
     DTYPES,
     PHASES,
     PROOFS,
+    QUANTIZED,
     REFLINKS,
     Dtype,
     Phase,
     Proof,
+    Quantized,
     Reflink,
     check_count,
     check_layer_list,
@@ -70,7 +72,8 @@ class Job:
     position: str | tuple[int, ...] = "end"
     layers: str | None = None
     phase: Phase | None = None
-    dtype: Dtype = "bfloat16"
+    dtype: Dtype | None = None
+    quantized: Quantized = "keep"
     max_shard_size: str | None = None
     reflink: Reflink = "auto"
     hardlink: bool = False
@@ -313,6 +316,7 @@ _OPTIONS: dict[str, tuple[str, Callable[[yaml.Node], Any]]] = {
     "layers": ("layers such as 0-31,31*4", _layers),
     "phase": ("keep", _phase),
     "dtype": _choice(*DTYPES),
+    "quantized": _choice(*QUANTIZED),
     "max-shard-size": ("a size such as 5GB", _size),
     "reflink": _choice(*REFLINKS),
     "hardlink": ("true or false", _flag),

@@ -20,10 +20,11 @@ def make_recipe(
     out: Path,
     new_layers: int | None,
     position: str | Sequence[int],
-    dtype: str,
+    dtype: str | None,
     max_shard_size: str | int | None,
     phase: Phase | None = None,
     layers: str | None = None,
+    quantized: str = "keep",
 ) -> Recipe:
     """Resolve the arguments of an expansion that do not depend on the source.
 
@@ -42,6 +43,7 @@ def make_recipe(
         block_nbytes=file_system_block(existing_folder(out)),
         keeps_phase=phase == "keep",
         layers=None if layers is None else parse_layers(layers),
+        quantized=quantized,
     )
 
 

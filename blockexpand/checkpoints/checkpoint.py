@@ -11,7 +11,7 @@ import contextlib
 import os
 import stat
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..errors import CheckpointError, HeaderError
@@ -19,6 +19,7 @@ from ..formats.json_object import MOST_JSON_NBYTES, JsonObject, parse_json_objec
 from ..formats.safetensors import Header, TensorSpec, parse_header, parse_header_nbytes, read_header
 from ..fs.reading import FileStat
 from ..messages import and_more, show
+from .contents import read_contents
 from .files import (
     CARD_FILE,
     CONFIG_FILE,
@@ -52,7 +53,8 @@ class Checkpoint:
     """A catalogue of a checkpoint folder; `specs` maps every tensor's name to what it is.
 
     `manifest` is its block_expansion.json as it stands there, if it is an expansion itself; `notes`
-    is what a run says of the choice that was made among its files.
+    is what a run says of the choice that was made among its files. `contents` holds what else of a
+    quantised model a plan needs to see (see contents.py).
     """
 
     root: Path
@@ -65,6 +67,7 @@ class Checkpoint:
     card: bytes | None = None
     manifest: bytes | None = None
     notes: tuple[str, ...] = ()
+    contents: Mapping[str, bytes] = field(default_factory=dict)
 
 
 def open_checkpoint(root: Path) -> Checkpoint:
@@ -103,7 +106,7 @@ def open_checkpoint(root: Path) -> Checkpoint:
         raise CheckpointError(f"{root}: {explain_missing_weights(names)}")
     shards, faults = _open_shards(root, shard_names, names)
     side_names, left_behind = split_side_files(names, shard_names)
-    return assemble_checkpoint(
+    checkpoint = assemble_checkpoint(
         root,
         documents,
         shards,
@@ -113,6 +116,10 @@ def open_checkpoint(root: Path) -> Checkpoint:
         faults=faults,
         notes=describe_choice(names),
     )
+    contents = read_contents(
+        root, checkpoint.config, checkpoint.shards, [file.name for file in checkpoint.side_files]
+    )
+    return replace(checkpoint, contents=contents)
 
 
 def assemble_checkpoint(

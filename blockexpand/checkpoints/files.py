@@ -33,6 +33,9 @@ _MOST_CARD_NBYTES = 1 << 20
 # Of these the beginning is read: what is too long is refused where it is needed, if it is.
 READ_AT_MOST = {CARD_FILE: _MOST_CARD_NBYTES, MANIFEST_FILE: MOST_MANIFEST_NBYTES + 1}
 
+# They repeat what config.json says of quantisation, for loaders that look there.
+QUANTIZATION_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
+
 # Written anew for the output, never copied.
 REWRITTEN_FILES = frozenset({WEIGHTS_FILE, INDEX_FILE, CONFIG_FILE, CARD_FILE, MANIFEST_FILE})
 

@@ -92,7 +92,14 @@ def make_parser(description: str = _DESCRIPTION) -> Parser:
         choices=DTYPES,
         metavar="DTYPE",
         help="dtype of the output's floating-point weights: bfloat16 (the default), float16, "
-        "float32, or source, which keeps every tensor's dtype",
+        "float32, or source, which keeps every tensor's dtype (the default of a quantized SRC)",
+    )
+    add(
+        "--quantized",
+        choices=("keep", "new-blocks-full", "dequantize"),
+        help="what becomes of a quantized SRC. keep: all stays as it is, new blocks are quantized "
+        "clones (the default). new-blocks-full: new blocks are stored unquantized, to be trained. "
+        "dequantize: everything is, also without a new block (--new-layers 0)",
     )
     add_writing_options(parser)
     hub = add_hub_options(parser)
@@ -131,7 +138,8 @@ def run(options: argparse.Namespace, words: Sequence[str]) -> int:
         "position": options.position or "end",
         "layers": options.layers,
         "phase": options.phase,
-        "dtype": options.dtype or "bfloat16",
+        "dtype": options.dtype,
+        "quantized": options.quantized or "keep",
         "max_shard_size": options.max_shard_size,
         "revision": options.revision,
         "token": options.token,
@@ -182,7 +190,7 @@ def _check_layers(options: argparse.Namespace) -> None:
 
 
 def _refuse_beside_recipe(options: argparse.Namespace) -> None:
-    for option in ("new_layers", "position", "layers", "phase", "dtype", "stream"):
+    for option in ("new_layers", "position", "layers", "phase", "dtype", "quantized", "stream"):
         if getattr(options, option):
             raise UsageError(f"--{option.replace('_', '-')} does not go with --recipe")
 

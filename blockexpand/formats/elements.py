@@ -27,13 +27,13 @@ def convert_slice(
     """
     import torch
 
-    dtypes = _dtypes()
+    dtypes = torch_dtypes()
     # A buffer that does not start at a multiple of the element's size cannot be viewed.
     values = torch.frombuffer(source, dtype=torch.uint8).view(dtypes[from_dtype])
     result = torch.frombuffer(target, dtype=torch.uint8).view(dtypes[to_dtype])
     result.copy_(_round_to_odd(values) if from_dtype == "F64" and to_dtype != "F32" else values)
     wider = "bfloat16, float32 or source" if to_dtype == "F16" else "source"
-    _check(values, result, f"{to_dtype}; expand with --dtype {wider}", tensor)
+    check_result(values, result, f"{to_dtype}; expand with --dtype {wider}", tensor)
 
 
 def scale_slice(
@@ -54,16 +54,17 @@ def scale_slice(
     """
     import torch
 
-    dtypes = _dtypes()
+    dtypes = torch_dtypes()
     values = torch.frombuffer(source, dtype=torch.uint8).view(dtypes[from_dtype])
     result = torch.frombuffer(target, dtype=torch.uint8).view(dtypes[to_dtype])
     scaled = values.to(dtypes[math_dtype]) * factor
     result.copy_(scaled + shift if shift else scaled)
     what = f"scaling it by {factor:g} in {math_dtype} and storing it as "
-    _check(values, result, f"{what}{to_dtype}; give the recipe another dtype", tensor)
+    check_result(values, result, f"{what}{to_dtype}; give the recipe another dtype", tensor)
 
 
-def _dtypes() -> dict[str, torch.dtype]:
+def torch_dtypes() -> dict[str, torch.dtype]:
+    """Return torch's floating-point dtypes by the names of the format."""
     import torch
 
     return {
@@ -74,14 +75,24 @@ def _dtypes() -> dict[str, torch.dtype]:
     }
 
 
-def _check(values: torch.Tensor, result: torch.Tensor, what_for: str, tensor: str) -> None:
-    """Make every NaN the same; refuse what became infinite."""
+def check_result(
+    values: torch.Tensor | None, result: torch.Tensor, what_for: str, tensor: str
+) -> None:
+    """Make every NaN the same; refuse what became infinite.
+
+    `values` are what `result` was made of; None where that is no tensor that could be infinite.
+    Raises: RecipeError.
+    """
     import torch
 
     # One pass tells that nothing is infinite or NaN, which is the rule.
     if torch.isfinite(result.sum(dtype=torch.float32)):
         return
     result.masked_fill_(result.isnan(), float("nan"))
+    if values is None:
+        if result.isinf().any():
+            raise RecipeError(f"tensor {tensor!r}: a value is too large for {what_for}")
+        return
     overflows = result.isinf() & ~values.isinf()
     if overflows.any():
         worst = float(values[overflows].abs().max())

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from ..errors import CheckpointError, UnsupportedModelError
 from ..formats.safetensors import TensorSpec
-from .decoder_checks import check_tensors, refuse_quantized, refuse_unknown_fields
+from .decoder_checks import check_tensors, refuse_unknown_fields
 from .families import FAMILIES, MULTIMODAL
 from .families.family import Family
 from .families.layer_fields import (
@@ -28,6 +28,7 @@ from .families.layer_fields import (
 from .families.refused import REFUSED
 from .families.tensor_roles import is_float32
 from .layer_map import MAX_LAYERS
+from .quantization.find import Quantization, find_quantization
 
 
 class LayerTensor(NamedTuple):
@@ -196,7 +197,8 @@ class Decoder:
     `placed` has the tensors of the `layers` layers and of the `tail_layers` that are stored past
     the end (numbers from `layers` on); no other tensor is renumbered. `config_path` leads to the
     object of config.json that holds the decoder's fields; `text_type` is the model type of that
-    object, which is that of the whole model where there is no other.
+    object, which is that of the whole model where there is no other. Of a quantised checkpoint
+    `quantization` tells which tensors make up a module; to the family each is its plain weight.
     """
 
     family: Family
@@ -207,21 +209,23 @@ class Decoder:
     prefix: str
     placed: Mapping[str, LayerTensor]
     config_path: tuple[str, ...] = ()
+    quantization: Quantization | None = None
 
 
 def find_decoder(config: Mapping[str, Any], tensors: Mapping[str, TensorSpec]) -> Decoder:
     """Find the decoder layers that `config` and the names of `tensors` agree on.
 
-    Raises: UnsupportedModelError for a model that the table does not cover, is quantized, or has
-    tensors that the table does not know; CheckpointError when config and tensors disagree.
+    Raises: UnsupportedModelError for a model that the table does not cover, is quantized in a way
+    that no row covers, or has tensors that the table does not know; CheckpointError when config and
+    tensors disagree.
     """
     model_type = find_model_type(config)
-    refuse_quantized(config)
     path, text_type, prefixes = find_text_model(config, model_type)
     text = descend(config, path)
     family = find_family(text, text_type)
     prefix, placed = place_layers(tensors, prefixes or family.prefixes)
     layers, tail_layers = count_layers(family, text, placed, prefix)
+    quantization = find_quantization(config, tensors)
     decoder = Decoder(
         family=family,
         model_type=model_type,
@@ -231,13 +235,18 @@ def find_decoder(config: Mapping[str, Any], tensors: Mapping[str, TensorSpec]) -
         prefix=prefix,
         placed=placed,
         config_path=path,
+        quantization=quantization,
     )
     rules = field_rules(family)
     refuse_unknown_fields(rules, text, layers)
     kinds = [read_kinds(rule, text, layers) for rule in rules if not rule.advisory]
     by_layer: dict[int, dict[str, TensorSpec]] = defaultdict(dict)
     for name, tensor in placed.items():
-        by_layer[tensor.layer][tensor.suffix] = tensors[name]
+        suffix = family_suffix(decoder, name)
+        if suffix is not None:
+            spec = tensors[name]
+            own = quantization.weight_spec(name, spec) if quantization else spec
+            by_layer[tensor.layer][suffix] = own
     known = [repr([kind[i] for kind in kinds if kind is not None]) for i in range(layers)]
     check_tensors(family, text_type, prefix, by_layer, known)
     return decoder
@@ -246,6 +255,29 @@ def find_decoder(config: Mapping[str, Any], tensors: Mapping[str, TensorSpec]) -
 def output_name(decoder: Decoder, placed: LayerTensor, layer: int) -> str:
     """Return the name of a layer's tensor when the layer is number `layer` of the output."""
     return f"{decoder.prefix}{layer}.{placed.suffix}"
+
+
+def family_suffix(decoder: Decoder, name: str) -> str | None:
+    """Return the suffix by which the family knows a layer's tensor; None for a mere part of one.
+
+    The values of a quantised module go by the name of its unquantised weight.
+    """
+    placed = decoder.placed[name]
+    member = decoder.quantization.members.get(name) if decoder.quantization else None
+    if member is None:
+        return placed.suffix
+    if member.module is None or member.role != "q":
+        return None
+    return module_suffix(decoder, name)
+
+
+def module_suffix(decoder: Decoder, name: str) -> str:
+    """Return the suffix of a layer's tensor, of a quantised module's part that of the weight."""
+    placed = decoder.placed[name]
+    member = decoder.quantization.members.get(name) if decoder.quantization else None
+    if member is None or member.module is None:
+        return placed.suffix
+    return member.module.weight[len(f"{decoder.prefix}{placed.layer}.") :]
 
 
 def keeps_float32(decoder: Decoder, name: str) -> bool:

@@ -40,20 +40,9 @@ NOT_PER_LAYER = frozenset(
         *("vision_config", "audio_config", "image_grid_pinpoints", "vision_feature_layer"),
         *("mtp_layer_types", "mtp_mlp_layer_types", "mtp_layers_block_type"),
         *("mtp_local_layer_ids", "task_specific_params", "quantization_config"),
+        *("compression_config",),
     }
 )
-
-
-def refuse_quantized(config: Mapping[str, Any]) -> None:
-    """Raise UnsupportedModelError for a config that says that the weights are quantized."""
-    text = config.get("text_config")
-    for part in (config, text if isinstance(text, Mapping) else {}):
-        for field in ("quantization_config", "compression_config"):
-            if part.get(field):
-                raise UnsupportedModelError(
-                    f"config.json: {field!r} is present: a quantized checkpoint cannot be "
-                    "expanded; use the unquantized one"
-                )
 
 
 def refuse_unknown_fields(rules: Sequence[FieldRule], text: Mapping[str, Any], layers: int) -> None:

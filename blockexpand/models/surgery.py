@@ -17,6 +17,7 @@ from .decoder import (
     COUNT_FIELDS,
     Decoder,
     descend,
+    family_suffix,
     field_rules,
 )
 from .families import MULTIMODAL
@@ -211,9 +212,11 @@ def _count_edits(decoder: Decoder, text: Mapping[str, Any], layers: int) -> Fiel
 
 def _neutral(decoder: Decoder, sources: Sequence[int]) -> dict[int, dict[str, float]]:
     suffixes: dict[int, list[str]] = {source: [] for source in sources}
-    for placed in decoder.placed.values():
+    for name, placed in decoder.placed.items():
         if placed.layer in suffixes:
-            suffixes[placed.layer].append(placed.suffix)
+            suffix = family_suffix(decoder, name)
+            if suffix is not None:
+                suffixes[placed.layer].append(suffix)
     return {source: neutral_values(decoder.family, names) for source, names in suffixes.items()}
 
 

@@ -40,6 +40,11 @@ class DtypePolicy:
     output_dtype: str
     decoder: Decoder
 
+    @property
+    def weight_dtype(self) -> str:
+        """The dtype of weights that are unpacked."""
+        return SAFETENSORS_DTYPES[self.output_dtype]
+
     def plan(
         self, name: str, spec: TensorSpec, extent: Extent
     ) -> tuple[TensorSpec, Copy | Convert]:
@@ -70,7 +75,7 @@ def make_dtype_policy(checkpoint: Checkpoint, dtype: str, decoder: Decoder) -> D
     """
     if dtype not in OUTPUT_DTYPES:
         raise RecipeError(f"dtype {dtype!r}: expected one of {', '.join(OUTPUT_DTYPES)}")
-    main = SAFETENSORS_DTYPES[name_main_dtype(checkpoint.specs.values())]
+    main = _find_main_dtype(checkpoint, decoder)
     target = SAFETENSORS_DTYPES.get(dtype)
     return DtypePolicy(
         target=target,
@@ -78,6 +83,22 @@ def make_dtype_policy(checkpoint: Checkpoint, dtype: str, decoder: Decoder) -> D
         output_dtype=_NAMES[target or main],
         decoder=decoder,
     )
+
+
+def _find_main_dtype(checkpoint: Checkpoint, decoder: Decoder) -> str:
+    """Return the dtype of most float bytes; of a quantised source, of what is not quantised.
+
+    Where that is float32 alone, weights were narrower before they were quantised: bfloat16, or what
+    the config says.
+    """
+    quantization = decoder.quantization
+    if quantization is None:
+        return SAFETENSORS_DTYPES[name_main_dtype(checkpoint.specs.values())]
+    plain = (spec for name, spec in checkpoint.specs.items() if name not in quantization.members)
+    main = SAFETENSORS_DTYPES[name_main_dtype(plain)]
+    stated = str(checkpoint.config.get("dtype") or checkpoint.config.get("torch_dtype"))
+    narrow = {"bfloat16": "BF16", "float16": "F16"}.get(stated, "BF16")
+    return narrow if main in ("F32", "F64") else main
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -198,7 +198,20 @@ def _parse_recipe(file: str, content: Mapping[str, Any], new_layers: int) -> Rec
         max_shard_nbytes=nbytes,
         block_nbytes=block,
         keeps_phase=content.get("phase") == "keep",
+        quantized=parse_quantized(file, content)[1],
     )
+
+
+def parse_quantized(file: str, content: Mapping[str, Any]) -> tuple[str | None, str]:
+    """Return the method by which the source is quantised, None if by none, and the mode."""
+    stated = content.get("quantized")
+    if stated is None:
+        return None, "keep"
+    method = stated.get("method") if isinstance(stated, Mapping) else None
+    mode = stated.get("mode") if isinstance(stated, Mapping) else None
+    if not isinstance(method, str) or not isinstance(mode, str) or len(method + mode) > 99:
+        _refuse(file, "quantized", "an object with a method and a mode", stated)
+    return method, mode
 
 
 def _parse_source(file: str, field: str, fields: object) -> ModelRef:
@@ -271,6 +284,8 @@ def render_manifest(
         }
         if others:
             manifest["layer_models"] = [entry.model for entry in plan.layer_map]
+    if plan.quantization is not None:
+        manifest["quantized"] = {"method": plan.quantization, "mode": plan.options.quantized}
     return (json.dumps(manifest, indent=2) + "\n").encode()
 
 

@@ -1,16 +1,20 @@
-"""Where the bytes of an output tensor come from: five kinds of origin, and nothing else.
+"""Where the bytes of an output tensor come from: six kinds of origin, and nothing else.
 
 A consumer matches on all of them, so that a new kind cannot be forgotten anywhere. Values only;
-`compute_slice` alone brings bytes of a source into what they are in the output.
+`compute_slice` and `dequantize_slice` alone bring bytes of a source into what they are in the
+output.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from ..formats.codecs import Codec, find_ranges
+from ..formats.dequantizing import dequantize_rows
 from ..formats.elements import convert_slice, scale_slice
-from ..formats.safetensors import TensorSpec
+from ..formats.safetensors import DTYPE_BITS, TensorSpec
 
 
 class Extent(NamedTuple):
@@ -66,16 +70,45 @@ class Scale:
     shift: float = 0.0
 
 
-Origin = Copy | Zeros | Fill | Convert | Scale
+class QuantizedPart(NamedTuple):
+    """A tensor of a quantised module: what it is to the codec, and where it lies."""
+
+    role: str
+    spec: TensorSpec
+    extent: Extent
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dequantize:
+    """The weight of a quantised module, each value as its format defines it, rounded to nearest.
+
+    The first of `parts` holds the values; the parts may lie in several files.
+    """
+
+    codec: Codec
+    parts: tuple[QuantizedPart, ...]
+    shape: tuple[int, ...]
+    to_dtype: str
+
+
+Origin = Copy | Zeros | Fill | Convert | Scale | Dequantize
 
 
 def source_of(origin: Origin) -> Extent | None:
-    """Return where the origin's bytes are in a source file; None for a constant."""
+    """Return where the origin's values are in a source file; None for a constant."""
+    extents = sources_of(origin)
+    return extents[0] if extents else None
+
+
+def sources_of(origin: Origin) -> tuple[Extent, ...]:
+    """Return all that an origin needs of source files, its values first."""
     match origin:
         case Copy(extent=extent) | Convert(extent=extent) | Scale(extent=extent):
-            return extent
+            return (extent,)
+        case Dequantize(parts=parts):
+            return tuple(part.extent for part in parts)
         case Zeros() | Fill():
-            return None
+            return ()
 
 
 class Part(NamedTuple):
@@ -103,3 +136,53 @@ def compute_slice(
         )
     else:
         convert_slice(source, origin.from_dtype, target, origin.to_dtype, tensor)
+
+
+Fetch = Callable[[Extent, bool], memoryview]
+"""Returns a range of a source file; True says that other slices will ask for the same range."""
+
+
+def dequantize_slice(
+    origin: Dequantize, start: int, target: memoryview, fetch: Fetch, tensor: str
+) -> None:
+    """Fill `target` with bytes of a dequantised tensor, from byte `start` of it on.
+
+    Raises: RecipeError where a finite value is too large for the dtype.
+    """
+    row_nbytes = origin.shape[-1] * DTYPE_BITS[origin.to_dtype] // 8
+    end = start + len(target)
+    # Whole rows go straight into the target; of a row that is cut, all is computed, and some taken.
+    first, last = -(-start // row_nbytes), end // row_nbytes
+    if first < last:
+        inner = target[first * row_nbytes - start : last * row_nbytes - start]
+        _dequantize(origin, first, last, inner, fetch, tensor)
+        cut = [
+            row
+            for row, is_cut in ((first - 1, start % row_nbytes), (last, end % row_nbytes))
+            if is_cut
+        ]
+    else:
+        cut = list(range(start // row_nbytes, -(-end // row_nbytes)))
+    for row in cut:
+        whole = memoryview(bytearray(row_nbytes))
+        _dequantize(origin, row, row + 1, whole, fetch, tensor)
+        begin = row * row_nbytes
+        into = target[max(begin - start, 0) : begin + row_nbytes - start]
+        skipped = max(start - begin, 0)
+        into[:] = whole[skipped : skipped + len(into)]
+
+
+def _dequantize(
+    origin: Dequantize, first: int, last: int, target: memoryview, fetch: Fetch, tensor: str
+) -> None:
+    specs = {part.role: part.spec for part in origin.parts}
+    ranges = find_ranges(origin.codec, specs, origin.shape, first, last)
+    parts = {}
+    for role, spec, extent in origin.parts:
+        begin, end = ranges[role]
+        is_shared = end - begin == spec.nbytes or len(origin.shape) > 2
+        part = Extent(extent.file, extent.offset + begin, end - begin)
+        parts[role] = fetch(part, is_shared)
+    dequantize_rows(
+        origin.codec, specs, parts, origin.shape, (first, last), target, origin.to_dtype, tensor
+    )

@@ -22,6 +22,7 @@ from ..formats.safetensors import TensorSpec
 from ..fs.reading import FileStat
 from ..models.decoder import Decoder, descend, find_decoder
 from ..models.layer_map import (
+    LayerEntry,
     LayerMap,
     check_layers,
     has_equal_groups,
@@ -31,7 +32,8 @@ from ..models.layer_map import (
 from ..models.readers import ReaderView, keep_phase
 from ..models.surgery import Surgery, plan_rearrangement, plan_surgery
 from .dtypes import make_dtype_policy
-from .origins import Convert, Copy, Fill, Origin, Scale, Zeros
+from .origins import Convert, Copy, Dequantize, Fill, Origin, Part, Scale, Zeros
+from .quantizing import find_constant, make_quantized_tensors, plan_settings
 from .recipe import Recipe, spell_choice
 from .shards import Document, PlannedFile, plan_files, render_index
 from .tensor_map import SourceModel, TensorUse, map_tensors
@@ -49,6 +51,7 @@ class PlanOptions:
     max_shard_nbytes: int | None
     block_nbytes: int
     keeps_phase: bool = False
+    quantized: str = "keep"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +64,7 @@ class Plan:
     there, because a mergekit recipe (`recipe_text`) takes from several `models`, named as in that
     recipe. Such a plan need not keep the function of its source: `keeps_function` tells. `readers`
     are those that tell what a layer is from its number, with what they make of the output.
+    `quantization` names the method by which the source is quantised.
     """
 
     root: Path
@@ -84,6 +88,7 @@ class Plan:
     models: tuple[str, ...] = ()
     keeps_function: bool = True
     readers: tuple[ReaderView, ...] = ()
+    quantization: str | None = None
 
     @property
     def nbytes(self) -> int:
@@ -112,34 +117,39 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
     """Compute the whole output from the headers and the config.
 
     Raises: RecipeError for a recipe that does not fit the model; UnsupportedModelError where
-    the expansion would not compute the same function, or the source is quantised.
+    the expansion would not compute the same function, or how the source is quantised is unknown.
     """
     with _naming(checkpoint):
         decoder = find_decoder(checkpoint.config, checkpoint.specs)
     layer_map = _map_layers(checkpoint, decoder, recipe)
     options = PlanOptions(
         position=spell_choice(recipe),
-        dtype=recipe.dtype,
+        dtype=recipe.dtype or ("source" if decoder.quantization else "bfloat16"),
         max_shard_nbytes=recipe.max_shard_nbytes,
         block_nbytes=recipe.block_nbytes,
         keeps_phase=recipe.keeps_phase,
+        quantized=recipe.quantized,
     )
     keeps_function = keeps_originals(decoder.layers, layer_map)
     if keeps_function:
         surgery = plan_surgery(decoder, checkpoint.config, layer_map)
     else:
         surgery = _plan_rearranged(decoder, checkpoint.config, layer_map)
-    dtypes = make_dtype_policy(checkpoint, recipe.dtype, decoder)
+    dtypes = make_dtype_policy(checkpoint, options.dtype, decoder)
     source = SourceModel(model=0, checkpoint=checkpoint, decoder=decoder)
+    quantized = make_quantized_tensors(source, recipe.quantized, layer_map, dtypes.weight_dtype)
+    settings_edits, repeating = plan_settings(source, recipe.quantized, layer_map)
 
-    def make(use: TensorUse) -> tuple[TensorSpec, Origin]:
-        spec, origin = dtypes.plan(use.name, use.spec, use.extent)
+    def make(use: TensorUse) -> Part | None:
+        constant = None
         if use.layer is not None and layer_map[use.layer].is_new:
-            placed = decoder.placed[use.name]
-            constant = surgery.neutral[placed.layer].get(placed.suffix)
-            if constant is not None:
-                return spec, make_constant(spec, constant)
-        return spec, origin
+            constant = find_constant(decoder, surgery.neutral, use.name)
+        if quantized is not None and quantized.has(use.name):
+            return quantized.make(use, constant)
+        spec, origin = dtypes.plan(use.name, use.spec, use.extent)
+        if constant is not None:
+            return Part(use.output, spec, make_constant(spec, constant))
+        return Part(use.output, spec, origin)
 
     kept, blocks = map_tensors((source,), layer_map, make, lambda source, name: True)
     files = plan_files(
@@ -150,9 +160,10 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
         recipe.block_nbytes,
     )
     config = edit_json_object(
-        checkpoint.config_bytes, surgery.config_edits + dtypes.config_edits(checkpoint.config)
+        checkpoint.config_bytes,
+        surgery.config_edits + dtypes.config_edits(checkpoint.config) + settings_edits,
     )
-    documents = make_documents(config, files)
+    documents = make_documents(config, files, repeating)
     return Plan(
         root=checkpoint.root,
         options=options,
@@ -169,22 +180,33 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
         dtype=dtypes.output_dtype,
         files=files,
         documents=documents,
-        side_files=checkpoint.side_files,
+        side_files=tuple(file for file in checkpoint.side_files if file.name not in repeating),
         source_files=tuple(shard.file for shard in checkpoint.shards),
         source_card=checkpoint.card,
         left_behind=checkpoint.left_behind,
-        notes=checkpoint.notes + surgery.notes + _position_notes(recipe, layer_map),
+        notes=checkpoint.notes
+        + surgery.notes
+        + _position_notes(recipe, layer_map)
+        + _quantized_notes(decoder, recipe),
         readers=surgery.readers,
         keeps_function=keeps_function,
+        quantization=decoder.quantization.method.name if decoder.quantization else None,
         fingerprint=take_fingerprint(options, files, documents),
     )
 
 
-def make_documents(config: bytes, files: Sequence[PlannedFile]) -> tuple[Document, ...]:
-    """Return the output's config.json, and the index of its shards if there are several."""
+def make_documents(
+    config: bytes, files: Sequence[PlannedFile], repeating: Mapping[str, bytes | None] | None = None
+) -> tuple[Document, ...]:
+    """Return the output's config.json, and the index of its shards if there are several.
+
+    `repeating` has the files that repeat what the config says of quantisation; None is dropped.
+    """
     documents = [Document(name=CONFIG_FILE, data=config)]
     if len(files) > 1:
         documents.append(Document(name=INDEX_FILE, data=render_index(files)))
+    known = (repeating or {}).items()
+    documents += [Document(name=name, data=data) for name, data in known if data is not None]
     return tuple(documents)
 
 
@@ -208,6 +230,8 @@ def _fingerprint_items(
 ) -> Iterator[bytes]:
     asked = (options.position, options.dtype, options.max_shard_nbytes, options.block_nbytes)
     yield repr(asked).encode()
+    if options.quantized != "keep":
+        yield options.quantized.encode()
     for file in files:
         yield file.name.encode()
         yield file.header
@@ -235,6 +259,9 @@ def _spell_origin(origin: Origin) -> str:
             chain = f"{before} {middle} {after}"
             shift = f" {origin.shift!r}" if origin.shift else ""
             return f"scale {extent.file} {extent.offset} {chain} {origin.factor!r}{shift}"
+        case Dequantize(codec=codec, parts=parts, to_dtype=after):
+            places = [f"{role} {extent.file} {extent.offset}" for role, _, extent in parts]
+            return f"dequantize {codec!r} {' '.join(places)} {after}"
 
 
 def _plan_rearranged(decoder: Decoder, config: Mapping[str, Any], layer_map: LayerMap) -> Surgery:
@@ -245,6 +272,8 @@ def _plan_rearranged(decoder: Decoder, config: Mapping[str, Any], layer_map: Lay
 
 
 def _map_layers(checkpoint: Checkpoint, decoder: Decoder, recipe: Recipe) -> LayerMap:
+    if recipe.quantized == "dequantize" and recipe.new_layers == 0:
+        return tuple(LayerEntry(source=index) for index in range(decoder.layers))
     if recipe.layers is not None:
         check_layers(decoder.layers, recipe.layers)
         return recipe.layers
@@ -268,6 +297,13 @@ def make_constant(spec: TensorSpec, value: float) -> Zeros | Fill:
     if value == 0:
         return Zeros(nbytes=spec.nbytes)
     return Fill(element=encode_element(spec.dtype, value), nbytes=spec.nbytes)
+
+
+def _quantized_notes(decoder: Decoder, recipe: Recipe) -> tuple[str, ...]:
+    if decoder.quantization is None:
+        return ()
+    warning = decoder.quantization.method.warnings.get(recipe.quantized)
+    return (warning,) if warning else ()
 
 
 def _position_notes(recipe: Recipe, layer_map: LayerMap) -> tuple[str, ...]:

@@ -16,19 +16,22 @@ from ..models.layer_map import LayerMap, parse_layers, spell_layers
 class Recipe:
     """What is asked for. `position` is a name, or the original layers that a clone follows.
 
-    `dtype` is `bfloat16`, `float16`, `float32` or `source`; `max_shard_nbytes` None mirrors the
-    source's shards; `block_nbytes` is the file system's block, to which data is aligned.
+    `dtype` is `bfloat16`, `float16`, `float32` or `source`, None what suits the source: `source`
+    for a quantised one, else `bfloat16`. `quantized` is what becomes of a quantised source: `keep`,
+    `new-blocks-full` or `dequantize`, which alone may have 0 new layers. `max_shard_nbytes` None
+    mirrors the source's shards; `block_nbytes` is the file system's block, for alignment.
     `layers` says every layer of the output itself, whatever `position` and `new_layers` are.
     `keeps_phase` asks for layers that readers which go by a layer's number see as they were.
     """
 
     new_layers: int | None = None
     position: str | tuple[int, ...] = "end"
-    dtype: str = "bfloat16"
+    dtype: str | None = None
     max_shard_nbytes: int | None = None
     block_nbytes: int = 4096
     keeps_phase: bool = False
     layers: LayerMap | None = None
+    quantized: str = "keep"
 
 
 def parse_position(position: str | Sequence[int]) -> str | tuple[int, ...]:
@@ -88,8 +91,10 @@ def render_command(src: str, out: str, recipe: Recipe, max_shard_size: str | int
         words += ["--position", spell_position(recipe.position)]
     if recipe.keeps_phase:
         words += ["--phase", "keep"]
-    if recipe.dtype != "bfloat16":
+    if recipe.dtype is not None:
         words += ["--dtype", recipe.dtype]
+    if recipe.quantized != "keep":
+        words += ["--quantized", recipe.quantized]
     if max_shard_size is not None:
         words += ["--max-shard-size", str(max_shard_size)]
     return shlex.join(words)

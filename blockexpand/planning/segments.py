@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from .origins import Convert, Copy, Extent, Fill, Origin, Scale, Zeros
+from .origins import Convert, Copy, Dequantize, Extent, Fill, Origin, Scale, Zeros
 from .shards import PlannedFile, PlannedTensor
 
 
@@ -115,7 +115,7 @@ def tally_file(file: PlannedFile) -> Tally:
                 copied += segment.nbytes
             case Zeros():
                 zeroed += segment.nbytes
-            case Convert():
+            case Convert() | Dequantize():
                 converted += segment.nbytes
             case Fill():
                 filled += segment.nbytes

@@ -6,7 +6,7 @@ layer, is a block of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ from ..checkpoints.checkpoint import Checkpoint
 from ..formats.safetensors import TensorSpec
 from ..models.decoder import Decoder, output_name
 from ..models.layer_map import LayerMap
-from .origins import Extent, Origin, Part
+from .origins import Extent, Part
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -31,16 +31,20 @@ class SourceModel:
 
 
 class TensorUse(NamedTuple):
-    """A tensor of a source for one place of the output: in layer `layer`, None outside of them."""
+    """A tensor of a source for one place of the output: in layer `layer`, None outside of them.
+
+    `output` is what it is called there, if it stays one tensor.
+    """
 
     source: SourceModel
     name: str
+    output: str
     spec: TensorSpec
     extent: Extent
     layer: int | None = None
 
 
-Make = Callable[[TensorUse], tuple[TensorSpec, Origin]]
+Make = Callable[[TensorUse], Part | None]
 
 
 def map_tensors(
@@ -51,8 +55,9 @@ def map_tensors(
 ) -> tuple[list[tuple[str, list[Part]]], list[list[Part]]]:
     """Return the parts that stay in each source shard, and those of each further copy of a layer.
 
-    `make` returns what an output tensor is; `is_kept` whether a tensor outside of the decoder's
-    layers (or of a layer stored past their end) is taken from this model.
+    `make` returns the output's tensor, None for what becomes part of another; `is_kept` whether a
+    tensor outside of the decoder's layers (or of a layer stored past their end) is taken from this
+    model.
     """
     first: dict[tuple[int, int], int] = {}
     further: dict[tuple[int, int], list[int]] = {}
@@ -62,34 +67,39 @@ def map_tensors(
             further.setdefault(place, []).append(index)
         else:
             first[place] = index
-    blocks: dict[int, list[Part]] = {index: [] for copies in further.values() for index in copies}
+    blocks: dict[int, list[Part | None]] = {
+        index: [] for copies in further.values() for index in copies
+    }
     kept: list[tuple[str, list[Part]]] = []
     for source in models:
         decoder = source.decoder
         for shard in source.checkpoint.shards:
             file, data_start = source.key(shard.file.name), shard.header.data_start
-            parts: list[Part] = []
+            parts: list[Part | None] = []
             for entry in shard.header.entries:
                 name, spec = entry.name, entry.spec
                 placed = decoder.placed.get(name)
                 extent = Extent(file, data_start + entry.data_offset, spec.nbytes)
                 if placed is None:
                     if is_kept(source, name):
-                        parts.append(Part(name, *make(TensorUse(source, name, spec, extent))))
+                        parts.append(make(TensorUse(source, name, name, spec, extent)))
                     continue
                 place = source.model, placed.layer
                 if placed.layer >= decoder.layers:
                     if is_kept(source, name):
                         tail = placed.layer - decoder.layers + len(layer_map)
                         named = output_name(decoder, placed, tail)
-                        parts.append(Part(named, *make(TensorUse(source, name, spec, extent))))
+                        parts.append(make(TensorUse(source, name, named, spec, extent)))
                 elif place in first:
                     index = first[place]
                     named = name if index == placed.layer else output_name(decoder, placed, index)
-                    parts.append(Part(named, *make(TensorUse(source, name, spec, extent, index))))
+                    parts.append(make(TensorUse(source, name, named, spec, extent, index)))
                 for index in further.get(place, ()):
                     named = output_name(decoder, placed, index)
-                    use = TensorUse(source, name, spec, extent, index)
-                    blocks[index].append(Part(named, *make(use)))
-            kept.append((file, parts))
-    return kept, [blocks[index] for index in sorted(blocks)]
+                    blocks[index].append(make(TensorUse(source, name, named, spec, extent, index)))
+            kept.append((file, _present(parts)))
+    return kept, [_present(blocks[index]) for index in sorted(blocks)]
+
+
+def _present(parts: Iterable[Part | None]) -> list[Part]:
+    return [part for part in parts if part is not None]

@@ -15,11 +15,23 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
+from typing_extensions import assert_never
+
 from ..formats.safetensors import DTYPE_BITS
+from ..fs.ranges import RangeReader
 from ..fs.reading import FileStat, Reader, make_buffer
 from ..fs.threads import work_through
-from ..planning.origins import Convert, Copy, Fill, Scale, Zeros, compute_slice
-from ..planning.segments import Segment, merge_tensors
+from ..planning.origins import (
+    Convert,
+    Copy,
+    Dequantize,
+    Fill,
+    Scale,
+    Zeros,
+    compute_slice,
+    dequantize_slice,
+)
+from ..planning.segments import Literal, Segment, merge_tensors
 from ..planning.shards import PlannedTensor
 from ..progress import Report
 
@@ -84,6 +96,7 @@ def _compare_file(
     lock = threading.Lock()
 
     with Reader(*sources) as source, Reader(*found) as output:
+        ranges = RangeReader(source)
 
         def begin() -> Callable[[tuple[Segment, int, int]], None]:
             mine, theirs = make_buffer(_SLICE_NBYTES), make_buffer(_SLICE_NBYTES)
@@ -92,7 +105,7 @@ def _compare_file(
             def compare(slice_: tuple[Segment, int, int]) -> None:
                 segment, start, nbytes = slice_
                 there = output.read(file, start, nbytes, mine)
-                expected = _expect(segment, start, nbytes, source, theirs, converted)
+                expected = _expect(segment, start, nbytes, source, ranges, theirs, converted)
                 if not _equal(there, expected):
                     with lock:
                         _locate(file, tensors, start, expected, there, worst)
@@ -131,6 +144,7 @@ def _expect(
     start: int,
     nbytes: int,
     source: Reader,
+    ranges: RangeReader,
     buffer: memoryview,
     converted: bytearray,
 ) -> memoryview:
@@ -156,8 +170,15 @@ def _expect(
             result = memoryview(converted)[:nbytes]
             compute_slice(values, segment.origin, result, segment.tensor or "")
             return result
+        case Dequantize():
+            result = memoryview(converted)[:nbytes]
+            fetch = ranges.fetch_into(buffer)
+            dequantize_slice(segment.origin, skipped, result, fetch, segment.tensor or "")
+            return result
+        case Literal():
+            raise AssertionError("a header is no tensor")
         case _:
-            raise AssertionError(f"{segment.origin} is no tensor's origin")
+            assert_never(segment.origin)
 
 
 def _locate(

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.files import CONFIG_FILE
@@ -23,7 +23,9 @@ from ..models.decoder import split_name
 from ..models.families import FAMILIES
 from ..models.loading import quiet_transformers
 from ..planning.origins import Fill, Scale, Zeros, source_of
-from ..planning.plan import Plan
+from ..planning.plan import Plan, make_plan
+from ..planning.quantizing import drop_quantization, unquantized
+from ..planning.recipe import Recipe
 from ..planning.shards import PlannedTensor
 from .toy_config import Narrowing, apply_toy_fields, make_toy_fields
 from .toy_model import (
@@ -60,6 +62,10 @@ def check_plan(checkpoint: Checkpoint, plan: Plan) -> str:
     """
     if not plan.keeps_function:
         return "--check proved nothing: this recipe does not keep what its source computes"
+    if plan.quantization is not None:
+        if not plan.new_layers:
+            return "--check has nothing to prove: no layer is new"
+        checkpoint, plan = _unquantized_twin(checkpoint, plan)
     sources = _sources(checkpoint, plan)
     reasons = []
     for toy in _TOYS:
@@ -73,6 +79,28 @@ def check_plan(checkpoint: Checkpoint, plan: Plan) -> str:
             except NoToyError as error:
                 reasons.append(one_line(error))
     return f"--check proved nothing: no toy model could be made of this source ({reasons[0]})"
+
+
+def _unquantized_twin(checkpoint: Checkpoint, plan: Plan) -> tuple[Checkpoint, Plan]:
+    """Return the same source and the same expansion as they would be unquantised.
+
+    At toy width no scheme would have a whole block: what each makes of its bytes has tests of its
+    own. Raises: ProofError where the config is not edited as that of the unquantised source.
+    """
+    twin = unquantized(checkpoint)
+    twin_plan = make_plan(twin, Recipe(layers=plan.layer_map, dtype="source"))
+    real, expected = (_plain_config(own) for own in (plan, twin_plan))
+    if real != expected:
+        raise ProofError(
+            "config.json: a quantized source would get other edits than an unquantized one; "
+            "nothing was written, please report it"
+        )
+    return twin, twin_plan
+
+
+def _plain_config(plan: Plan) -> dict[str, Any]:
+    document = next(doc for doc in plan.documents if doc.name == CONFIG_FILE)
+    return drop_quantization(json.loads(document.data))
 
 
 def _prove(

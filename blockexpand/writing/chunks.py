@@ -11,13 +11,25 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from typing_extensions import assert_never
+
 from ..formats.safetensors import DTYPE_BITS
 from ..fs.io import open_direct, sync_file, write_direct, write_from
 from ..fs.journal import Range, append_journal, count_nbytes
+from ..fs.ranges import RangeReader
 from ..fs.reading import PAGE_NBYTES, WORTH_DIRECT_NBYTES, Reader, make_buffer
 from ..fs.sharing import copy_in_kernel, prefers_kernel_copy, reserve
 from ..fs.threads import THREADS, work_through
-from ..planning.origins import Convert, Copy, Fill, Scale, Zeros, compute_slice
+from ..planning.origins import (
+    Convert,
+    Copy,
+    Dequantize,
+    Fill,
+    Scale,
+    Zeros,
+    compute_slice,
+    dequantize_slice,
+)
 from ..planning.segments import Literal, Segment
 from ..progress import Report
 
@@ -46,6 +58,7 @@ class ChunkMover:
         self._segments = segments
         self._starts = [segment.offset for segment in segments]
         self._source = source
+        self._ranges = RangeReader(source)
         self._fd = fd
         self._target = target
         self._journal = journal
@@ -148,6 +161,13 @@ class ChunkMover:
                     piece[:] = self._source.read(extent.file, offset, len(piece), scratch)
             case Convert() | Scale():
                 self._compute(segment, segment.origin, skipped, out, scratch)
+            case Dequantize():
+                fetch = self._ranges.fetch_into(scratch)
+                dequantize_slice(segment.origin, skipped, out, fetch, segment.tensor or "")
+                with self._lock:
+                    self._converted += len(out)
+            case _:
+                assert_never(segment.origin)
 
     def _compute(
         self,

@@ -24,7 +24,7 @@ from ..fs.io import (
 )
 from ..fs.journal import remove_journal
 from ..fs.reading import FileStat, check_same
-from ..planning.origins import source_of
+from ..planning.origins import sources_of
 from ..planning.plan import Plan
 from ..planning.shards import PlannedFile
 from ..progress import Report
@@ -124,8 +124,7 @@ def do_task_apart(task: FileTask) -> Moved:
 def _sources_of(file: PlannedFile) -> set[str]:
     if file.identical_to is not None:
         return {file.identical_to}
-    extents = (source_of(tensor.origin) for tensor in file.tensors)
-    return {extent.file for extent in extents if extent is not None}
+    return {extent.file for tensor in file.tensors for extent in sources_of(tensor.origin)}
 
 
 def _ignore(nbytes: int) -> None:

@@ -223,7 +223,7 @@ UNSUPPORTED = {
     "post-norm": ({"model_type": "bert"}, "ends in a norm of the whole residual stream"),
     "encoder-decoder": ({"model_type": "bart"}, "encoder with a decoder"),
     "depth-scaled": ({"model_type": "beam"}, "scaled by the depth"),
-    "quantized": ({"quantization_config": {"bits": 4}}, "'quantization_config' is present"),
+    "quantized": ({"quantization_config": {"bits": 4}}, "names no 'quant_method'"),
     "unknown list": ({"layer_gains": [1, 2, 3, 4]}, "'layer_gains' seems to hold one value"),
     "unknown nested list": ({"extra": {"gains": [1, 2, 3, 4]}}, "'extra.gains' seems to hold"),
     "keyed by number": ({"gains": {"2": 0.5}}, "'gains' seems to hold one value"),

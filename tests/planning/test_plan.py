@@ -313,7 +313,7 @@ def test_a_header_without_the_format_gets_one_and_keeps_the_rest(tmp_path: Path)
         ({"model_type": "nonesuch"}, UnsupportedModelError, "docs/families.md lists them"),
         ({"model_type": None}, UnsupportedModelError, "'model_type' is missing"),
         ({"model_type": ["mistral"]}, UnsupportedModelError, "'model_type' is missing"),
-        ({"quantization_config": {"quant_method": "gptq"}}, UnsupportedModelError, "quantized"),
+        ({"quantization_config": {"quant_method": "hqq"}}, UnsupportedModelError, "quantized"),
         ({"num_hidden_layers": 3}, CheckpointError, "is 3, but the tensors .* expected 2"),
         ({"num_hidden_layers": 1}, CheckpointError, "is 1, but the tensors .* expected 2"),
         ({"num_hidden_layers": "2"}, CheckpointError, "expected a whole number .* found '2'"),

@@ -15,14 +15,13 @@ from dataclasses import dataclass, replace
 from ...checkpoints.checkpoint import Checkpoint
 from ...errors import BlockExpandError, RecipeError, UnsupportedModelError
 from ...formats.json_object import edit_json_object
-from ...formats.safetensors import TensorSpec
 from ...fs.reading import FileStat
 from ...models.decoder import find_decoder
 from ...models.families.tensor_roles import is_silenced
 from ...models.layer_map import LayerEntry, LayerMap
 from ...models.surgery import Surgery, plan_rearrangement, plan_surgery
 from ..dtypes import MergeDtypes, name_main_dtype
-from ..origins import Origin, source_of
+from ..origins import Part, source_of
 from ..plan import Plan, PlanOptions, make_documents, take_fingerprint
 from ..shards import PlannedFile, plan_files
 from ..tensor_map import SourceModel, TensorUse, map_tensors
@@ -160,7 +159,7 @@ def _resolve(
 
 
 def _plan_files(job: _Merge, layer_map: LayerMap, options: PlanOptions) -> tuple[PlannedFile, ...]:
-    def make(use: TensorUse) -> tuple[TensorSpec, Origin]:
+    def make(use: TensorUse) -> Part:
         spec, extent = use.spec, use.extent
         if use.layer is None:
             spec, extent = cut_rows(use.name, spec, extent, job.rows)
@@ -168,7 +167,8 @@ def _plan_files(job: _Merge, layer_map: LayerMap, options: PlanOptions) -> tuple
         else:
             layer = job.taken[use.layer]
             factor = find_factor(layer.part.scales, use.name, layer.t)
-        return job.dtypes.plan(use.source.decoder, use.name, spec, extent, factor)
+        made = job.dtypes.plan(use.source.decoder, use.name, spec, extent, factor)
+        return Part(use.output, *made)
 
     def is_kept(source: SourceModel, name: str) -> bool:
         return source is job.models[_outside_slice(job.recipe, source, name).model]
@@ -210,6 +210,12 @@ def _find_models(
                 decoder = find_decoder(checkpoint.config, checkpoint.specs)
             except BlockExpandError as error:
                 raise type(error)(f"{name}: {error}") from None
+            if decoder.quantization is not None:
+                raise UnsupportedModelError(
+                    f"{name}: is quantized, which a recipe cannot take layers from; make it "
+                    "unquantized first (--quantized dequantize --new-layers 0), or expand it with "
+                    "--new-layers and --position"
+                )
             known = SourceModel(
                 model=merge.models.index(name), checkpoint=checkpoint, decoder=decoder
             )

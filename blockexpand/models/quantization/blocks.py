@@ -1,0 +1,86 @@
+"""Rows for weights of one element per value, with scales by blocks: fine-grained FP8."""
+
+from __future__ import annotations
+
+from ...errors import CheckpointError
+from ...formats.codecs import Blocks, Specs
+from .matchers import lies_below, names_module, skip_if, transformers_skips
+from .scheme import Entries, Method, QuantConfig, Scheme
+
+_FLOAT8 = ("F8_E4M3", "F8_E5M2")
+
+
+def _read(config: QuantConfig, module: str, specs: Specs) -> Scheme:
+    q, scale = specs["q"], specs["scale"]
+    size = config.get("weight_block_size") or (0, 0)
+    if q.dtype not in _FLOAT8 or len(size) != 2:
+        raise CheckpointError(f"dtype {q.dtype} in blocks of {list(size)}; expected F8_E4M3")
+    block = int(size[0]), int(size[1])
+    check_grid(q.shape, block, scale.shape)
+    return Scheme(
+        name="FP8 by blocks" if block[0] else "FP8 by tensors",
+        # No byte of a scale may be 0: as E8M0 that is 2 ** -127.
+        zero={"q": b"\0"},
+        codec=Blocks(block=block),
+        shape=q.shape,
+    )
+
+
+def check_grid(shape: tuple[int, ...], block: tuple[int, int], scale: tuple[int, ...]) -> None:
+    """Raise CheckpointError where there is not one scale for every block; 0 is a whole side."""
+    *outer, rows, cols = shape
+    expected = (
+        *outer,
+        -(-rows // (block[0] or rows or 1)),
+        -(-cols // (block[1] or cols or 1)),
+    )
+    n_expected = n_found = 1
+    for dim in expected:
+        n_expected *= dim
+    for dim in scale:
+        n_found *= dim
+    is_scalar = len(scale) < 2 and n_expected == n_found
+    if scale != expected and not is_scalar:
+        raise CheckpointError(
+            f"scales of shape {list(scale)} for a weight of shape {list(shape)} in blocks of "
+            f"{list(block)}; expected {list(expected)}"
+        )
+
+
+def _entries(config: QuantConfig) -> tuple[Entries, ...]:
+    known = [key for key in ("modules_to_not_convert", "ignored_layers") if key in config]
+    return tuple(Entries(path=(key,)) for key in known or ["modules_to_not_convert"])
+
+
+def _skips(config: QuantConfig, first: str, second: str) -> list[str] | None:
+    found = config.get(first)
+    return found if found is not None else config.get(second)
+
+
+FINE_GRAINED_FP8 = Method(
+    name="fp8",
+    title="FP8",
+    parts={
+        ".weight": "q",
+        **dict.fromkeys(
+            (".weight_scale_inv", ".weight_scale", ".scale", ".qscale_weight"), "scale"
+        ),
+        **dict.fromkeys((".activation_scale", ".input_scale", ".qscale_act"), "input"),
+    },
+    extras=(".k_scale", ".v_scale", ".q_scale"),
+    read=_read,
+    entries=_entries,
+    engines={
+        "transformers": lambda config, module: skip_if(
+            transformers_skips(_skips(config, "modules_to_not_convert", "ignored_layers"), module)
+        ),
+        "vLLM": lambda config, module: skip_if(
+            names_module(_skips(config, "ignored_layers", "modules_to_not_convert"), module)
+        ),
+        "SGLang": lambda config, module: skip_if(
+            lies_below(_skips(config, "ignored_layers", "modules_to_not_convert"), module)
+        ),
+    },
+    null_skips=True,
+    library="accelerate",
+)

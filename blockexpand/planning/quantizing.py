@@ -1,0 +1,324 @@
+"""What becomes of a quantised source's tensors, and of what its config says of them. Pure.
+
+`keep` leaves every module quantised, `new-blocks-full` stores new layers unquantised, and
+`dequantize` all of them. A part of a module that is replaced by its weight becomes no tensor.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..checkpoints.checkpoint import Checkpoint
+from ..checkpoints.files import QUANTIZATION_FILES
+from ..errors import CheckpointError, RecipeError, UnsupportedModelError
+from ..formats.json_object import REMOVE, JsonEdit, JsonObject, edit_json_object, parse_json_object
+from ..formats.safetensors import HeaderEntry, TensorSpec, make_tensor_spec
+from ..models.decoder import Decoder, module_suffix
+from ..models.families import MULTIMODAL
+from ..models.layer_map import LayerMap
+from ..models.quantization.find import Quantization, QuantizedModule, find_quantization, read_shape
+from ..models.quantization.skip_lists import Renumbering, rewrite_settings
+from .origins import Copy, Dequantize, Extent, Fill, Origin, Part, QuantizedPart, Zeros
+from .tensor_map import SourceModel, TensorUse
+
+MODES = ("keep", "new-blocks-full", "dequantize")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class QuantizedTensors:
+    """Makes the output's tensors of a quantised source; `target` is the dtype of weights."""
+
+    source: SourceModel
+    quantization: Quantization
+    mode: str
+    layer_map: LayerMap
+    target: str
+    extents: Mapping[str, tuple[TensorSpec, Extent]]
+
+    def has(self, name: str) -> bool:
+        """Tell whether a tensor is a part of a module, or stands beside one."""
+        return name in self.quantization.members
+
+    def make(self, use: TensorUse, constant: float | None) -> Part | None:
+        """Return what a part becomes; `constant` is what its module is set to.
+
+        Raises: UnsupportedModelError for a constant that a quantised module cannot be set to.
+        """
+        module, role = self.quantization.members[use.name]
+        is_full = self.mode == "dequantize" or (
+            self.mode == "new-blocks-full" and self._is_new(use.layer)
+        )
+        if module is None:
+            is_dropped = self.mode == "dequantize"
+            return None if is_dropped else Part(use.output, use.spec, Copy(use.extent))
+        if constant:
+            raise UnsupportedModelError(
+                f"tensor {use.name!r} is quantized, and would have to be set to {constant:g}"
+            )
+        if not is_full:
+            zero = module.scheme.zero.get(role) if constant is not None else None
+            return Part(use.output, use.spec, _fill(zero, use))
+        if role != "q":
+            return None
+        own = len(use.name) - len(module.name)
+        spec = make_tensor_spec(self.target, self._shape(module, use.spec))
+        origin: Origin = Zeros(nbytes=spec.nbytes)
+        if constant is None:
+            origin = self._dequantize(module, spec)
+        return Part(use.output[:-own] + module.scheme.weight, spec, origin)
+
+    def _is_new(self, layer: int | None) -> bool:
+        return layer is not None and self.layer_map[layer].is_new
+
+    def _dequantize(self, module: QuantizedModule, spec: TensorSpec) -> Dequantize:
+        return Dequantize(
+            codec=module.scheme.codec,
+            parts=tuple(
+                QuantizedPart(role, *self.extents[module.parts[role]])
+                for role in ("q", *module.scheme.explains)
+            ),
+            shape=spec.shape,
+            to_dtype=spec.dtype,
+        )
+
+    def _shape(self, module: QuantizedModule, spec: TensorSpec) -> tuple[int, ...]:
+        if module.scheme.shape is not None:
+            return module.scheme.shape
+        state = next(part for role, part in module.parts.items() if role.startswith("state"))
+        data = self.source.checkpoint.contents.get(state)
+        if data is None:
+            raise RecipeError(
+                f"tensor {state!r} holds the shape of a weight, and only headers were fetched; "
+                f"--quantized {self.mode} needs the model as a folder: download it first"
+            )
+        try:
+            shape = read_shape(data)
+            n_elements = make_tensor_spec("U8", shape).nbytes
+        except (ValueError, CheckpointError) as error:
+            raise CheckpointError(f"tensor {state!r}: no state of a weight: {error}") from None
+        if -(-n_elements // 2) != spec.nbytes:
+            raise CheckpointError(
+                f"tensor {state!r}: says {list(shape)}, which does not fit the weight's "
+                f"{spec.nbytes} bytes"
+            )
+        return shape
+
+
+def make_quantized_tensors(
+    source: SourceModel, mode: str, layer_map: LayerMap, target: str
+) -> QuantizedTensors | None:
+    """Return how a source's parts are made; None where it is not quantised.
+
+    Raises: RecipeError for a mode that is none, or that the source does not have;
+    UnsupportedModelError for one that its method cannot do.
+    """
+    if mode not in MODES:
+        raise RecipeError(f"quantized {mode!r}: expected one of {', '.join(MODES)}")
+    quantization = source.decoder.quantization
+    if quantization is None:
+        if mode != "keep":
+            raise RecipeError(
+                f"--quantized {mode}: the source is not quantized (config.json has no "
+                "'quantization_config'); leave the option out"
+            )
+        return None
+    if reason := _refusal(quantization, mode):
+        raise UnsupportedModelError(f"--quantized {mode}: {reason}")
+    extents = {
+        entry.name: (
+            entry.spec,
+            Extent(
+                source.key(shard.file.name),
+                shard.header.data_start + entry.data_offset,
+                entry.spec.nbytes,
+            ),
+        )
+        for shard in source.checkpoint.shards
+        for entry in shard.header.entries
+        if entry.name in quantization.members
+    }
+    return QuantizedTensors(
+        source=source,
+        quantization=quantization,
+        mode=mode,
+        layer_map=layer_map,
+        target=target,
+        extents=extents,
+    )
+
+
+def _refusal(quantization: Quantization, mode: str) -> str | None:
+    """Say why a checkpoint cannot be had in a mode."""
+    is_packed = any(
+        ".experts." in name and "shape" in module.parts
+        for name, module in quantization.modules.items()
+    )
+    if mode == "new-blocks-full" and is_packed:
+        return (
+            "transformers cannot load packed experts in some layers and unquantized ones in "
+            "others; use --quantized keep, or --quantized dequantize"
+        )
+    return quantization.method.refused.get(mode)
+
+
+def plan_settings(
+    source: SourceModel, mode: str, layer_map: LayerMap
+) -> tuple[tuple[JsonEdit, ...], dict[str, bytes | None]]:
+    """Return the edits of config.json, and the files that repeat it: new bytes, None to drop.
+
+    Raises: UnsupportedModelError where its lists of modules cannot say what is quantised.
+    """
+    quantization = source.decoder.quantization
+    if quantization is None:
+        return (), {}
+    checkpoint = source.checkpoint
+    names = {file.name for file in checkpoint.side_files}
+    repeating = [name for name in QUANTIZATION_FILES if name in names]
+    if mode == "dequantize":
+        edits = tuple(JsonEdit(path=place, value=REMOVE) for place in quantization.places)
+        return edits, dict.fromkeys(repeating)
+    modules = _list_modules(checkpoint, quantization)
+    renumbering = _renumber(source.decoder, mode, layer_map)
+    changes = _change(quantization, quantization.config, modules, renumbering)
+    edits = tuple(
+        JsonEdit(path=(*place, *path), value=value)
+        for place in quantization.places
+        for path, value in changes.items()
+    )
+    files: dict[str, bytes | None] = {}
+    for name in repeating:
+        data = checkpoint.contents.get(name)
+        if data is None:
+            continue
+        settings = parse_json_object(data, name)
+        path: tuple[str, ...] = ("quantization",) if name == "hf_quant_config.json" else ()
+        inner: Any = settings.get("quantization", settings) if path else settings
+        own = _change(quantization, {**quantization.config, **inner}, modules, renumbering)
+        if own:
+            given = [JsonEdit(path=(*path, *key), value=value) for key, value in own.items()]
+            files[name] = edit_json_object(data, given)
+    return edits, files
+
+
+def _change(
+    quantization: Quantization,
+    settings: Mapping[str, Any],
+    modules: Mapping[str, bool],
+    renumbering: Renumbering,
+) -> dict[tuple[str, ...], Any]:
+    """Return the new value of each list of a quantisation config that changes."""
+    try:
+        after = rewrite_settings(quantization, settings, modules, renumbering)
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"config.json: the quantization config's lists of modules cannot be read: {error}"
+        ) from None
+    changes = {}
+    for entries in quantization.method.entries({**settings, **after}):
+        before, value = _get(settings, entries.path), _get(after, entries.path)
+        if value != before:
+            changes[entries.path] = value
+    return changes
+
+
+def _get(settings: Mapping[str, Any], path: tuple[str, ...]) -> Any:
+    value: Any = settings
+    for key in path:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
+
+
+def _list_modules(checkpoint: Checkpoint, quantization: Quantization) -> dict[str, bool]:
+    """Return every module with a matrix, and whether it is quantised, in the order of files."""
+
+    def walk() -> Iterator[tuple[str, bool]]:
+        for name, spec in checkpoint.specs.items():
+            member = quantization.members.get(name)
+            if member is not None:
+                if member.module is not None:
+                    yield _container(member.module), True
+            elif len(spec.shape) > 1 and not name.endswith("bias"):
+                yield name.removesuffix(".weight"), False
+
+    return dict(walk())
+
+
+def _container(module: QuantizedModule) -> str:
+    """Return what loaders call a module; of experts that are one tensor, what holds them."""
+    head, found, tail = module.name.partition(".experts.")
+    return f"{head}.experts" if found and not tail[:1].isdecimal() else module.name
+
+
+def _renumber(decoder: Decoder, mode: str, layer_map: LayerMap) -> Renumbering:
+    places: dict[int, list[int]] = {}
+    for index, entry in enumerate(layer_map):
+        places.setdefault(entry.source, []).append(index)
+    for tail in range(decoder.tail_layers):
+        places[decoder.layers + tail] = [len(layer_map) + tail]
+    wrapper = MULTIMODAL.get(decoder.model_type)
+    spelt = [decoder.prefix, *(wrapper.prefixes if wrapper else ()), *decoder.family.prefixes]
+    spelt += [prefix.partition(".")[2] for prefix in spelt]
+    is_full = mode == "new-blocks-full"
+    return Renumbering(
+        prefix=decoder.prefix,
+        spellings=tuple(dict.fromkeys(prefix for prefix in spelt if prefix)),
+        places={source: tuple(indices) for source, indices in places.items()},
+        full=frozenset(i for i, entry in enumerate(layer_map) if entry.is_new and is_full),
+    )
+
+
+def _fill(zero: bytes | None, use: TensorUse) -> Origin:
+    if zero is None:
+        return Copy(use.extent)
+    if not any(zero):
+        return Zeros(nbytes=use.spec.nbytes)
+    return Fill(element=zero, nbytes=use.spec.nbytes)
+
+
+def find_constant(
+    decoder: Decoder, neutral: Mapping[int, Mapping[str, float]], name: str
+) -> float | None:
+    """Return what a tensor of a layer, or the module that it is a part of, is set to in a clone."""
+    layer = decoder.placed[name].layer
+    return neutral.get(layer, {}).get(module_suffix(decoder, name))
+
+
+def unquantized(checkpoint: Checkpoint) -> Checkpoint:
+    """Return the catalogue of a quantised checkpoint as if its modules had never been quantised."""
+    quantization = find_quantization(checkpoint.config, checkpoint.specs)
+    if quantization is None:
+        return checkpoint
+    shards = []
+    for shard in checkpoint.shards:
+        entries: list[HeaderEntry] = []
+        for entry in shard.header.entries:
+            member = quantization.members.get(entry.name)
+            name, spec = entry.name, entry.spec
+            if member is not None:
+                if member.module is None or member.role != "q":
+                    continue
+                name, spec = member.module.weight, quantization.weight_spec(name, spec)
+            entries.append(HeaderEntry(name, spec, entry.data_offset))
+        shards.append(replace(shard, header=replace(shard.header, entries=tuple(entries))))
+    config = drop_quantization(checkpoint.config)
+    return replace(
+        checkpoint,
+        config=config,
+        config_bytes=json.dumps(config).encode(),
+        shards=tuple(shards),
+        specs={entry.name: entry.spec for shard in shards for entry in shard.header.entries},
+        contents={},
+    )
+
+
+def drop_quantization(config: JsonObject) -> JsonObject:
+    """Return a config.json without what it says of quantisation."""
+    fields = ("quantization_config", "compression_config")
+    return {
+        key: drop_quantization(value) if key == "text_config" and value else value
+        for key, value in config.items()
+        if key not in fields
+    }

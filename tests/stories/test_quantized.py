@@ -1,0 +1,168 @@
+"""Quantised checkpoints of each format, expanded and unpacked, computed by transformers.
+
+Source and output are loaded the same way, and their logits compared bit for bit. What transformers
+computes otherwise than the format says is compared with the definition, element by element.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import quantized_zoo as zoo
+import torch
+from checkpoints import read_tensors
+from transformers.utils import logging
+
+import blockexpand
+
+torch.set_num_threads(1)
+
+POSITIONS: Mapping[str, Sequence[int]] = {"end": (3, 3), "interleaved": (1, 3), "list": (1, 1, 2)}
+MODES = ("keep", "new-blocks-full", "dequantize")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Format:
+    """How a checkpoint is quantised, and the options with which transformers loads it."""
+
+    base: str
+    write: Callable[[Path], Path]
+    options: Callable[[], dict[str, Any]] = dict
+    is_exact: bool = True
+
+
+def fp8(folder: Path, scale_dtype: torch.dtype | None = torch.float32) -> Path:
+    tensors = zoo.quantize(zoo.read_tensors(folder), zoo.fp8_blocks(scale_dtype=scale_dtype))
+    return zoo.write_quantized(folder, tensors, zoo.fp8_settings(), shards=3)
+
+
+def mxfp4(folder: Path) -> Path:
+    tensors = zoo.mxfp4_experts(zoo.read_tensors(folder))
+    return zoo.write_quantized(folder, tensors, zoo.MXFP4_SETTINGS, shards=2)
+
+
+def mxfp4_options() -> dict[str, Any]:
+    from transformers import Mxfp4Config
+
+    return {"quantization_config": Mxfp4Config(dequantize=True)}
+
+
+FORMATS = {
+    "fp8-llama": Format(base="llama", write=fp8),
+    "fp8-bf16-scales": Format(base="llama", write=lambda f: fp8(f, torch.bfloat16)),
+    "fp8-e8m0-scales": Format(base="llama", write=lambda f: fp8(f, None)),
+    "fp8-qwen3_moe": Format(base="qwen3_moe", write=fp8),
+    # transformers takes a block that is not whole for a smaller one.
+    "fp8-deepseek_v3": Format(base="deepseek_v3", write=fp8, is_exact=False),
+    "fp8-olmo2": Format(base="olmo2", write=fp8),
+    "mxfp4-gpt_oss": Format(base="gpt_oss", write=mxfp4, options=mxfp4_options),
+}
+
+
+@pytest.fixture(scope="module", params=FORMATS)
+def source(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Format, Path, torch.Tensor]:
+    logging.set_verbosity_error()
+    kind = FORMATS[request.param]
+    folder = kind.write(zoo.make_base(tmp_path_factory.mktemp("quantized") / "source", kind.base))
+    return kind, folder, zoo.logits(zoo.load(folder, **kind.options()))
+
+
+def expand(source: Path, out: Path, position: str, mode: Any) -> blockexpand.Expansion:
+    place: dict[str, Any] = {"position": position, "new_layers": 2}
+    if position == "list":
+        place = {"position": POSITIONS["list"]}
+    return blockexpand.expand(source, out, quantized=mode, verify_after="tensors", **place)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("position", POSITIONS)
+def test_the_logits_are_the_sources(
+    source: tuple[Format, Path, torch.Tensor], position: str, mode: str, tmp_path: Path
+) -> None:
+    kind, folder, expected = source
+    expand(folder, tmp_path / "out", position, mode)
+    options = {} if mode == "dequantize" else kind.options()
+    found = zoo.logits(zoo.load(tmp_path / "out", **options))
+    if kind.is_exact or mode != "dequantize":
+        assert torch.equal(found, expected)
+
+
+def test_every_original_byte_stays(
+    source: tuple[Format, Path, torch.Tensor], tmp_path: Path
+) -> None:
+    _, folder, _ = source
+    before = {name: tensor[:3] for name, tensor in read_tensors(folder).items()}
+    for mode in MODES[:2]:
+        expand(folder, tmp_path / mode, "end", mode)
+        after = {name: tensor[:3] for name, tensor in read_tensors(tmp_path / mode).items()}
+        assert {name: after[name] for name in before} == before
+    config = json.loads((tmp_path / "new-blocks-full" / "config.json").read_text())
+    assert "model.layers.4" in json.dumps(config["quantization_config"])
+
+
+def test_unpacked_values_are_those_of_the_definition(
+    source: tuple[Format, Path, torch.Tensor], tmp_path: Path
+) -> None:
+    kind, folder, _ = source
+    out = tmp_path / "out"
+    blockexpand.expand(folder, out, new_layers=0, quantized="dequantize", verify_after="tensors")
+    parts, found = zoo.read_tensors(folder), zoo.read_tensors(out)
+    assert "quantization_config" not in json.loads((out / "config.json").read_text())
+    is_mxfp4 = kind.base == "gpt_oss"
+    ending = "_blocks" if is_mxfp4 else ".weight_scale_inv"
+    modules = [name.removesuffix(ending) for name in parts if name.endswith(ending)]
+    assert len(modules) >= 8
+    for module in modules:
+        if is_mxfp4:
+            name, expected = module, zoo.mxfp4_values(parts, module)
+        else:
+            name, expected = f"{module}.weight", zoo.fp8_values(parts, module)
+        assert found[name].dtype == torch.bfloat16
+        assert torch.equal(found[name], expected), name
+    assert not any(name.endswith((ending, "_scales")) for name in found)
+
+
+def test_new_blocks_stored_full_have_the_values_of_their_sources(
+    source: tuple[Format, Path, torch.Tensor], tmp_path: Path
+) -> None:
+    _, folder, _ = source
+    expand(folder, tmp_path / "full", "interleaved", "new-blocks-full")
+    expand(folder, tmp_path / "all", "interleaved", "dequantize")
+    full, unpacked = (zoo.read_tensors(tmp_path / name) for name in ("full", "all"))
+    new = [name for name in full if name.startswith(("model.layers.2.", "model.layers.5."))]
+    assert new and not any("scale" in name or "_blocks" in name for name in new)
+    for name in new:
+        assert torch.equal(full[name], unpacked[name]), name
+
+
+def test_new_blocks_train_inside_a_frozen_base(
+    source: tuple[Format, Path, torch.Tensor], tmp_path: Path
+) -> None:
+    kind, folder, _ = source
+    out = tmp_path / "out"
+    expand(folder, out, "interleaved", "new-blocks-full")
+    model = zoo.load(out, **kind.options())
+    trainable = set(blockexpand.freeze_original_layers(model, out))
+    frozen = {n: p.clone() for n, p in model.named_parameters() if n not in trainable}
+    ids = torch.randint(3, zoo.VOCABULARY, (2, 24), generator=torch.Generator().manual_seed(3))
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    touched: set[str] = set()
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(input_ids=ids, labels=ids).loss.backward()
+        touched |= {
+            n for n, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0
+        }
+        optimizer.step()
+    unused = {n for n in trainable - touched if "rope" not in n and "expert" not in n}
+    assert not unused, unused
+    assert touched <= trainable
+    after = dict(model.named_parameters())
+    assert all(torch.equal(after[name], value) for name, value in frozen.items())
