@@ -78,7 +78,7 @@ def apply(
     clear_debris(target)
     check_target(target, overwrite=overwrite)
     if push_to_hub is not None:
-        from ..checkpoints.hub import check_push
+        from ..publishing.target import check_push
 
         check_push(push_to_hub, token=token)
     opened = _open_adapters(adapters, hub)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
+from typing import Any
 
 from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.files import CONFIG_FILE, INDEX_FILE, MANIFEST_FILE, read_manifest
@@ -81,6 +82,7 @@ def plan_batch(
     """
     sources: dict[tuple[str, HubOptions], OpenedSource | BlockExpandError] = {}
     plans: Plans = {}
+    account: dict[str, Any] | None = None
     faults: dict[str, BlockExpandError] = {}
     planned: list[PlannedJob] = []
     for job in jobs:
@@ -95,7 +97,13 @@ def plan_batch(
         try:
             if isinstance(source, BlockExpandError):
                 raise source
-            planned.append(_plan_job(job, source, hub, plans))
+            one = _plan_job(job, source, hub, plans)
+            if one.job.push_to_hub is not None:
+                from ..publishing.target import check_push
+
+                # The owner of the token is the same for all jobs, and may not be asked for often.
+                account = check_push(one.job.push_to_hub, token=token, account=account)
+            planned.append(one)
         except BlockExpandError as error:
             faults[f"{job.where}: {error}"] = error
     faults |= {fault: RecipeError(fault) for fault in _find_collisions(planned)}
@@ -152,10 +160,6 @@ def _plan_job(job: Job, source: OpenedSource, hub: HubOptions, plans: Plans) -> 
         check_write(plan, out, planned.options)
     else:
         check_target(out, overwrite=job.overwrite)
-    if job.push_to_hub is not None:
-        from ..checkpoints.hub.upload import check_push
-
-        check_push(job.push_to_hub, token=hub.token)
     if job.check and not planned.is_finished:
         from ..verification.preflight import check_plan
 

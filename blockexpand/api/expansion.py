@@ -110,7 +110,7 @@ def expand(
     clear_debris(target)
     check_target(target, overwrite=overwrite)
     if push_to_hub is not None:
-        from ..checkpoints.hub.upload import check_push
+        from ..publishing.target import check_push
 
         check_push(push_to_hub, token=token)
 

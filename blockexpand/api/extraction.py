@@ -83,7 +83,7 @@ def extract(
     clear_debris(target)
     check_target(target, overwrite=overwrite)
     if push_to_hub is not None:
-        from ..checkpoints.hub import check_push
+        from ..publishing.target import check_push
 
         check_push(push_to_hub, token=token)
     base_checkpoint, base_name = open_source(str(base), hub, progress=progress)
@@ -105,7 +105,7 @@ def extract(
     written = write(plan, target, options, progress.advance)
     pushed = None
     if push_to_hub is not None:
-        from ..checkpoints.hub import push_folder
+        from ..publishing.folder import push_folder
 
         pushed = push_folder(
             written.out, push_to_hub, private=private, token=token, show_progress=progress.is_shown

@@ -85,7 +85,7 @@ def merge(
     clear_debris(target)
     check_target(target, overwrite=overwrite)
     if push_to_hub is not None:
-        from ..checkpoints.hub.upload import check_push
+        from ..publishing.target import check_push
 
         check_push(push_to_hub, token=token)
     shown = command or _render_command(recipe, src, out, max_shard_size)

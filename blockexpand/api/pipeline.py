@@ -92,6 +92,10 @@ def write_and_publish(
     `others` holds the further models of a recipe, by the names that it gives them.
     Raises: as `expand`.
     """
+    if publish.push_to_hub is not None:
+        from ..publishing.target import refuse_secrets
+
+        refuse_secrets((file.name for file in plan.side_files), name.model)
     progress.begin("writing", plan.nbytes)
     written = write(plan, target, options, progress.advance, executor, stream)
     result = Expansion(
@@ -125,7 +129,7 @@ def verify_and_push(
         result = replace(result, verification=verification, proof=proof)
         _note_in_card(out, verification, proof)
     if publish.push_to_hub is not None:
-        from ..checkpoints.hub.upload import push_folder
+        from ..publishing.folder import push_folder
 
         try:
             pushed = push_folder(
@@ -134,6 +138,7 @@ def verify_and_push(
                 private=publish.private,
                 token=publish.token,
                 show_progress=progress.is_shown,
+                tell=progress.tell,
             )
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"{out} is complete, but not uploaded") from None

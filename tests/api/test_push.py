@@ -9,12 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from checkpoints import snapshot
+from checkpoints import copy_tree, snapshot
 from hub_server import HubServer, hub_environment, read_folder
 
 from blockexpand.cli.app import main
 
 TOKEN = "hf_abcdefghijklmnopqrstuvwxyz012345"
+READ_TOKEN = "hf_readreadreadreadreadreadreadread00"
 REPO = "user/grown"
 
 # The client's own upload of large files passes `data=` where its HTTP library wants `content=`.
@@ -33,8 +34,10 @@ def push(
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     hub.allow(TOKEN)
 
-    def run(*more: str, repo: str = REPO, token: str | None = TOKEN) -> int:
-        words = ["--src", str(tiny_mistral), "--out", str(tmp_path / "out"), "--new-layers", "1"]
+    def run(
+        *more: str, repo: str = REPO, token: str | None = TOKEN, source: Path = tiny_mistral
+    ) -> int:
+        words = ["--src", str(source), "--out", str(tmp_path / "out"), "--new-layers", "1"]
         if token is not None:
             words += ["--token", token]
         return main([*words, "--push-to-hub", repo, *more])
@@ -106,7 +109,7 @@ def test_output_that_is_not_proven_is_not_uploaded(
 
     monkeypatch.setattr(writing, "publish", damage)
     assert push("--verify", "tensors") == 1
-    assert not hub.requests
+    assert REPO not in hub.repos and not hub.seen("commit|lfs", None)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +117,12 @@ def test_output_that_is_not_proven_is_not_uploaded(
     [
         ({"token": None}, 3, "a token that may write"),
         ({"repo": "a/b/c"}, 2, "no repository id"),
-        ({"repo": "org/name@v1"}, 2, "no repository id"),
+        ({"repo": "org/name@"}, 2, "no repository id"),
+        ({"repo": "org/name@a..b"}, 2, "no repository id"),
+        ({"token": "hf_wrongwrongwrongwrong"}, 3, "does not accept this token"),
+        ({"token": READ_TOKEN}, 3, "this token may only read"),
+        ({"repo": "stranger/grown"}, 3, "who is in no organization 'stranger'"),
+        ({"repo": "lab/theirs"}, 3, "this token may not do that"),
     ],
 )
 def test_upload_that_cannot_succeed_is_refused_first(
@@ -126,9 +134,14 @@ def test_upload_that_cannot_succeed_is_refused_first(
     status: int,
     said: str,
 ) -> None:
+    hub.add_repo("lab/theirs", {})
+    hub.repos["lab/theirs"].writers = {"somebody else's"}
+    hub.allow(READ_TOKEN)
+    hub.roles[READ_TOKEN] = "read"
     assert push(**options) == status
     assert said in capfd.readouterr().err
-    assert not hub.requests and not (tmp_path / "out").exists()
+    assert hub.repos.keys() == {"lab/theirs"} and not (tmp_path / "out").exists()
+    assert not [request for request in hub.requests if request.method != "GET"]
 
 
 def test_dry_run_uploads_nothing(push: Callable[..., int], hub: HubServer) -> None:
@@ -164,3 +177,37 @@ def test_as_a_command_from_one_repository_to_another(
     assert hub.files(REPO) == read_folder(tmp_path / "out")
     assert b"base_model: org/base" in hub.files(REPO)["README.md"]
     assert snapshot(tiny_mistral) == before
+
+
+@pytest.mark.parametrize("name", ["id_rsa", "server.pem", "credentials.json", "sub/secrets.toml"])
+def test_what_looks_like_a_secret_is_not_published(
+    push: Callable[..., int],
+    hub: HubServer,
+    tiny_mistral: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    name: str,
+) -> None:
+    source = copy_tree(tiny_mistral, tmp_path / "source")
+    path = source / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"-----BEGIN")
+    assert push(source=source) == 3
+    assert f"'{name}' would be published and looks like a secret" in capfd.readouterr().err
+    assert not hub.repos and not (tmp_path / "out").exists()
+
+
+def test_a_branch_of_its_own_and_a_pull_request(push: Callable[..., int], hub: HubServer) -> None:
+    hub.add_repo(REPO, {"README.md": b"as it was"})
+    assert push("--overwrite", repo=f"{REPO}@grown") == 0
+    assert "config.json" in hub.files(REPO, "grown")
+    assert hub.files(REPO) == {"README.md": b"as it was"}
+
+
+def test_no_path_of_this_machine_is_published(
+    push: Callable[..., int], hub: HubServer, tmp_path: Path
+) -> None:
+    assert push() == 0
+    for name, data in hub.files(REPO).items():
+        assert str(tmp_path).encode() not in data, name
+        assert str(Path.home()).encode() not in data or name.endswith(".safetensors"), name

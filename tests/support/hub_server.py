@@ -77,6 +77,8 @@ class Repo:
     gated: bool = False
     private: bool = False
     readers: set[str] = field(default_factory=set)
+    # Empty: everybody.
+    writers: set[str] = field(default_factory=set)
 
 
 class HubServer:
@@ -85,6 +87,7 @@ class HubServer:
     def __init__(self) -> None:
         self.repos: dict[str, Repo] = {}
         self.tokens: set[str] = set()
+        self.roles: dict[str, str] = {}
         self.uploads: dict[str, bytes] = {}
         self.requests: list[Request] = []
         self.faults: list[Fault] = []
@@ -336,11 +339,15 @@ class _Handler(BaseHTTPRequestHandler):
         elif path == "/api/validate-yaml":
             self._send_json({"errors": [], "warnings": []})
         elif path == "/api/whoami-v2":
-            self._send_json({"type": "user", "name": "user", "orgs": []})
+            self._tell_account()
+        elif match := re.fullmatch(r"/api/models/(.+?)/auth-check/write", path):
+            self._with_repo(match[1], self._check_write)
         elif match := re.fullmatch(r"/(.+)\.git/info/lfs/objects/(batch|verify)", path):
             self._with_repo(match[1], lambda repo: self._lfs(match[1], match[2]))
         elif match := re.fullmatch(r"/api/models/(.+?)/(preupload|commit)/(.+)", path):
             self._with_repo(match[1], lambda repo: self._change(repo, match[1], match[2], match[3]))
+        elif match := re.fullmatch(r"/api/models/(.+?)/branch/(.+)", path):
+            self._with_repo(match[1], lambda repo: self._create_branch(repo, match[2]))
         elif match := re.fullmatch(r"/api/models/(.+?)/revision/(.+)", path):
             self._with_commit(match[1], match[2], self._describe)
         elif match := re.fullmatch(r"/api/models/(.+?)/tree/([^/]+(?:/pr/\d+)?)", path):
@@ -452,6 +459,33 @@ class _Handler(BaseHTTPRequestHandler):
             self._send_file(data, {**headers, "ETag": f'"{git_blob_id(data)}"'})
 
     # ------------------------------------------------------------------ uploads
+
+    def _create_branch(self, repo: Repo, branch: str) -> None:
+        if branch in repo.refs:
+            self._refuse(409, None, "Reference already exists")
+        else:
+            repo.refs[branch] = repo.refs["main"]
+            self._send_json({})
+
+    def _tell_account(self) -> None:
+        if self.token is None:
+            self._refuse(401, None, "Invalid username or password.")
+            return
+        role = self.hub.roles.get(self.token, "write")
+        self._send_json(
+            {
+                "type": "user",
+                "name": "user",
+                "orgs": [{"name": "lab"}],
+                "auth": {"type": "access_token", "accessToken": {"role": role}},
+            }
+        )
+
+    def _check_write(self, repo: Repo) -> None:
+        if self.token not in repo.writers and repo.writers:
+            self._refuse(403, None, "You do not have write permission on this repository.")
+        else:
+            self._send_json({})
 
     def _create_repo(self, body: dict[str, Any]) -> None:
         owner = body.get("organization") or "user"

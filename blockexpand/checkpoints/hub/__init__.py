@@ -17,12 +17,10 @@ from .download import (
 from .files import RepoSnapshot, parse_repo_ref
 from .snapshot import open_snapshot
 from .stream import stream_shards
-from .upload import check_push, push_folder
 
 __all__ = [
     "RepoSnapshot",
     "cache_folder",
-    "check_push",
     "count_uncached",
     "download_checkpoint",
     "download_files",
@@ -31,6 +29,5 @@ __all__ = [
     "fetch_headers",
     "open_snapshot",
     "parse_repo_ref",
-    "push_folder",
     "stream_shards",
 ]

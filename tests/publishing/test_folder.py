@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from hub_server import SHARDS, WANTED, HubServer, checkpoint_files
 
-from blockexpand.checkpoints.hub.upload import push_folder
-from blockexpand.errors import HubError
+from blockexpand.errors import HubError, UsageError
+from blockexpand.publishing.folder import push_folder
 
 TOKEN = "hf_abcdefghijklmnopqrstuvwxyz012345"
 REPO = "user/grown"
@@ -147,5 +147,5 @@ def test_server_that_repeats_the_token(hub: HubServer, out: Path) -> None:
 
 
 def test_malformed_repository(hub: HubServer, out: Path) -> None:
-    with pytest.raises(HubError, match="is complete"):
+    with pytest.raises(UsageError, match="no repository id"):
         push_folder(out, "a/b/c", token=TOKEN)
