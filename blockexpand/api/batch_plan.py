@@ -98,12 +98,12 @@ def plan_batch(
             if isinstance(source, BlockExpandError):
                 raise source
             one = _plan_job(job, source, hub, plans)
+            planned.append(one)
             if one.job.push_to_hub is not None:
                 from ..publishing.target import check_push
 
                 # The owner of the token is the same for all jobs, and may not be asked for often.
                 account = check_push(one.job.push_to_hub, token=token, account=account)
-            planned.append(one)
         except BlockExpandError as error:
             faults[f"{job.where}: {error}"] = error
     faults |= {fault: RecipeError(fault) for fault in _find_collisions(planned)}
