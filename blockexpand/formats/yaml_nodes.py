@@ -1,7 +1,8 @@
 """YAML text → nodes that know their lines, and values out of them; faults are collected.
 
-It builds no objects from tags: a node's value is text, a number, a list or an object. It knows
-nothing of what the text says.
+It builds no objects from tags: a node's value is text, a number, a list or an object. Merge keys
+(`<<`) are read as YAML 1.1 has them, and a key that nothing reads may hold what is only an anchor
+for other places. It knows nothing of what the text says.
 """
 
 from __future__ import annotations
@@ -28,6 +29,10 @@ _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 Members = dict[str, yaml.Node]
 
+Pairs = dict[str, tuple[yaml.Node, yaml.Node]]
+
+_MERGE = "tag:yaml.org,2002:merge"
+
 
 def compose(data: bytes, file: str) -> tuple[yaml.Node | None, str]:
     """Return a document's root node, None for an empty one, and its text.
@@ -42,8 +47,11 @@ def compose(data: bytes, file: str) -> tuple[yaml.Node | None, str]:
         line = data[: error.start].count(b"\n") + 1
         raise RecipeError(f"{file}:{line}: expected UTF-8 text") from None
     try:
-        _check_depth(text, file)
-        return yaml.compose(text, Loader=_LOADER), text
+        anchors = _scan(text, file)
+        root = yaml.compose(text, Loader=_LOADER)
+        if root is not None and anchors:
+            _mark_anchors(root, anchors, {})
+        return root, text
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         # libyaml says "in the line after the last" of what ends too early.
@@ -55,13 +63,18 @@ def compose(data: bytes, file: str) -> tuple[yaml.Node | None, str]:
         raise RecipeError(f"{file}: this is no YAML: {reason}") from None
 
 
-def _check_depth(text: str, file: str) -> None:
-    """Refuse a document in which libyaml's composer would overflow the stack of the process.
+def _scan(text: str, file: str) -> set[int]:
+    """Return where the nodes begin that have an anchor.
 
-    Events come one by one, at whatever depth. Raises: RecipeError.
+    Refuses a document in which libyaml's composer would overflow the stack of the process: events
+    come one by one, at whatever depth. Raises: RecipeError.
     """
     depth = 0
+    anchors: set[int] = set()
     for event in yaml.parse(text, Loader=_LOADER):
+        is_node = isinstance(event, yaml.NodeEvent) and not isinstance(event, yaml.AliasEvent)
+        if is_node and event.anchor is not None:
+            anchors.add(event.start_mark.index)
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
             if depth > _MOST_DEPTH:
@@ -70,6 +83,26 @@ def _check_depth(text: str, file: str) -> None:
                 )
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
+    return anchors
+
+
+def _mark_anchors(node: yaml.Node, anchors: set[int], seen: dict[int, bool]) -> bool:
+    """Note of each node whether it, or a part of it, is what an alias elsewhere can stand for."""
+    if id(node) not in seen:
+        seen[id(node)] = node.start_mark.index in anchors
+        parts = [node] if isinstance(node, yaml.ScalarNode) else node.value
+        if isinstance(node, yaml.MappingNode):
+            parts = [part for pair in node.value for part in pair]
+        inner = [_mark_anchors(part, anchors, seen) for part in parts if part is not node]
+        seen[id(node)] |= any(inner)
+        node.has_anchor = seen[id(node)]  # type: ignore[attr-defined]
+    return seen[id(node)]
+
+
+def _defines_anchor(name: yaml.Node, value: yaml.Node) -> bool:
+    """Tell whether a pair's value stands there for other places; an alias stands before its key."""
+    after = bool(value.start_mark.index > name.start_mark.index)
+    return after and getattr(value, "has_anchor", False)
 
 
 class NodeReader:
@@ -80,6 +113,7 @@ class NodeReader:
         self._file = file
         self._refused = refused
         self._faults: list[tuple[int, str]] = []
+        self._merged: dict[int, Pairs | None] = {}
 
     def fault(self, node: yaml.Node, text: str) -> None:
         line = line_of(node)
@@ -94,10 +128,14 @@ class NodeReader:
     def members(self, node: yaml.Node, key: str, allowed: Sequence[str]) -> Members:
         """Return an object's members, null ones left out; others than those allowed are faults."""
         known: Members = {}
-        for text, (name, value) in self._pairs(node, key).items():
+        for text, (name, value) in self._pairs(node, key, allowed).items():
             if text in allowed:
                 if not _is_null(value):
                     known[text] = value
+            elif _defines_anchor(name, value) and not difflib.get_close_matches(
+                text, allowed, 1, 0.8
+            ):
+                continue  # stands here for other places to refer to
             elif text in self._refused:
                 if not _is_null(value):
                     self.fault(name, f"{text}: {self._refused[text]}")
@@ -108,7 +146,7 @@ class NodeReader:
 
     def names(self, node: yaml.Node, key: str) -> Members:
         """Return an object's members, whatever their names."""
-        return {text: value for text, (_, value) in self._pairs(node, key).items()}
+        return {text: value for text, (_, value) in self._pairs(node, key, None).items()}
 
     def items(self, node: yaml.Node, key: str, wanted: str) -> list[yaml.Node]:
         """Return a list's items; an empty list is a fault."""
@@ -124,19 +162,46 @@ class NodeReader:
             return None
         return value
 
-    def _pairs(self, node: yaml.Node, key: str) -> dict[str, tuple[yaml.Node, yaml.Node]]:
+    def _pairs(self, node: yaml.Node, key: str, allowed: Sequence[str] | None) -> Pairs:
+        """Return an object's pairs, those that it merges below its own.
+
+        Anchors for other places may stand under one name again and again: `allowed` has the names
+        that mean something here, None if all do.
+        """
         if not isinstance(node, yaml.MappingNode):
             self.fault(node, f"{key}: expected an object, found {show(node)}")
             return {}
-        pairs: dict[str, tuple[yaml.Node, yaml.Node]] = {}
+        own: Pairs = {}
+        merged: Pairs | None = None
         for name, value in node.value:
             if not isinstance(name, yaml.ScalarNode):
                 self.fault(name, f"{key}: expected a name before the colon, found {show(name)}")
-            elif name.value in pairs:
-                self.fault(name, f"{name.value}: stands twice in the same object")
+            elif name.tag == _MERGE:
+                if merged is not None:
+                    self.fault(name, "<<: stands twice in the same object")
+                    continue
+                merged = {}
+                # Of several the first goes before the others, as YAML has it. (PyYAML 6.0.4 does
+                # it the other way round for names that Python has not interned.)
+                for source in value.value if isinstance(value, yaml.SequenceNode) else [value]:
+                    merged = self._merge(source) | merged
+            elif name.value in own:
+                known = allowed is None or name.value in allowed
+                if known or not _defines_anchor(name, value):
+                    self.fault(name, f"{name.value}: stands twice in the same object")
             else:
-                pairs[name.value] = name, value
-        return pairs
+                own[name.value] = name, value
+        return (merged or {}) | own
+
+    def _merge(self, node: yaml.Node) -> Pairs:
+        """Return the pairs of an object that others merge; each is read once."""
+        if id(node) not in self._merged:
+            self._merged[id(node)] = None
+            self._merged[id(node)] = self._pairs(node, "<<", None)
+        pairs = self._merged[id(node)]
+        if pairs is None:
+            self.fault(node, "<<: an object cannot be merged into itself")
+        return pairs or {}
 
 
 def line_of(node: yaml.Node | yaml.Event) -> int:

@@ -217,7 +217,7 @@ JOB = "src: a, out: b, new-layers: 1"
         (f"jobs: [{{{JOB}, recipe: a.yml}}]", "run it by itself, as --recipe"),
         (f"jobs: [{{{JOB}, new-layer: 2}}]", "did you mean new-layers?"),
         (f"jobs: [{{{JOB}, [1]: 2}}]", "expected a name"),
-        (f"jobs: [{{{JOB}, <<: {{check: true}}}}]", "<<: unknown key"),
+        (f"jobs: [{{{JOB}, <<: {{chekc: true}}}}]", "did you mean check?"),
         ("jobs: [{src: [a], out: b, new-layers: 1}]", "src: expected a folder"),
         ("jobs: [{src: '', out: b, new-layers: 1}]", "src: expected a folder"),
         ("jobs: [{src: a, out: {}, new-layers: 1}]", "out: expected a text"),

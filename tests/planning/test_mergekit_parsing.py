@@ -207,10 +207,17 @@ def test_all_faults_at_once_in_the_order_of_their_lines() -> None:
         (HEAD + "base_model: {model: {pth: a}}\n", 4, "did you mean path?"),
         (HEAD + "base_model: 3\n", 4, "a folder or a Hub repository"),
         (HEAD + "dtype: bfloat\n", 4, "did you mean bfloat16?"),
-        (HEAD + "<<: {dtype: float16}\n", 4, "merge keys"),
+        (HEAD + "<<: {dtpye: float16}\n", 4, "did you mean dtype?"),
+        (HEAD + "<<: {dtype: float16}\n<<: {dtype: float32}\n", 5, "<<: stands twice"),
+        (HEAD + "<<: 3\n", 4, "<<: expected an object"),
+        (HEAD + "x: &x {<<: *x}\n<<: *x\n", 4, "merged into itself"),
+        (HEAD + "dtpye: &x float16\n", 4, "did you mean dtype?"),
+        (HEAD + "dtype: &x float16\ndtype: &y float32\n", 5, "stands twice"),
+        (HEAD + "const: 3\n", 4, "const: unknown key"),
+        (HEAD + "const: &x float16\nother: *x\n", 5, "other: unknown key"),
         (HEAD + "? [a]\n: b\n", 4, "expected a name"),
-        (HEAD.replace("[0, 3]", "[3, 3]"), 2, "expected 0 <= first < last"),
-        (HEAD.replace("[0, 3]", "[-1, 3]"), 2, "expected 0 <= first < last"),
+        (HEAD.replace("[0, 3]", "[3, 2]"), 2, "expected 0 <= first <= last"),
+        (HEAD.replace("[0, 3]", "[-1, 3]"), 2, "expected 0 <= first <= last"),
         (HEAD.replace("[0, 3]", "[0, 3, 4]"), 2, "expected two whole numbers"),
         (HEAD.replace("[0, 3]", "[0, 3.5]"), 2, "expected two whole numbers"),
         (HEAD.replace("[0, 3]", "[0, 99999999999]"), 2, "expected two whole numbers"),
@@ -258,7 +265,11 @@ def test_a_bomb_of_aliases_is_only_nodes() -> None:
     lines = ["a0: &a0 [x, x]"] + [
         f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 30)
     ]
-    assert "unknown key" in faults("\n".join(lines) + "\n")[0]
+    assert "merge_method is missing" in faults("\n".join(lines) + "\n")[0]
+    lines = ["a0: &a0 {x: 1}"] + [
+        f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 9)}]}}" for i in range(1, 30)
+    ]
+    assert any("x: unknown key" in fault for fault in faults("\n".join([*lines, "<<: *a29"])))
 
 
 def test_a_huge_recipe_is_refused() -> None:

@@ -95,6 +95,39 @@ WANTED = {
     "two-models": Wanted(
         recipe(take("a", 0, 3), take("b", 1, 3)), every("a", 0, 3) + every("b", 1, 3), last="b"
     ),
+    "empty-last-slice": Wanted(
+        recipe(take("a", 0, 4), take("b", 3, 3)), every("a", 0, 4), last="b"
+    ),
+    "empty-first-slice": Wanted(
+        recipe(take("b", 0, 0), take("a", 0, 4)), every("a", 0, 4), home="b", first="b"
+    ),
+    "empty-middle-slice": Wanted(
+        recipe(take("a", 0, 2), take("b", 3, 3), take("a", 2, 4)), every("a", 0, 4)
+    ),
+    "anchors-and-merge-keys": Wanted(
+        """\
+const_tag: &one {a}
+const_tag: &two {b}
+const_tag: &half 0.5
+const_tag: &scaled
+  parameters:
+    scale: [{{filter: o_proj, value: *half}}, {{value: 1.0}}]
+slices:
+- sources: [&base {{model: *one, layer_range: [0, 2]}}]
+- sources:
+  - model: *two
+    layer_range: [1, 3]
+    <<: *scaled
+- sources: [{{<<: [*scaled, *base], layer_range: [2, 4]}}]
+merge_method: passthrough
+dtype: &dtype bfloat16
+out_dtype: *dtype
+""",
+        every("a", 0, 2)
+        + every("b", 1, 3, on(0.5, "o_proj"))
+        + every("a", 2, 4, on(0.5, "o_proj")),
+        via=(BF16, BF16),
+    ),
     "base-model": Wanted(
         recipe(take("a", 0, 3), take("b", 1, 3), more="base_model: {b}\n"),
         every("a", 0, 3) + every("b", 1, 3),
@@ -344,7 +377,7 @@ def test_a_recipe_makes_what_it_says(name: str, models: dict[str, Path], tmp_pat
     }
     assert {folder: snapshot(folder) for folder in models.values()} == before
     manifest = json.loads((out / "block_expansion.json").read_text())
-    assert manifest["keeps_function"] == (name == "seed")
+    assert manifest["keeps_function"] == (name in ("seed", "empty-middle-slice"))
     assert manifest["new_layers"] == ([4, 5] if name == "seed" else [])
     assert blockexpand.verify(models[wanted.home], out)[0].findings == ()
 

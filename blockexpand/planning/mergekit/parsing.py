@@ -47,7 +47,6 @@ _REFUSED = {
     "lora": "LoRA adapters are not merged: merge the adapter into its model first",
     "override_architecture": "the architecture is that of the model's config.json; remove it",
     "residual_weight": "passthrough has no such parameter; remove it",
-    "<<": "YAML merge keys are not read; write the keys out",
 }
 
 _A_MODEL = "a folder or a Hub repository org/name"
@@ -213,11 +212,12 @@ def _read_range(nodes: NodeReader, item: yaml.Node, source: Members) -> tuple[in
         nodes.fault(node, f"layer_range: expected {wanted}, found {show(node)}")
         return 0, 1
     first, last = numbers
-    if not 0 <= first < last <= MAX_LAYERS:
+    # mergekit reads [8, 8] as no layers: at the end, it says whose norm and head are taken.
+    if not 0 <= first <= last <= MAX_LAYERS:
         nodes.fault(
             node,
-            "layer_range: expected 0 <= first < last (layers count from 0, the last is not taken), "
-            f"found {show(node)}",
+            "layer_range: expected 0 <= first <= last (layers count from 0, the last is not "
+            f"taken), found {show(node)}",
         )
         return 0, 1
     return first, last

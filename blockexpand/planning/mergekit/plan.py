@@ -66,8 +66,12 @@ class _Merge:
 
     @property
     def used(self) -> tuple[SourceModel, ...]:
-        """The models that the output is made from, each once, the base first."""
-        return tuple(dict.fromkeys([self.base, *(layer.source for layer in self.taken)]))
+        """The models that the output is made from, each once, the base first.
+
+        A slice without layers at either end gives what stands before or after the layers.
+        """
+        ends = [self.models[self.recipe.slices[index].model] for index in (0, -1)]
+        return tuple(dict.fromkeys([self.base, *(layer.source for layer in self.taken), *ends]))
 
 
 def make_merge_plan(
@@ -252,6 +256,8 @@ def _take_layers(merge: MergeRecipe, models: Mapping[str, SourceModel]) -> tuple
         ]
     if faults:
         raise RecipeError("; ".join(faults))
+    if not taken:
+        raise RecipeError(f"{merge.file}: no slice has a layer; expected at least one layer")
     return tuple(taken)
 
 
@@ -303,7 +309,7 @@ def _recognise(job: _Merge) -> tuple[LayerMap, Surgery] | None:
 def _is_plain(job: _Merge) -> bool:
     """Tell whether all is taken from one model, and what is outside of the layers as it is."""
     base = job.base
-    if any(layer.source is not base for layer in job.taken):
+    if any(source is not base for source in job.used):
         return False
     if any(job.dtypes.rounds_twice(spec.dtype) for spec in base.checkpoint.specs.values()):
         return False
