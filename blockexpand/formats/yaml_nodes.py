@@ -72,8 +72,8 @@ def _scan(text: str, file: str) -> set[int]:
     depth = 0
     anchors: set[int] = set()
     for event in yaml.parse(text, Loader=_LOADER):
-        is_node = isinstance(event, yaml.NodeEvent) and not isinstance(event, yaml.AliasEvent)
-        if is_node and event.anchor is not None:
+        if not isinstance(event, yaml.AliasEvent) and getattr(event, "anchor", None) is not None:
+            assert event.start_mark is not None  # only a document's end has none
             anchors.add(event.start_mark.index)
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
