@@ -10,10 +10,11 @@ import contextlib
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 from ...errors import HubError
 from ...messages import show
-from .client import client_utils
+from .client import watching_answers
 
 RETRIED_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
 
@@ -54,25 +55,22 @@ def guarding_answers(tell: Tell = tell_nobody) -> Iterator[None]:
 
     def look(response: Any) -> None:
         # Threads that ask at the same time share the session, and each has put its hook there.
-        if response.extensions.setdefault("blockexpand.seen", look) is not look:
+        if vars(response).setdefault("blockexpand_seen", look) is not look:
             return
         headers = response.headers
         for name in _NAMING_HEADERS:
             value = headers.get(name, "")
             if not _is_plain(value):
+                host = urlsplit(str(response.url)).hostname
                 raise HubError(
-                    f"{response.url.host}: an answer has {show(value)} as its {name}, which leads "
+                    f"{host}: an answer has {show(value)} as its {name}, which leads "
                     "out of the cache; expected a digest: does HF_ENDPOINT name a Hub?"
                 )
         if response.status_code in RETRIED_STATUSES:
             _cap_wait(response, tell)
 
-    hooks = client_utils().get_session().event_hooks["response"]
-    hooks.append(look)
-    try:
+    with watching_answers(look):
         yield
-    finally:
-        hooks.remove(look)
 
 
 def _is_plain(value: str) -> bool:

@@ -72,6 +72,33 @@ def is_unreachable(error: Exception) -> bool:
 
 
 @contextmanager
+def watching_answers(look: Callable[[Any], None]) -> Iterator[None]:
+    """Show `look` every answer that the client's sessions get inside, in whatever thread."""
+    utils = client_utils()
+    hooks = getattr(utils.get_session(), "event_hooks", None)
+    if hooks is not None:
+        hooks["response"].append(look)
+        try:
+            yield
+        finally:
+            hooks["response"].remove(look)
+        return
+    # Before 1.0 each thread has a session of its own, and all come from one factory.
+    make = importlib.import_module("huggingface_hub.utils._http")._GLOBAL_BACKEND_FACTORY
+
+    def make_watched() -> Any:
+        session = make()
+        session.hooks["response"].append(lambda response, **_: look(response))
+        return session
+
+    utils.configure_http_backend(make_watched)
+    try:
+        yield
+    finally:
+        utils.configure_http_backend(make)
+
+
+@contextmanager
 def open_stream(url: str, headers: Mapping[str, str]) -> Iterator[tuple[Any, Iterator[bytes]]]:
     """Ask for a file; yield the answer and its bytes as they come, redirects followed."""
     from huggingface_hub import constants
