@@ -156,7 +156,7 @@ def _spell(value: Any) -> str:
     return repr(value) if value is None or isinstance(value, bool) else show(value)
 
 
-_FLAGS = ("hardlink", "stream", "overwrite", "check", "private", "logits", "fail_fast")
+_FLAGS = ("hardlink", "stream", "overwrite", "check", "private", "logits", "fail_fast", "stats")
 
 _CHECKS: Mapping[str, Callable[[object], object]] = {
     **dict.fromkeys(("src", "out", "base", "other", "recipe", "jobs_file"), _path),

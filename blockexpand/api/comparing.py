@@ -58,6 +58,7 @@ def diff(
     base: str | Path,
     other: str | Path,
     *,
+    stats: bool = False,
     revision: str | None = None,
     token: str | None = None,
     cache_dir: str | Path | None = None,
@@ -65,11 +66,13 @@ def diff(
 ) -> Difference:
     """Compare two checkpoints tensor by tensor; `base` may be a repository of the Hub.
 
+    `stats` measures too how far each tensor has come from where it began (needs torch).
     Raises: CheckpointError, HubError; SourceChangedError where a file is written to meanwhile.
     """
     check_arguments(
         base=base,
         other=other,
+        stats=stats,
         revision=revision,
         token=token,
         cache_dir=cache_dir,
@@ -79,6 +82,13 @@ def diff(
     theirs = open_checkpoint(expand_home(other))
     mine, _ = open_source(str(base), hub, progress=progress)
     progress.begin("comparing", sum(spec.nbytes for spec in mine.specs.values()))
-    return compare_checkpoints(
+    difference = compare_checkpoints(
         mine, theirs, progress.advance, base_name=str(base), other_name=str(other)
     )
+    if not stats:
+        return difference
+    from ..verification.statistics import find_pairs, measure_difference
+
+    pairs = find_pairs(mine, theirs, difference)
+    progress.begin("measuring", sum(theirs.specs[pair.other].nbytes for pair in pairs))
+    return measure_difference(mine, theirs, difference, pairs, progress.advance)

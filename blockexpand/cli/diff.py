@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
+from ..errors import OutputError
 from .arguments import add_hub_options, add_output_options
 from .console import print_outcome, tell_difference
 from .parsing import Parser
 from .reporting import reporting
 
+if TYPE_CHECKING:
+    from ..verification.difference import Difference
+
 
 def make_parser() -> Parser:
     parser = Parser(
         prog="blockexpand diff",
-        usage="blockexpand diff BASE OTHER [options]",
+        usage="blockexpand diff BASE OTHER [OTHER ...] [options]",
         description="List which tensors of two checkpoints are the same bit for bit, changed, new "
         "or missing. Where one is an expansion of the other, each original layer is compared with "
         "the layer that it was taken from. Exit status 1 if a tensor of BASE, but for those of new "
@@ -22,7 +27,25 @@ def make_parser() -> Parser:
     )
     add = parser.add_argument
     add("base", metavar="BASE", help="a folder or a Hub repository")
-    add("other", metavar="OTHER", help="a folder: BASE expanded, trained, or both")
+    add(
+        "others",
+        metavar="OTHER",
+        nargs="+",
+        help="a folder: BASE expanded, trained, or both; several are each compared with BASE, "
+        "such as the checkpoints of a training run in their order",
+    )
+    add(
+        "--stats",
+        action="store_true",
+        help="also measure how far each tensor has come: its distance, and the share of its "
+        "elements that changed",
+    )
+    add(
+        "--html",
+        metavar="FILE",
+        help="write a page that shows the layers, what changed in the new blocks and how they "
+        "grew over the checkpoints; implies --stats",
+    )
     add_hub_options(parser)
     add_output_options(parser, verbose="print a line for every tensor", progress=True)
     return parser
@@ -32,25 +55,55 @@ def run(options: argparse.Namespace, words: Sequence[str]) -> int:
     from ..api.comparing import diff
     from . import text_difference as report_difference
 
+    if options.html is not None:
+        _check_page(options.html)
     with reporting(options) as progress:
-        difference = diff(
-            options.base,
-            options.other,
-            revision=options.revision,
-            token=options.token,
-            cache_dir=options.cache_dir,
-            progress=progress,
-        )
+        differences = [
+            diff(
+                options.base,
+                other,
+                stats=options.stats or options.html is not None,
+                revision=options.revision,
+                token=options.token,
+                cache_dir=options.cache_dir,
+                progress=progress,
+            )
+            for other in options.others
+        ]
+    if options.html is not None:
+        _write_page(options.html, differences)
     print_outcome(
         options,
-        report_difference.difference_as_json,
-        report_difference.describe_difference,
-        difference,
+        report_difference.differences_as_json,
+        report_difference.describe_differences,
+        differences,
     )
-    if not difference.lost:
+    losses = [difference for difference in differences if difference.lost]
+    if not losses:
         return 0
-    first = difference.lost[0]
+    first = losses[0].lost[0]
     return tell_difference(
-        f"{options.other}: {len(difference.lost)} original tensors are changed or missing, the "
+        f"{losses[0].other}: {len(losses[0].lost)} original tensors are changed or missing, the "
         f"first: {first.name!r} is {first.status}"
     )
+
+
+def _check_page(file: str) -> None:
+    """Refuse what could not be written before the models are read, which may take an hour."""
+    from ..fs.paths import expand_home
+
+    path = expand_home(file)
+    if path.is_dir() or not path.parent.is_dir():
+        what = "is a folder" if path.is_dir() else f"no folder {path.parent}"
+        raise OutputError(f"{file}: {what}; give the name of a page to write, such as diff.html")
+
+
+def _write_page(file: str, differences: Sequence[Difference]) -> None:
+    from ..fs.paths import expand_home
+    from .page_difference import render_page
+
+    path = expand_home(file)
+    try:
+        path.write_text(render_page(differences), encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        raise OutputError(f"{file}: cannot write: {error.strerror}; give another name") from None

@@ -6,13 +6,17 @@ Tensors that fared alike and differ in the number of their layer or expert share
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from math import prod
 from typing import Any
 
 from ..messages import join_lines
+from ..models.decoder import split_name
 from ..verification.difference import Difference, Status, TensorDifference
 from .text import format_size
+
+# What a reader looks for comes first.
+_LISTED: tuple[Status, ...] = ("changed", "missing", "new", "same")
 
 _STATUSES: tuple[Status, ...] = ("same", "changed", "new", "missing")
 
@@ -24,7 +28,7 @@ def describe_difference(difference: Difference, *, verbose: bool) -> str:
         tensors = [tensor for tensor in difference.tensors if tensor.status == status]
         size = format_size(sum(tensor.nbytes for tensor in tensors))
         lines.append(f"{status:8}{len(tensors):6} tensors, {size}" + _where(tensors))
-    for status in _STATUSES:
+    for status in _LISTED:
         tensors = [tensor for tensor in difference.tensors if tensor.status == status]
         shown = map(_line, tensors) if verbose else _group(tensors)
         lines += [f"  {status:8} {line}" for line in shown]
@@ -35,7 +39,54 @@ def describe_difference(difference: Difference, *, verbose: bool) -> str:
         )
     else:
         lines.append(f"all {len(originals)} original tensors are bit-identical")
+    measured = [tensor for tensor in difference.tensors if tensor.statistics is not None]
+    if any(tensor.status != "same" for tensor in measured):
+        lines += _statistics_lines(difference, verbose=verbose)
     return join_lines(lines)
+
+
+def describe_differences(differences: Sequence[Difference], *, verbose: bool) -> str:
+    """Return several comparisons with one base, each under its name."""
+    if len(differences) == 1:
+        return describe_difference(differences[0], verbose=verbose)
+    parts = []
+    for difference in differences:
+        head = join_lines([f"{difference.other}:"])
+        parts.append(f"{head}\n{describe_difference(difference, verbose=verbose)}")
+    return "\n\n".join(parts)
+
+
+def differences_as_json(differences: Sequence[Difference]) -> dict[str, Any]:
+    """Return one comparison as it is, several as a list."""
+    if len(differences) == 1:
+        return difference_as_json(differences[0])
+    return {"comparisons": [difference_as_json(difference) for difference in differences]}
+
+
+def _statistics_lines(difference: Difference, *, verbose: bool) -> list[str]:
+    """Return how far tensors have come, those of one kind in new blocks on a line together."""
+    lines = ["distance from where it began, by the norm of its source; share of changed elements"]
+    groups: dict[str, list[TensorDifference]] = {}
+    for tensor in difference.tensors:
+        if tensor.statistics is None or tensor.status == "same":
+            continue
+        split = split_name(tensor.name, difference.layer_prefix) if tensor.in_new_block else None
+        kind = tensor.name if verbose or split is None else f"new blocks: {split[1]}"
+        groups.setdefault(kind, []).append(tensor)
+    width = max(map(len, groups))
+    for kind, tensors in groups.items():
+        found = [tensor.statistics for tensor in tensors if tensor.statistics is not None]
+        distances = [s.distance for s in found if s.distance is not None]
+        shares = [100 * s.changed_share for s in found]
+        lines.append(f"  {kind:{width}}  {_span(distances, ''):>17}  {_span(shares, ' %'):>13}")
+    return lines
+
+
+def _span(values: Sequence[float], unit: str) -> str:
+    if not values:
+        return "-"
+    ends = dict.fromkeys(f"{value:.3g}" for value in (min(values), max(values)))
+    return "–".join(ends) + unit
 
 
 def difference_as_json(difference: Difference) -> dict[str, Any]:
@@ -57,6 +108,14 @@ def difference_as_json(difference: Difference) -> dict[str, Any]:
                 "nbytes": tensor.nbytes,
                 "offset": tensor.offset,
                 "message": tensor.message,
+                "statistics": None
+                if tensor.statistics is None
+                else {
+                    "compared_with": tensor.statistics.compared_with,
+                    "began_at": tensor.statistics.began_at,
+                    "distance": tensor.statistics.distance,
+                    "changed_share": tensor.statistics.changed_share,
+                },
             }
             for tensor in tensors
         ],

@@ -12,6 +12,7 @@ from typing import Literal
 
 from ..checkpoints.checkpoint import Checkpoint
 from ..formats.safetensors import TensorSpec
+from ..models.layer_map import LayerMap
 from ..planning.origins import Copy, Extent
 from ..planning.shards import PlannedTensor
 from ..progress import Report
@@ -19,6 +20,21 @@ from .comparison import Place, compare_tensors
 from .matching import TensorKey, match_tensors
 
 Status = Literal["same", "changed", "new", "missing"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorStatistics:
+    """How far a tensor has come from where it began, which is `compared_with`.
+
+    That is a tensor of BASE or, where a new block's tensor began as a constant, `began_at`.
+    `distance` is the Frobenius norm of the difference over that of the tensor of BASE which it
+    comes from, None where that is 0; `changed_share` the part of the elements that differ.
+    """
+
+    compared_with: str
+    began_at: float | None
+    distance: float | None
+    changed_share: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +53,7 @@ class TensorDifference:
     in_new_block: bool
     offset: int | None = None
     message: str | None = None
+    statistics: TensorStatistics | None = None
 
     @property
     def name(self) -> str:
@@ -48,13 +65,16 @@ class TensorDifference:
 class Difference:
     """Every tensor of two checkpoints, in the order of BASE, then what only OTHER has.
 
-    `matched_by` says how the names of the two were matched.
+    `matched_by` says how the names of the two were matched; `layer_map` and `layer_prefix` are
+    those of the side that is an expansion, empty where none is.
     """
 
     base: str
     other: str
     matched_by: str
     tensors: tuple[TensorDifference, ...]
+    layer_map: LayerMap = ()
+    layer_prefix: str = ""
 
     @property
     def lost(self) -> tuple[TensorDifference, ...]:
@@ -90,7 +110,12 @@ def compare_checkpoints(
         if key not in mine:
             tensors.append(_judge(base, other, key, None, name, None))
     return Difference(
-        base=base_name, other=other_name, matched_by=matching.matched_by, tensors=tuple(tensors)
+        base=base_name,
+        other=other_name,
+        matched_by=matching.matched_by,
+        tensors=tuple(tensors),
+        layer_map=matching.layer_map,
+        layer_prefix=matching.layer_prefix,
     )
 
 
@@ -132,13 +157,7 @@ def _place(
     base: Checkpoint, other: Checkpoint, pairs: Mapping[str, str]
 ) -> dict[str, list[PlannedTensor]]:
     """Return OTHER's tensors by file, each to be a copy of its partner in BASE."""
-    sources = {
-        entry.name: Extent(
-            shard.file.name, shard.header.data_start + entry.data_offset, entry.spec.nbytes
-        )
-        for shard in base.shards
-        for entry in shard.header.entries
-    }
+    sources = find_extents(base)
     return {
         shard.file.name: [
             PlannedTensor(
@@ -157,3 +176,14 @@ def _place(
 def place_files(checkpoint: Checkpoint) -> Place:
     """Return where a checkpoint's tensors are read."""
     return Place(checkpoint.root, {shard.file.name: shard.file for shard in checkpoint.shards})
+
+
+def find_extents(checkpoint: Checkpoint) -> dict[str, Extent]:
+    """Return where each tensor lies in the files of its checkpoint."""
+    return {
+        entry.name: Extent(
+            shard.file.name, shard.header.data_start + entry.data_offset, entry.spec.nbytes
+        )
+        for shard in checkpoint.shards
+        for entry in shard.header.entries
+    }

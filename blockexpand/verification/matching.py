@@ -9,12 +9,12 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.files import MANIFEST_FILE
 from ..models.decoder import COUNT_FIELDS, split_name
-from ..models.layer_map import LayerEntry
+from ..models.layer_map import LayerEntry, LayerMap
 from ..planning.manifest import Manifest, parse_manifest
 
 
@@ -38,11 +38,19 @@ class TensorKey:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Matching:
-    """The keys of both sides' tensors by name: equal keys are the same tensor."""
+    """The keys of both sides' tensors by name: equal keys are the same tensor.
+
+    `layer_map` and `layer_prefix` are those of OTHER where it is an expansion, else of BASE;
+    `neutral` has the constants at which tensors of its new layers began. All are empty where no
+    manifest relates the two.
+    """
 
     base: Mapping[str, TensorKey]
     other: Mapping[str, TensorKey]
     matched_by: str
+    layer_map: LayerMap = ()
+    layer_prefix: str = ""
+    neutral: Mapping[str, float] = field(default_factory=dict)
 
 
 def match_tensors(base: Checkpoint, other: Checkpoint) -> Matching:
@@ -58,6 +66,9 @@ def match_tensors(base: Checkpoint, other: Checkpoint) -> Matching:
         base=_keys(base, mine, base_prefix, _lead(base_prefix, other_prefix)),
         other=_keys(other, theirs, other_prefix, _lead(other_prefix, base_prefix)),
         matched_by=matched_by,
+        layer_map=(theirs if theirs.expanded else mine).manifest.layer_map,
+        layer_prefix=other_prefix if theirs.expanded else base_prefix,
+        neutral=(theirs if theirs.expanded else mine).manifest.neutral,
     )
 
 
@@ -122,9 +133,9 @@ def _count_layers(
     if own is not None:
         return len(own.layer_map)
     for config in (checkpoint.config, checkpoint.config.get("text_config")):
-        for field in COUNT_FIELDS:
-            if isinstance(config, Mapping) and type(config.get(field)) is int:
-                return int(config[field])
+        for count in COUNT_FIELDS:
+            if isinstance(config, Mapping) and type(config.get(count)) is int:
+                return int(config[count])
     if like is None:
         return None
     prefix = _find_prefix(checkpoint.specs, like.layer_prefix)
