@@ -36,10 +36,10 @@ from ..planning.manifest import render_manifest
 from ..planning.plan import Plan
 from ..planning.shards import Document
 from ..progress import SILENT, Progress
-from ..writing.staging import check_target, clear_debris
+from ..writing.staging import check_target
 from ..writing.writer import WriteOptions, check_write, resolve_target
 from .options import make_hub_options
-from .pipeline import Expansion, PublishOptions, write_and_publish
+from .pipeline import Expansion, PlannedOutput, PublishOptions, check_out, write_and_publish
 
 if TYPE_CHECKING:
     import torch
@@ -75,12 +75,7 @@ def apply(
     """
     target = resolve_target(expand_home(out))
     hub = make_hub_options(revision, token, cache_dir)
-    clear_debris(target)
-    check_target(target, overwrite=overwrite)
-    if push_to_hub is not None:
-        from ..publishing.target import check_push
-
-        check_push(push_to_hub, token=token)
+    check_out(target, overwrite=overwrite, push_to_hub=push_to_hub, token=token)
     opened = _open_adapters(adapters, hub)
     source = open_headers(str(base), hub)
     plan_application(source.checkpoint, opened, scale=scale)
@@ -96,15 +91,14 @@ def apply(
     plan = _add_documents(plan, source.name, opened, scale, notes, command)
     options = WriteOptions(reflink=reflink, hardlink=hardlink, overwrite=overwrite)
     check_write(plan, target, options)
-    return write_and_publish(
-        checkpoint,
-        source.name,
-        replace(plan, notes=plan.notes + notes),
-        target,
-        options,
-        PublishOptions(push_to_hub=push_to_hub, private=private, token=token),
-        progress,
+    output = PlannedOutput(
+        checkpoint=checkpoint,
+        name=source.name,
+        plan=replace(plan, notes=plan.notes + notes),
+        out=target,
     )
+    publish = PublishOptions(push_to_hub=push_to_hub, private=private, token=token)
+    return write_and_publish(output, options, publish, progress)
 
 
 def plan_apply(

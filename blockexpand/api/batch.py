@@ -20,7 +20,7 @@ from ..writing.writer import check_write
 from .arguments import check_arguments
 from .batch_plan import Batch, PlannedJob, make_job_plan, name_plan, plan_batch
 from .jobs_file import open_jobs
-from .pipeline import Expansion, PublishOptions, verify_and_push, write_and_publish
+from .pipeline import Expansion, PlannedOutput, PublishOptions, verify_and_push, write_and_publish
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,16 +197,8 @@ class _Run:
             plan = name_plan(make_job_plan(job, checkpoint, planned.out), job, source)
             plan = replace(plan, notes=planned.plan.notes)
             check_write(plan, planned.out, planned.options)
-        return write_and_publish(
-            checkpoint,
-            source.name,
-            plan,
-            planned.out,
-            planned.options,
-            publish,
-            progress,
-            self._executor,
-        )
+        output = PlannedOutput(checkpoint=checkpoint, name=source.name, plan=plan, out=planned.out)
+        return write_and_publish(output, planned.options, publish, progress, self._executor)
 
     def _report(self, nbytes: int) -> None:
         if self._stopped.is_set():

@@ -26,11 +26,10 @@ from ..planning.origins import sources_of
 from ..planning.plan import Plan, make_plan
 from ..planning.recipe import render_command
 from ..progress import SILENT, Progress
-from ..writing.staging import check_target, clear_debris
 from ..writing.writer import WriteOptions, check_write, resolve_target
 from .arguments import Dtype, Phase, Proof, Quantized, Reflink, check_arguments
 from .options import make_hub_options, make_recipe, name_base, note_base
-from .pipeline import Expansion, PublishOptions, write_and_publish
+from .pipeline import Expansion, PlannedOutput, PublishOptions, check_out, write_and_publish
 
 
 def expand(
@@ -107,12 +106,7 @@ def expand(
     )
     options = WriteOptions(reflink=reflink, hardlink=hardlink, overwrite=overwrite)
     hub = make_hub_options(revision, token, cache_dir, progress)
-    clear_debris(target)
-    check_target(target, overwrite=overwrite)
-    if push_to_hub is not None:
-        from ..publishing.target import check_push
-
-        check_push(push_to_hub, token=token)
+    check_out(target, overwrite=overwrite, push_to_hub=push_to_hub, token=token)
 
     def check_headers(checkpoint: Checkpoint) -> None:
         plan = make_plan(checkpoint, recipe)
@@ -144,17 +138,17 @@ def expand(
         from ..verification.preflight import check_plan
 
         notes += (check_plan(checkpoint, plan),)
-    return write_and_publish(
-        checkpoint,
-        name,
-        replace(plan, notes=plan.notes + notes),
-        target,
-        options,
-        PublishOptions(verify=verify_after, push_to_hub=push_to_hub, private=private, token=token),
-        progress,
-        executor,
-        None if source is None else open_stream(source, hub),
+    output = PlannedOutput(
+        checkpoint=checkpoint,
+        name=name,
+        plan=replace(plan, notes=plan.notes + notes),
+        out=target,
     )
+    publish = PublishOptions(
+        verify=verify_after, push_to_hub=push_to_hub, private=private, token=token
+    )
+    shards = None if source is None else open_stream(source, hub)
+    return write_and_publish(output, options, publish, progress, executor, shards)
 
 
 def _check_provable(plan: Plan, check: bool, verify_after: Proof | None) -> None:

@@ -23,12 +23,11 @@ from ..planning.mergekit.vocabulary import read_vocabularies
 from ..planning.plan import Plan
 from ..planning.recipe import parse_size
 from ..progress import SILENT, Progress
-from ..writing.staging import check_target, clear_debris
 from ..writing.writer import WriteOptions, check_write, resolve_target
 from .arguments import Proof, Reflink, check_arguments
 from .opening import find_others, open_models, read_recipe
 from .options import make_hub_options, name_base, note_base
-from .pipeline import Expansion, PublishOptions, write_and_publish
+from .pipeline import Expansion, PlannedOutput, PublishOptions, check_out, write_and_publish
 
 
 def merge(
@@ -82,30 +81,18 @@ def merge(
     options = WriteOptions(reflink=reflink, hardlink=hardlink, overwrite=overwrite)
     hub = make_hub_options(revision, token, cache_dir, progress)
     request = _read_request(recipe, target, src, max_shard_size, hub)
-    clear_debris(target)
-    check_target(target, overwrite=overwrite)
-    if push_to_hub is not None:
-        from ..publishing.target import check_push
-
-        check_push(push_to_hub, token=token)
+    check_out(target, overwrite=overwrite, push_to_hub=push_to_hub, token=token)
     shown = command or _render_command(recipe, src, out, max_shard_size)
-    opened = _open(request, shown, base_model, progress=progress)
+    output = _open(request, shown, base_model, progress=progress)
     if verify_after == "logits":
-        _check_keeps_function(opened.plan, recipe, "--verify logits")
-    check_write(opened.plan, target, options)
-    plan = _check(opened, recipe) if check else opened.plan
-    plan = replace(plan, notes=plan.notes + note_base(opened.name))
-    return write_and_publish(
-        opened.checkpoint,
-        opened.name,
-        plan,
-        target,
-        options,
-        PublishOptions(verify=verify_after, push_to_hub=push_to_hub, private=private, token=token),
-        progress,
-        executor,
-        others=opened.others,
+        _check_keeps_function(output.plan, recipe, "--verify logits")
+    check_write(output.plan, target, options)
+    plan = _check(output, recipe) if check else output.plan
+    output = replace(output, plan=replace(plan, notes=plan.notes + note_base(output.name)))
+    publish = PublishOptions(
+        verify=verify_after, push_to_hub=push_to_hub, private=private, token=token
     )
+    return write_and_publish(output, options, publish, progress, executor)
 
 
 def plan_merge(
@@ -136,8 +123,8 @@ def plan_merge(
     hub = make_hub_options(revision, token, cache_dir)
     request = _read_request(recipe, target, src, max_shard_size, hub)
     shown = _render_command(recipe, src, out, max_shard_size)
-    opened = _open(request, shown, base_model, headers_only=True)
-    return (_check(opened, recipe) if check else opened.plan), opened.name
+    output = _open(request, shown, base_model, headers_only=True)
+    return (_check(output, recipe) if check else output.plan), output.name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,20 +132,11 @@ class _Request:
     """A recipe with all that its plan depends on besides the models."""
 
     merge: MergeRecipe
+    out: Path
     src: str | None
     hub: HubOptions
     max_shard_nbytes: int | None
     block_nbytes: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Opened:
-    """A plan with its card, and the models that it is made from; `checkpoint` has its config."""
-
-    checkpoint: Checkpoint
-    name: ModelRef
-    plan: Plan
-    others: Mapping[str, Checkpoint]
 
 
 def _read_request(
@@ -171,6 +149,7 @@ def _read_request(
     source = None if src is None else str(src)
     return _Request(
         merge=read_recipe(recipe, source),
+        out=target,
         src=source,
         hub=hub,
         max_shard_nbytes=parse_size(max_shard_size),
@@ -185,7 +164,7 @@ def _open(
     *,
     headers_only: bool = False,
     progress: Progress = SILENT,
-) -> _Opened:
+) -> PlannedOutput:
     """Open the models and plan; what the headers tell is found before anything is downloaded."""
 
     def plan(checkpoints: Mapping[str, Checkpoint]) -> Plan:
@@ -208,21 +187,22 @@ def _open(
     base = request.merge.base
     names[base] = name_base(names[base], base_model)
     others = find_others(request.merge, checkpoints, names)
-    return _Opened(
+    return PlannedOutput(
         checkpoint=checkpoints[base],
         name=names[base],
         plan=add_card(plan(checkpoints), names[base], command, others),
+        out=request.out,
         others={name: checkpoints[name] for name in others},
     )
 
 
-def _check(opened: _Opened, recipe: str | Path) -> Plan:
+def _check(output: PlannedOutput, recipe: str | Path) -> Plan:
     """Prove a plan at toy width; return it with a note of what was proven."""
     from ..verification.preflight import check_plan
 
-    _check_keeps_function(opened.plan, recipe, "--check")
-    note = check_plan(opened.checkpoint, opened.plan)
-    return replace(opened.plan, notes=(*opened.plan.notes, note))
+    _check_keeps_function(output.plan, recipe, "--check")
+    note = check_plan(output.checkpoint, output.plan)
+    return replace(output.plan, notes=(*output.plan.notes, note))
 
 
 def _check_keeps_function(plan: Plan, recipe: str | Path, option: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from concurrent.futures import Executor
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +24,7 @@ from ..verification.logits import LogitsProof, compare_logits
 from ..verification.output import verify_output
 from ..writing.documents import replace_document
 from ..writing.shard import Moved
+from ..writing.staging import check_target, clear_debris
 from ..writing.writer import WriteOptions, write
 
 
@@ -74,38 +75,61 @@ class PublishOptions:
     token: str | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedOutput:
+    """A plan with its card, the models that it is made from, and the folder that it is for.
+
+    `checkpoint` is the model whose config the output has; `others` holds the further models of a
+    recipe, by the names that it gives them.
+    """
+
+    checkpoint: Checkpoint
+    name: ModelRef
+    plan: Plan
+    out: Path
+    others: Mapping[str, Checkpoint] = field(default_factory=dict)
+
+
+def check_out(out: Path, *, overwrite: bool, push_to_hub: str | None, token: str | None) -> None:
+    """Refuse, before anything is fetched, what could not be written or uploaded in the end.
+
+    Raises: OutputError, HubError, UsageError.
+    """
+    clear_debris(out)
+    check_target(out, overwrite=overwrite)
+    if push_to_hub is not None:
+        from ..publishing.target import check_push
+
+        check_push(push_to_hub, token=token)
+
+
 def write_and_publish(
-    checkpoint: Checkpoint,
-    name: ModelRef,
-    plan: Plan,
-    target: Path,
+    planned: PlannedOutput,
     options: WriteOptions,
     publish: PublishOptions,
     progress: Progress,
     executor: Executor | None = None,
     stream: ShardStream | None = None,
-    *,
-    others: Mapping[str, Checkpoint] | None = None,
 ) -> Expansion:
     """Write a plan that `check_write` has passed, then prove and upload as `publish` says.
 
-    `others` holds the further models of a recipe, by the names that it gives them.
     Raises: as `expand`.
     """
+    plan = planned.plan
     if publish.push_to_hub is not None:
         from ..publishing.target import refuse_secrets
 
-        refuse_secrets((file.name for file in plan.side_files), name.model)
+        refuse_secrets((file.name for file in plan.side_files), planned.name.model)
     progress.begin("writing", plan.nbytes)
-    written = write(plan, target, options, progress.advance, executor, stream)
+    written = write(plan, planned.out, options, progress.advance, executor, stream)
     result = Expansion(
         out=written.out,
-        source=name,
+        source=planned.name,
         plan=plan,
         moved=written.moved,
         notes=plan.notes + written.notes,
     )
-    return verify_and_push(checkpoint, result, publish, progress, others)
+    return verify_and_push(planned.checkpoint, result, publish, progress, planned.others)
 
 
 def verify_and_push(

@@ -273,7 +273,7 @@ def test_disk_of_all_jobs_together(
 @pytest.fixture
 def second_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*arguments: Any) -> Any:
-        if arguments[3].name == NAMES[1]:
+        if arguments[0].out.name == NAMES[1]:
             raise TransferError("the disk reports a fault")
         return write_and_publish(*arguments)
 
