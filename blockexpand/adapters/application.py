@@ -22,6 +22,7 @@ from ..models.surgery import plan_surgery
 from ..planning.dtypes import name_main_dtype
 from ..planning.origins import Copy, Extent, Origin, Part, Scale
 from ..planning.plan import Plan, PlanOptions, make_constant, make_documents, take_fingerprint
+from ..planning.recipe import Recipe, spell_choice
 from ..planning.shards import plan_files
 from ..planning.tensor_map import SourceModel, TensorUse, map_tensors
 from .opening import OpenedAdapter
@@ -110,7 +111,10 @@ def plan_application(
     )
     documents = make_documents(edit_json_object(checkpoint.config_bytes, edits), files)
     options = PlanOptions(
-        position="adapter", dtype="source", max_shard_nbytes=None, block_nbytes=block_nbytes
+        position=spell_choice(Recipe(layers=layer_map)),
+        dtype="source",
+        max_shard_nbytes=None,
+        block_nbytes=block_nbytes,
     )
     stored = [
         (_key(number, shard.file.name), shard.file, opened.root)
@@ -145,6 +149,7 @@ def plan_application(
         notes=surgery.notes,
         fingerprint=_fingerprint(take_fingerprint(options, files, documents), adapters),
         paths={key: root / file.name for key, file, root in stored},
+        adapters=tuple(opened.name for opened in adapters),
         keeps_function=scale == 0 and not changed,
     )
 

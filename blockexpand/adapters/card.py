@@ -8,6 +8,7 @@ from typing import Any
 from .._version import __version__
 from ..checkpoints.sources import ModelRef
 from ..planning.front_matter import KEPT_FIELDS, read_front_matter, render_front_matter
+from ..planning.markdown import code, escape
 from ..planning.plan import Plan
 from .format import BlockAdapter
 from .opening import OpenedAdapter
@@ -16,6 +17,7 @@ from .opening import OpenedAdapter
 def render_adapter_card(adapter: BlockAdapter, base_card: bytes | None, nbytes: int) -> bytes:
     """Return the README.md of an adapter's folder; the base's licence is carried over."""
     base = adapter.base.name
+    called = escape(base.public)
     layers = len(adapter.layer_map)
     new = ", ".join(map(str, adapter.new_layers))
     name = base.repo or "BASE"
@@ -26,9 +28,9 @@ def render_adapter_card(adapter: BlockAdapter, base_card: bytes | None, nbytes: 
         else ""
     )
     body = f"""\
-# Blocks for {base.public}
+# Blocks for {called}
 
-These are {len(adapter.new_layers)} decoder layers that were added to {base.public} and trained
+These are {len(adapter.new_layers)} decoder layers that were added to {called} and trained
 there (block expansion, LLaMA Pro, arXiv 2401.02415): layers {new} of a model of {layers}. They
 take {nbytes / 1e6:,.1f} MB; the base is not in here and does not change.{changed}
 
@@ -57,7 +59,7 @@ def render_applied_card(
 ) -> bytes:
     """Return the README.md of a model with blocks in it, saying what it is and what was proven."""
     count = len(plan.new_layers)
-    parts = [f"# {base.public} with {count} added blocks"]
+    parts = [f"# {escape(base.public)} with {count} added blocks"]
     if len(adapters) > 1:
         parts.append(
             f"**A composition of {len(adapters)} block adapters, untested:** the blocks of each "
@@ -73,8 +75,9 @@ def render_applied_card(
             )
         )
     numbers = ", ".join(map(str, plan.new_layers))
+    names = " and ".join(code(name) for name in plan.adapters)
     parts.append(
-        f"Layers {numbers} come from block adapters (block expansion, LLaMA Pro, arXiv "
+        f"Layers {numbers} come from {names} (block expansion, LLaMA Pro, arXiv "
         f"2401.02415); every other layer is the base's. {proof}"
     )
     parts.append(f"Made with blockexpand {__version__}.")

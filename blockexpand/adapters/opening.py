@@ -28,15 +28,19 @@ class PlacedTensor(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenedAdapter:
-    """An adapter in a folder; `placed` has every tensor that it stores, under its name."""
+    """An adapter in a folder; `placed` has every tensor that it stores, under its name.
 
+    `name` is what may be told of where it came from: a repository, or the folder's own name.
+    """
+
+    name: str
     root: Path
     adapter: BlockAdapter
     shards: tuple[Shard, ...]
     placed: Mapping[str, PlacedTensor]
 
 
-def open_adapter(folder: Path) -> OpenedAdapter:
+def open_adapter(folder: Path, name: str | None = None) -> OpenedAdapter:
     """Open an adapter's folder. Raises: CheckpointError where it is none, or incomplete."""
     file = folder / ADAPTER_FILE
     if not file.is_file():
@@ -74,7 +78,13 @@ def open_adapter(folder: Path) -> OpenedAdapter:
             if len(missing) > 1
             else f"{folder}: tensor {missing[0]!r} is in no file; fetch the adapter again"
         )
-    return OpenedAdapter(root=folder, adapter=adapter, shards=shards, placed=placed)
+    return OpenedAdapter(
+        name=name or folder.resolve().name,
+        root=folder,
+        adapter=adapter,
+        shards=shards,
+        placed=placed,
+    )
 
 
 def _open_shard(folder: Path, name: str) -> Shard:

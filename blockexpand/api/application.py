@@ -161,14 +161,14 @@ def detach(model: torch.nn.Module) -> None:
 def _open_adapters(adapters: Sequence[str | Path], hub: HubOptions) -> tuple[OpenedAdapter, ...]:
     if not adapters:
         raise RecipeError("apply needs at least one block adapter")
-    return tuple(open_adapter(_find_adapter(str(adapter), hub)) for adapter in adapters)
+    return tuple(open_adapter(*_find_adapter(str(adapter), hub)) for adapter in adapters)
 
 
-def _find_adapter(adapter: str, hub: HubOptions) -> Path:
-    """Return an adapter's folder, downloaded if it is a repository of the Hub."""
+def _find_adapter(adapter: str, hub: HubOptions) -> tuple[Path, str | None]:
+    """Return an adapter's folder, downloaded if it is a repository of the Hub, and that one."""
     folder = expand_home(adapter)
     if folder.exists() or looks_like_path(adapter):
-        return folder
+        return folder, None
     from ..checkpoints.hub import download_files, fetch_document, open_snapshot, parse_repo_ref
 
     try:
@@ -186,9 +186,10 @@ def _find_adapter(adapter: str, hub: HubOptions) -> Path:
     lacking = sorted(set(names) - {file.name for file in snapshot.files})
     if lacking:
         raise CheckpointError(f"{adapter}: {ADAPTER_FILE} names {lacking[0]}, which is not there")
-    return download_files(
+    folder = download_files(
         snapshot, (ADAPTER_FILE, *names), token=hub.token, cache_dir=hub.cache_dir
     )
+    return folder, snapshot.repo_id
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -299,6 +300,7 @@ def _describe(opened: OpenedAdapter, scale: float) -> dict[str, object]:
     adapter = opened.adapter
     stored: dict[str, DigestedTensor] = {**adapter.tensors, **adapter.changed}
     return {
+        "name": opened.name,
         "new_layers": list(adapter.new_layers),
         "scale": scale,
         "tensors": {name: tensor.sha256 for name, tensor in stored.items()},

@@ -62,7 +62,14 @@ GROUPS: tuple[tuple[str, tuple[Command, ...]], ...] = (
             _command("families", "list the model types that can be expanded"),
         ),
     ),
-    ("train", (_command("train-config", "print a trainer's settings for the new blocks"),)),
+    (
+        "train and share",
+        (
+            _command("train-config", "print a trainer's settings for the new blocks"),
+            _command("extract", "save the trained new blocks alone"),
+            _command("apply", "put trained blocks on their base again"),
+        ),
+    ),
     (
         "help",
         (

@@ -9,7 +9,7 @@ from typing import Any
 from ..api.pipeline import Expansion
 from ..checkpoints.sources import ModelRef
 from ..fs.paths import existing_folder, expand_home
-from ..messages import and_more, join_lines, printable
+from ..messages import and_more, join, join_lines, printable
 from ..planning.card import describe_neutral, layer_runs
 from ..planning.parameters import Parameters
 from ..planning.plan import Plan
@@ -183,6 +183,11 @@ def parameters_as_json(parameters: Parameters) -> dict[str, Any]:
 
 
 def _headline(plan: Plan, name: ModelRef) -> str:
+    if plan.adapters:
+        return (
+            f"{name.model} ({plan.model_type}): {plan.original_layers} layers + "
+            f"{len(plan.new_layers)} of {join(plan.adapters)} = {len(plan.layer_map)}, {plan.dtype}"
+        )
     if not plan.keeps_function:
         return (
             f"{name.model} ({plan.model_type}): {len(plan.layer_map)} layers in an order that "
@@ -201,7 +206,10 @@ def _layer_lines(plan: Plan) -> list[str]:
         origin = f"{source}" if first == last or is_new else f"{source}-{source + last - first}"
         model = plan.layer_map[first].model
         of = f" of {plan.name_model(model)}" if model else ""
-        lines.append(f"  {layers:14} {'new, clone of ' if is_new else 'from '}{origin}{of}")
+        how = "from " if not is_new else "trained block, on " if plan.adapters else "new, clone of "
+        lines.append(f"  {layers:14} {how}{origin}{of}")
+    if plan.adapters and not plan.keeps_function:
+        return lines
     zeroed = [suffix for suffix, constant in describe_neutral(plan.neutral) if constant == 0]
     changed = [f"{s} = {c:g}" for s, c in describe_neutral(plan.neutral) if c]
     if zeroed:

@@ -62,7 +62,8 @@ class Plan:
     that it is set to; `dtype` is the floating-point dtype that most of the output's bytes have.
     Files of sources are named relative to `root`; `paths` has the paths of those that are not
     there, because a mergekit recipe (`recipe_text`) takes from several `models`, named as in that
-    recipe. Such a plan need not keep the function of its source: `keeps_function` tells. `readers`
+    recipe. Such a plan need not keep the function of its source: `keeps_function` tells. Where the
+    new layers were trained before, `adapters` names what they come from. `readers`
     are those that tell what a layer is from its number, with what they make of the output.
     `quantization` names the method by which the source is quantised.
     """
@@ -86,6 +87,7 @@ class Plan:
     paths: Mapping[str, Path] = field(default_factory=dict)
     recipe_text: str | None = None
     models: tuple[str, ...] = ()
+    adapters: tuple[str, ...] = ()
     keeps_function: bool = True
     readers: tuple[ReaderView, ...] = ()
     quantization: str | None = None
