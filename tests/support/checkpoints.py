@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 NBYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "U8": 1, "BOOL": 1}
+NBYTES |= {"I8": 1, "F8_E4M3": 1, "F8_E8M0": 1}
 PARTS = (
     "input_layernorm",
     "mlp.down_proj",

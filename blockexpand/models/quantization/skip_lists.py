@@ -116,6 +116,8 @@ def _rewrite(
             for group in (value if isinstance(value[0], list) else [value])
         ]
     else:
+        if not isinstance(value, list):
+            raise TypeError(f"{'.'.join(entries.path)!r} is no list")
         parent[key] = list(
             dict.fromkeys(
                 new
