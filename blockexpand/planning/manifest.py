@@ -65,11 +65,14 @@ class Manifest:
 class Claims:
     """What a manifest says of how its output was made. Nothing of it is known to be true.
 
-    `recipe_text` is a mergekit recipe, `models` the further models that it takes from, by the
-    names that it gives them; one that is the source under another name is in `aliases`.
+    `recipe` is that of an expansion; else `recipe_text` is a mergekit recipe, `models` the further
+    models that it takes from, by the names that it gives them; one that is the source under another
+    name is in `aliases`.
     """
 
-    recipe: Recipe
+    recipe: Recipe | None
+    max_shard_nbytes: int | None
+    block_nbytes: int
     source: ModelRef
     command: str
     version: str
@@ -160,8 +163,16 @@ def parse_claims(manifest: Manifest) -> Claims:
     text = content.get("recipe")
     if text is not None and not isinstance(text, str):
         _refuse(file, "recipe", "a mergekit recipe as text", text)
+    nbytes, block = content.get("max_shard_nbytes"), content.get("block_nbytes")
+    if nbytes is not None and (type(nbytes) is not int or not 0 < nbytes < 1 << 62):
+        _refuse(file, "max_shard_nbytes", "a size in bytes, or null", nbytes)
+    # The block is padding of headers: a stranger's number may not fill the memory.
+    if type(block) is not int or block not in _BLOCKS:
+        _refuse(file, "block_nbytes", f"one of {', '.join(map(str, _BLOCKS))}", block)
     return Claims(
-        recipe=_parse_recipe(file, content, len(manifest.new_layers)),
+        recipe=None if text is not None else _parse_recipe(manifest, nbytes, block),
+        max_shard_nbytes=nbytes,
+        block_nbytes=block,
         source=_parse_source(file, "source", content.get("source")),
         command=_parse_text(file, "command", content.get("command")),
         version=_parse_text(file, "blockexpand", content.get("blockexpand")),
@@ -176,7 +187,8 @@ def parse_claims(manifest: Manifest) -> Claims:
     )
 
 
-def _parse_recipe(file: str, content: Mapping[str, Any], new_layers: int) -> Recipe:
+def _parse_recipe(manifest: Manifest, max_shard_nbytes: int | None, block_nbytes: int) -> Recipe:
+    file, content = manifest.file, manifest.content
     position = content.get("position")
     if not isinstance(position, str) or len(position) > _MOST_TEXT_CHARACTERS:
         _refuse(file, "position", "a position's name, or layers such as 7,15", position)
@@ -184,19 +196,13 @@ def _parse_recipe(file: str, content: Mapping[str, Any], new_layers: int) -> Rec
         chosen, layers = parse_choice(position)
     except RecipeError:
         _refuse(file, "position", "a position's name, or layers such as 7,15", position)
-    nbytes, block = content.get("max_shard_nbytes"), content.get("block_nbytes")
-    if nbytes is not None and (type(nbytes) is not int or not 0 < nbytes < 1 << 62):
-        _refuse(file, "max_shard_nbytes", "a size in bytes, or null", nbytes)
-    # The block is padding of headers: a stranger's number may not fill the memory.
-    if type(block) is not int or block not in _BLOCKS:
-        _refuse(file, "block_nbytes", f"one of {', '.join(map(str, _BLOCKS))}", block)
     return Recipe(
-        new_layers=new_layers,
+        new_layers=len(manifest.new_layers),
         position=chosen,
         layers=layers,
         dtype=_parse_text(file, "dtype", content.get("dtype")),
-        max_shard_nbytes=nbytes,
-        block_nbytes=block,
+        max_shard_nbytes=max_shard_nbytes,
+        block_nbytes=block_nbytes,
         keeps_phase=content.get("phase") == "keep",
         quantized=parse_quantized(file, content)[1],
     )

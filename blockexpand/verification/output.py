@@ -93,17 +93,17 @@ def _plan_again(
 ) -> Plan:
     """Make the plan again from the recipe that the manifest states."""
     claims = parse_claims(manifest)
-    recipe = claims.recipe
-    if claims.recipe_text is None:
-        return add_card(make_plan(checkpoint, recipe), claims.source, claims.command)
+    if claims.recipe is not None:
+        return add_card(make_plan(checkpoint, claims.recipe), claims.source, claims.command)
+    assert claims.recipe_text is not None
     merge = parse_recipe(claims.recipe_text.encode(), MANIFEST_FILE)
     checkpoints = {model: others.get(model, checkpoint) for model in merge.models}
     plan = make_merge_plan(
         merge,
         checkpoints,
         vocabularies=read_vocabularies(merge, checkpoints),
-        max_shard_nbytes=recipe.max_shard_nbytes,
-        block_nbytes=recipe.block_nbytes,
+        max_shard_nbytes=claims.max_shard_nbytes,
+        block_nbytes=claims.block_nbytes,
     )
     return add_card(plan, claims.source, claims.command, claims.models)
 
