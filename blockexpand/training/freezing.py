@@ -76,18 +76,33 @@ def freeze_original_layers(
                 "loaded for inference (is_trainable=True)"
             )
     for name in chosen:
-        if not parameters[name].is_floating_point():
+        # A float8 weight says that it is floating-point, and asks for a gradient.
+        if not parameters[name].is_floating_point() or parameters[name].element_size() < 2:
             raise TrainingError(
                 f"parameter {name!r} is quantized ({parameters[name].dtype}) and cannot be "
-                "trained; load the model without quantization, or train LoRA adapters in the "
-                "new layers"
+                "trained; load the model without quantization, make the expansion with "
+                "--quantized new-blocks-full, or train LoRA adapters in the new layers"
             )
+    _refuse_quantized_activations(model)
     trainable = set(chosen)
     for name, parameter in parameters.items():
         parameter.requires_grad_(name in trainable)
         if dtype is not None and name in trainable:
             parameter.data = parameter.data.to(dtype)
     return tuple(chosen)
+
+
+def _refuse_quantized_activations(model: torch.nn.Module) -> None:
+    """Refuse modules whose activations compressed-tensors quantises: no gradient passes them."""
+    for name, module in model.named_modules():
+        scheme = getattr(module, "quantization_scheme", None)
+        is_quantized = getattr(module, "quantization_enabled", True)
+        if getattr(scheme, "input_activations", None) is not None and is_quantized:
+            raise TrainingError(
+                f"module {name!r} quantizes its activations, which stops the gradients of all that "
+                "is before it; load the model with quantization_config=CompressedTensorsConfig("
+                "dequantize=True)"
+            )
 
 
 def open_manifest(path_or_manifest: str | Path | Mapping[str, Any]) -> Manifest:

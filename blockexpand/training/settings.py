@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from ..models.layer_map import has_equal_groups
 from ..models.runtime import runtime_prefixes
 from ..planning.manifest import Manifest
 from .freezing import open_manifest
+from .quantized import QuantizedLoading, describe_loading
 
 LEARNING_RATE = 2e-4
 
@@ -66,7 +67,12 @@ def make_settings(out: str | Path, framework: str) -> TrainerSettings:
     manifest = open_manifest(out)
     if not manifest.new_layers:
         raise TrainingError(f"{manifest.file}: the model has no new layer to train")
-    return FRAMEWORKS[framework](manifest, str(out))
+    settings = FRAMEWORKS[framework](manifest, str(out))
+    if framework in _BY_CONFIG:
+        notes = describe_loading(manifest, is_adapter=False).notes
+        remarks = "".join(f"# {note}\n" for note in notes)
+        settings = replace(settings, notes=notes + settings.notes, text=remarks + settings.text)
+    return settings
 
 
 def describe_settings(settings: TrainerSettings, *, verbose: bool) -> str:
@@ -187,7 +193,9 @@ def _peft(manifest: Manifest, out: str) -> TrainerSettings:
         "layers_to_transform": list(manifest.new_layers),
         "layers_pattern": targets.layers_pattern,
     }
+    quantized = describe_loading(manifest, is_adapter=True)
     notes = ["LoRA on new blocks learns less than training them fully; prefer full training"]
+    notes += quantized.notes
     if targets.parameters:
         settings["target_parameters"] = list(targets.parameters)
         notes.append(
@@ -206,8 +214,9 @@ def _peft(manifest: Manifest, out: str) -> TrainerSettings:
         "".join(f"# {note}\n" for note in notes)
         + "import blockexpand\n"
         + "from peft import LoraConfig, get_peft_model\n"
-        + f"from transformers import {targets.model_class}\n\n"
-        + f'model = {targets.model_class}.from_pretrained({out!r}, dtype="auto")\n'
+        + f"from transformers import {_names(targets.model_class, quantized.imported)}\n\n"
+        + f'model = {targets.model_class}.from_pretrained({out!r}, dtype="auto"'
+        + f"{quantized.argument})\n"
         + f"config = LoraConfig(\n{arguments})\n"
         + "model = get_peft_model(model, config)\n"
         + f"blockexpand.freeze_original_layers(model, {out!r})\n"
@@ -219,13 +228,16 @@ def _peft(manifest: Manifest, out: str) -> TrainerSettings:
 def _transformers(manifest: Manifest, out: str) -> TrainerSettings:
     settings = {**_schedule(manifest, warmup="warmup_steps"), "bf16": True}
     arguments = "".join(f"    {key}={value!r},\n" for key, value in settings.items())
-    notes = [*_FLOAT32_NOTES, *_notes(manifest)]
+    quantized = describe_loading(manifest, is_adapter=False)
+    notes = [*_FLOAT32_NOTES, *quantized.notes, *_notes(manifest)]
     model_class = _model_class(manifest)
     text = (
         "".join(f"# {note}\n" for note in notes)
         + "import shutil\n\nimport blockexpand\nimport torch\n"
-        + f"from transformers import {model_class}, Trainer, TrainingArguments\n\n"
-        + _loading(model_class, out)
+        + "from transformers import "
+        + _names(model_class, quantized.imported, "Trainer", "TrainingArguments")
+        + "\n\n"
+        + _loading(model_class, out, quantized)
         + f'arguments = TrainingArguments(\n    output_dir="trained",\n{arguments})\n'
         + "trainer = Trainer(model=model, args=arguments, train_dataset=...)\n"
         + _running(out)
@@ -236,13 +248,14 @@ def _transformers(manifest: Manifest, out: str) -> TrainerSettings:
 def _trl(manifest: Manifest, out: str) -> TrainerSettings:
     settings = {**_schedule(manifest, warmup="warmup_steps"), "bf16": True}
     arguments = "".join(f"    {key}={value!r},\n" for key, value in settings.items())
-    notes = [*_FLOAT32_NOTES, *_notes(manifest)]
+    quantized = describe_loading(manifest, is_adapter=False)
+    notes = [*_FLOAT32_NOTES, *quantized.notes, *_notes(manifest)]
     text = (
         "".join(f"# {note}\n" for note in notes)
         + "import shutil\n\nimport blockexpand\nimport torch\n"
-        + f"from transformers import {_model_class(manifest)}\n"
+        + f"from transformers import {_names(_model_class(manifest), quantized.imported)}\n"
         + "from trl import SFTConfig, SFTTrainer\n\n"
-        + _loading(_model_class(manifest), out)
+        + _loading(_model_class(manifest), out, quantized)
         + f'arguments = SFTConfig(\n    output_dir="trained",\n{arguments})\n'
         + "trainer = SFTTrainer(model=model, args=arguments, train_dataset=...)\n"
         + _running(out)
@@ -262,11 +275,18 @@ _FLOAT32_NOTES = (
 )
 
 
-def _loading(model_class: str, out: str) -> str:
+def _loading(model_class: str, out: str, quantized: QuantizedLoading) -> str:
+    argument = quantized.argument
     return (
-        f'model = {model_class}.from_pretrained({out!r}, dtype="auto")\n'
+        f'model = {model_class}.from_pretrained({out!r}, dtype="auto"{argument})\n'
         f"blockexpand.freeze_original_layers(model, {out!r}, dtype=torch.float32)\n"
+        f"{quantized.after}"
     )
+
+
+def _names(*names: str) -> str:
+    """Return what a line imports; empty names are none."""
+    return ", ".join(sorted(filter(None, names)))
 
 
 def _running(out: str) -> str:
@@ -276,6 +296,9 @@ def _running(out: str) -> str:
         f'shutil.copy({str(Path(out) / MANIFEST_FILE)!r}, "trained")'
     )
 
+
+# Those that load the model themselves, from a file of settings.
+_BY_CONFIG = frozenset({"llamafactory", "axolotl", "ms-swift"})
 
 FRAMEWORKS: Mapping[str, Callable[[Manifest, str], TrainerSettings]] = {
     "llamafactory": _llamafactory,

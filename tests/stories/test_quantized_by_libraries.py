@@ -86,3 +86,25 @@ def test_bitsandbytes(kind: str, tmp_path: Path) -> None:
         assert torch.equal(parameter, state[name].to(parameter.dtype)), name
     if kind != "fp4":
         assert torch.equal(zoo.logits(found), zoo.logits(unpacked))
+
+
+def test_gradients_that_quantised_activations_would_stop_are_refused(tmp_path: Path) -> None:
+    pytest.importorskip("compressed_tensors")
+    logging.set_verbosity_error()
+    base = zoo.make_base(tmp_path / "source", "llama")
+    source = compressed_zoo.write_compressed(base, "FP8_DYNAMIC")
+    out = expand(source, tmp_path / "out", "new-blocks-full")
+    with pytest.raises(blockexpand.TrainingError, match=r"dequantize=True"):
+        blockexpand.freeze_original_layers(zoo.load(out), out)
+    model = load_unpacked(out)
+    trainable = blockexpand.freeze_original_layers(model, out)
+    ids = torch.randint(3, zoo.VOCABULARY, (2, 24), generator=torch.Generator().manual_seed(3))
+    model(input_ids=ids, labels=ids).loss.backward()
+    unpacked = expand(source, tmp_path / "unpacked", "dequantize")
+    reference = zoo.load(unpacked)
+    blockexpand.freeze_original_layers(reference, unpacked)
+    reference(input_ids=ids, labels=ids).loss.backward()
+    expected = dict(reference.named_parameters())
+    for name, parameter in model.named_parameters():
+        if name in trainable:
+            assert torch.equal(parameter.grad, expected[name].grad), name
