@@ -43,7 +43,7 @@ GROUPS: tuple[tuple[str, tuple[Command, ...]], ...] = (
         "make",
         (
             _command("expand", "add blocks to a model (the default command)"),
-            _command("merge", "carry out a mergekit passthrough recipe"),
+            _command("merge", "make the model of a mergekit passthrough recipe"),
             _command("batch", "make many expansions from one file"),
         ),
     ),

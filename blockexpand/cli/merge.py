@@ -1,4 +1,4 @@
-"""`blockexpand merge`: carry out a mergekit passthrough recipe. Its parser and its run."""
+"""`blockexpand merge`: make the model of a passthrough recipe. Its parser and its run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Hub room, with the real client against a server on this machine."""
+"""The Hub, with the real client against a server on this machine."""
 
 from __future__ import annotations
 
