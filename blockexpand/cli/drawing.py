@@ -61,7 +61,7 @@ def draw_heat(
 
 def draw_growth(points: Sequence[str], curves: Mapping[str, Sequence[float | None]]) -> str:
     """Draw a curve for each name over the points, from 0; a value of None leaves a gap."""
-    left, right, top, bottom = 44, 350, 12, 190
+    left, right, top, bottom = 44, 340, 12, 190
     highest = max((v for values in curves.values() for v in values if v), default=1.0)
     ceiling = _round_up(highest)
     step = (right - left) / max(len(points) - 1, 1)

@@ -662,6 +662,7 @@ def use_hub(monkeypatch: Any, hub: HubServer, home: Path, **constants: Any) -> P
     The client reads the environment once, on import, so its constants are patched as well.
     """
     from huggingface_hub import constants as client_constants
+    from huggingface_hub import file_download
     from huggingface_hub.utils import _http
 
     # An older session has read the proxies of the environment already.
@@ -686,6 +687,10 @@ def use_hub(monkeypatch: Any, hub: HubServer, home: Path, **constants: Any) -> P
     }
     for name, value in settings.items():
         monkeypatch.setattr(client_constants, name, value, raising=False)
+    # Releases before 1.0 have a copy of it there.
+    template = "HUGGINGFACE_CO_URL_TEMPLATE"
+    if hasattr(file_download, template):
+        monkeypatch.setattr(file_download, template, settings[template])
     monkeypatch.setattr(
         _http,
         "_HUB_ORIGINS",

@@ -7,6 +7,7 @@ to the Hub's cache only, and raises HubError with one line, never a token in it.
 
 from __future__ import annotations
 
+import inspect
 import shutil
 import tempfile
 import threading
@@ -14,6 +15,7 @@ from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..._version import __version__
 from ...errors import CheckpointError, HubError
@@ -24,7 +26,7 @@ from ...fs.sharing import count_held
 from ..files import INDEX_FILE, READ_AT_MOST, WEIGHTS_FILE
 from ..index import parse_weight_map
 from .answers import Tell, tell_nobody
-from .client import cache_folder, expand, find_cached, make_silent_bar
+from .client import cache_folder, client_utils, expand, find_cached, make_silent_bar
 from .digests import describe_digest, holds, is_whole
 from .failures import explaining
 from .files import RepoFile, RepoSnapshot, WantedFiles, wanted_files
@@ -300,6 +302,11 @@ def _fetch_whole(
     from huggingface_hub import hf_hub_download
 
     was_there = find_cached(snapshot.repo_id, file.name, snapshot.commit, cache_dir) is not None
+    # Before 1.0 the client takes no bar: it shows none then, and a file counts once it is there.
+    takes_bar = "tqdm_class" in inspect.signature(hf_hub_download).parameters
+    bar: dict[str, Any] = {"tqdm_class": make_silent_bar(progress, stopped)} if takes_bar else {}
+    if not takes_bar:
+        client_utils().disable_progress_bars()
     path = Path(
         hf_hub_download(
             snapshot.repo_id,
@@ -309,9 +316,11 @@ def _fetch_whole(
             cache_dir=expand(cache_dir),
             library_name="blockexpand",
             library_version=__version__,
-            tqdm_class=make_silent_bar(progress, stopped),
+            **bar,
         )
     )
+    if not bar and progress is not None and not was_there:
+        progress(file.nbytes)
     if is_whole(path, file, noted=True):
         return path
     nbytes = path.stat().st_size
