@@ -25,6 +25,17 @@ _COULD_NOT = 3
 
 _INTERRUPTED = 130
 
+# What is loaded only where it is needed, by the name that pip knows it by.
+_PACKAGES = {
+    "huggingface_hub": "huggingface_hub",
+    "numpy": "numpy",
+    "safetensors": "safetensors",
+    "torch": "torch",
+    "tqdm": "tqdm",
+    "transformers": "transformers",
+    "yaml": "PyYAML",
+}
+
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
@@ -115,6 +126,9 @@ def _explain(error: Exception) -> str:
                 "not enough memory: copying takes about 100 MB, converting dtypes 500 MB; raise "
                 "the limit and run the same command again"
             )
+        case ModuleNotFoundError(name=name) if (name or "").partition(".")[0] in _PACKAGES:
+            package = _PACKAGES[(name or "").partition(".")[0]]
+            return f"{package} is needed for this, and is not installed: pip install {package}"
         case _:
             # torch and transformers are only loaded where they are needed.
             from ..messages import one_line
