@@ -14,14 +14,23 @@ def _ignore(*_: object) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """`begin` is called with what begins and its bytes; `advance` with the bytes of each part.
+    """What a run tells of itself while it is at work; every callback is optional.
 
-    `advance` and `tell` are called from any thread; `tell` with one line on what is waited for.
-    `is_shown` says that somebody watches: the Hub's client may then draw its own bars on stderr.
+    `begin` is called with what begins and its bytes; `advance` with the bytes of each part. `stage`
+    names what goes on where no bytes can be counted: loading torch, comparing logits. `begin_file`
+    and `end_file` are called with the name of a shard, `begin_job` with a job's output, `end_job`
+    also with how it ended. `tell` is called with one line on what is waited for.
+    All but `begin` are called from any thread. `is_shown` says that somebody watches: the Hub's
+    client may then draw its own bars on stderr.
     """
 
     begin: Callable[[str, int], None] = _ignore
     advance: Report = _ignore
+    stage: Callable[[str], None] = _ignore
+    begin_file: Callable[[str], None] = _ignore
+    end_file: Callable[[str], None] = _ignore
+    begin_job: Callable[[str], None] = _ignore
+    end_job: Callable[[str, str], None] = _ignore
     tell: Callable[[str], None] = _ignore
     is_shown: bool = False
 

@@ -161,6 +161,7 @@ class _Run:
             return
         planned = self._jobs[index]
         start = time.monotonic()
+        self._progress.begin_job(str(planned.out))
         try:
             expansion = self._expand(planned)
         except _Stopped:
@@ -180,7 +181,13 @@ class _Run:
             private=job.private,
             token=planned.hub.token,
         )
-        progress = Progress(advance=self._report)
+        progress = Progress(
+            advance=self._report,
+            stage=self._progress.stage,
+            begin_file=self._progress.begin_file,
+            end_file=self._progress.end_file,
+            tell=self._progress.tell,
+        )
         checkpoint = self._checkpoints.get(id(source), source.checkpoint)
         if planned.is_finished:
             # Nothing in an output says whether it was proven and uploaded: that is done again.
@@ -207,6 +214,7 @@ class _Run:
 
     def _end(self, index: int, result: JobResult) -> None:
         self.results[index] = result
+        self._progress.end_job(str(result.planned.out), result.state)
         if result.error is not None:
             self._failed.set()
 

@@ -83,7 +83,7 @@ def diff(
     mine, _ = open_source(str(base), hub, progress=progress)
     progress.begin("comparing", sum(spec.nbytes for spec in mine.specs.values()))
     difference = compare_checkpoints(
-        mine, theirs, progress.advance, base_name=str(base), other_name=str(other)
+        mine, theirs, progress, base_name=str(base), other_name=str(other)
     )
     if not stats:
         return difference

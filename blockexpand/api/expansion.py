@@ -29,7 +29,14 @@ from ..progress import SILENT, Progress
 from ..writing.writer import WriteOptions, check_write, resolve_target
 from .arguments import Dtype, Phase, Proof, Quantized, Reflink, check_arguments
 from .options import make_hub_options, make_recipe, name_base, note_base
-from .pipeline import Expansion, PlannedOutput, PublishOptions, check_out, write_and_publish
+from .pipeline import (
+    CHECKING,
+    Expansion,
+    PlannedOutput,
+    PublishOptions,
+    check_out,
+    write_and_publish,
+)
 
 
 def expand(
@@ -137,6 +144,7 @@ def expand(
     if check:
         from ..verification.preflight import check_plan
 
+        progress.stage(CHECKING)
         notes += (check_plan(checkpoint, plan),)
     output = PlannedOutput(
         checkpoint=checkpoint,

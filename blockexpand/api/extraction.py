@@ -102,7 +102,7 @@ def extract(
     options = WriteOptions(overwrite=overwrite)
     check_write(plan, target, options)
     progress.begin("writing", plan.nbytes)
-    written = write(plan, target, options, progress.advance)
+    written = write(plan, target, options, progress)
     pushed = None
     if push_to_hub is not None:
         from ..publishing.folder import push_folder

@@ -27,7 +27,14 @@ from ..writing.writer import WriteOptions, check_write, resolve_target
 from .arguments import Proof, Reflink, check_arguments
 from .opening import find_others, open_models, read_recipe
 from .options import make_hub_options, name_base, note_base
-from .pipeline import Expansion, PlannedOutput, PublishOptions, check_out, write_and_publish
+from .pipeline import (
+    CHECKING,
+    Expansion,
+    PlannedOutput,
+    PublishOptions,
+    check_out,
+    write_and_publish,
+)
 
 
 def merge(
@@ -87,6 +94,8 @@ def merge(
     if verify_after == "logits":
         _check_keeps_function(output.plan, recipe, "--verify logits")
     check_write(output.plan, target, options)
+    if check:
+        progress.stage(CHECKING)
     plan = _check(output, recipe) if check else output.plan
     output = replace(output, plan=replace(plan, notes=plan.notes + note_base(output.name)))
     publish = PublishOptions(

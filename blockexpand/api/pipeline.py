@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from concurrent.futures import Executor
 from contextlib import suppress
@@ -17,6 +18,7 @@ from ..checkpoints.sources import (
 )
 from ..errors import ProofError, RecipeError
 from ..planning.card import add_proof
+from ..planning.origins import Convert, Scale
 from ..planning.plan import Plan
 from ..progress import Progress
 from ..verification.findings import Finding, Verification
@@ -26,6 +28,9 @@ from ..writing.documents import replace_document
 from ..writing.shard import Moved
 from ..writing.staging import check_target, clear_debris
 from ..writing.writer import WriteOptions, write
+
+CHECKING = "testing the plan on a tiny model"
+"""What is told to be going on while `--check` is at work."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,8 +125,12 @@ def write_and_publish(
         from ..publishing.target import refuse_secrets
 
         refuse_secrets((file.name for file in plan.side_files), planned.name.model)
+    if executor is None and _computes(plan):
+        # Loading it takes seconds, which are not the disk's.
+        progress.stage("loading torch")
+        importlib.import_module("torch")
     progress.begin("writing", plan.nbytes)
-    written = write(plan, planned.out, options, progress.advance, executor, stream)
+    written = write(plan, planned.out, options, progress, executor, stream)
     result = Expansion(
         out=written.out,
         source=planned.name,
@@ -155,6 +164,7 @@ def verify_and_push(
     if publish.push_to_hub is not None:
         from ..publishing.folder import push_folder
 
+        progress.stage(f"uploading to {publish.push_to_hub}")
         try:
             pushed = push_folder(
                 out,
@@ -168,6 +178,13 @@ def verify_and_push(
             raise KeyboardInterrupt(f"{out} is complete, but not uploaded") from None
         result = replace(result, pushed=pushed)
     return result
+
+
+def _computes(plan: Plan) -> bool:
+    """Tell whether any tensor has to be computed with, for which torch is loaded."""
+    return any(
+        isinstance(tensor.origin, Convert | Scale) for file in plan.files for tensor in file.tensors
+    )
 
 
 def _note_in_card(out: Path, verification: Verification, proof: LogitsProof | None) -> None:
@@ -200,5 +217,6 @@ def prove_logits(
                 f"{folder}: every byte is as its recipe says, which changes what the model "
                 "computes: the logits cannot be those of the source; leave --logits out"
             )
+        progress.stage("comparing logits")
         proof = compare_logits(checkpoint.root, folder, verification.dtype)
     return verification, proof

@@ -114,6 +114,7 @@ def fetch_weights(
         source.snapshot,
         **_access(options),
         progress=progress.advance,
+        arrived=progress.end_file,
     )
     return open_checkpoint(root)
 

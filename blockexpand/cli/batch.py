@@ -10,7 +10,6 @@ from ..errors import UsageError
 from .arguments import add_executor_option, add_hub_options, add_output_options
 from .console import print_outcome, tell_difference
 from .parsing import Parser
-from .reporting import reporting
 
 _BATCH_DESCRIPTION = """\
 Make many expansions. All are planned and checked before the first byte is written; what an
@@ -68,6 +67,7 @@ def run(options: argparse.Namespace, words: Sequence[str]) -> int:
     from ..api.jobs_file import open_jobs
     from ..writing.executors import open_executor
     from . import text_batch as report_batch
+    from .reporting import reporting
 
     if options.jobs < 1:
         raise UsageError(f"--jobs {options.jobs}: expected at least 1")

@@ -10,7 +10,6 @@ from ..errors import OutputError
 from .arguments import add_hub_options, add_output_options
 from .console import print_outcome, tell_difference
 from .parsing import Parser
-from .reporting import reporting
 
 if TYPE_CHECKING:
     from ..verification.difference import Difference
@@ -54,6 +53,7 @@ def make_parser() -> Parser:
 def run(options: argparse.Namespace, words: Sequence[str]) -> int:
     from ..api.comparing import diff
     from . import text_difference as report_difference
+    from .reporting import reporting
 
     if options.html is not None:
         _check_page(options.html)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from ..progress import Progress
 from .console import print_outcome
-from .reporting import reporting
 
 if TYPE_CHECKING:
     from ..api.pipeline import Expansion
@@ -26,6 +25,7 @@ def plan_or_make(
     """Plan where `--dry-run` was given, else make the output; print the result."""
     from ..writing.executors import open_executor
     from . import text
+    from .reporting import reporting
 
     if options.dry_run:
         print_outcome(options, text.plan_as_json, text.describe_plan, *plan(), options.out)

@@ -49,7 +49,7 @@ def run(options: argparse.Namespace, words: Sequence[str]) -> int:
 
 def _describe(overview: Any, *, verbose: bool) -> str:
     from ..planning.parameters import describe_parameters
-    from .text import format_size
+    from .text_sizes import format_size
 
     facts = [("family", overview.model_type), ("dtype", overview.dtype)]
     lines = [overview.name]

@@ -46,8 +46,8 @@ def _describe(found: Any, *, verbose: bool) -> str:
     import textwrap
 
     from ..planning.parameters import spell_count
-    from .text import format_size
     from .text_batch import make_table
+    from .text_sizes import format_size
 
     rows = []
     for row in found.rows:

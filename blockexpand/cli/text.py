@@ -17,16 +17,7 @@ from ..planning.segments import Tally, tally_file
 from ..verification.findings import Verification
 from ..verification.logits import LogitsProof
 from ..writing.shard import Moved
-
-
-def format_size(nbytes: int) -> str:
-    """Return bytes in decimal units, three digits: `14.5 GB`."""
-    size = float(nbytes)
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 999.5:
-            return f"{size:.0f} {unit}" if unit == "B" or size >= 99.95 else f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} TB"
+from .text_sizes import format_size
 
 
 def describe_plan(plan: Plan, name: ModelRef, out: Path, *, verbose: bool) -> str:

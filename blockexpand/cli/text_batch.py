@@ -8,7 +8,8 @@ from typing import Any
 from ..api.batch import JobResult
 from ..api.batch_plan import Batch, PlannedJob, name_layers
 from ..messages import join_lines
-from .text import expansion_as_json, format_size, plan_as_json
+from .text import expansion_as_json, plan_as_json
+from .text_sizes import format_size
 
 
 def describe_batch(batch: Batch, *, verbose: bool) -> str:

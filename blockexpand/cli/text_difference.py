@@ -13,7 +13,7 @@ from typing import Any
 from ..messages import join_lines
 from ..models.decoder import split_name
 from ..verification.difference import Difference, Status, TensorDifference
-from .text import format_size
+from .text_sizes import format_size
 
 # What a reader looks for comes first.
 _LISTED: tuple[Status, ...] = ("changed", "missing", "new", "same")

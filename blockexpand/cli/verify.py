@@ -9,7 +9,6 @@ from pathlib import Path
 from .arguments import add_hub_options, add_output_options, not_empty
 from .console import print_outcome, tell_difference
 from .parsing import Parser
-from .reporting import reporting
 
 
 def make_parser() -> Parser:
@@ -35,6 +34,7 @@ def make_parser() -> Parser:
 def run(options: argparse.Namespace, words: Sequence[str]) -> int:
     from ..api.comparing import verify
     from . import text as report
+    from .reporting import reporting
 
     with reporting(options) as progress:
         verification, proof = verify(

@@ -33,7 +33,7 @@ from ..planning.origins import (
 )
 from ..planning.segments import Literal, Segment, merge_tensors
 from ..planning.shards import PlannedTensor
-from ..progress import Report
+from ..progress import Progress, Report
 
 _SLICE_NBYTES = 2 << 20
 
@@ -74,17 +74,22 @@ def differing_byte(one: bytes, other: bytes) -> int:
 
 
 def compare_tensors(
-    sources: Place, found: Place, tensors: Mapping[str, Sequence[PlannedTensor]], report: Report
+    sources: Place,
+    found: Place,
+    tensors: Mapping[str, Sequence[PlannedTensor]],
+    progress: Progress,
 ) -> dict[str, Mismatch]:
     """Compare tensors with what their origins say; return a mismatch for each that differs.
 
     `tensors` maps a file of `found` to tensors as they lie there; the files of their origins are
-    those of `sources`. `report` is told of every byte compared, from any thread.
+    those of `sources`. `progress` is told of every byte compared, and of each file.
     Raises: SourceChangedError where a file of either side changes meanwhile.
     """
     mismatches: dict[str, Mismatch] = {}
     for file, placed in tensors.items():
-        mismatches |= _compare_file(sources, found, file, placed, report)
+        progress.begin_file(file)
+        mismatches |= _compare_file(sources, found, file, placed, progress.advance)
+        progress.end_file(file)
     return mismatches
 
 

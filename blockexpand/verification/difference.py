@@ -15,7 +15,7 @@ from ..formats.safetensors import TensorSpec
 from ..models.layer_map import LayerMap
 from ..planning.origins import Copy, Extent
 from ..planning.shards import PlannedTensor
-from ..progress import Report
+from ..progress import Progress
 from .comparison import Place, compare_tensors
 from .matching import TensorKey, match_tensors
 
@@ -87,9 +87,9 @@ class Difference:
 
 
 def compare_checkpoints(
-    base: Checkpoint, other: Checkpoint, report: Report, *, base_name: str, other_name: str
+    base: Checkpoint, other: Checkpoint, progress: Progress, *, base_name: str, other_name: str
 ) -> Difference:
-    """Compare two opened checkpoints; `report` is told of BASE's bytes, from any thread."""
+    """Compare two opened checkpoints; `progress` is told of BASE's bytes."""
     matching = match_tensors(base, other)
     mine = {key: name for name, key in matching.base.items()}
     theirs = {key: name for name, key in matching.other.items()}
@@ -100,7 +100,7 @@ def compare_checkpoints(
         if base.specs[mine[key]] == other.specs[theirs[key]]
     }
     mismatches = compare_tensors(
-        place_files(base), place_files(other), _place(base, other, pairs), report
+        place_files(base), place_files(other), _place(base, other, pairs), progress
     )
     offsets = {pairs[name]: mismatch.offset for name, mismatch in mismatches.items()}
     tensors = []

@@ -72,7 +72,7 @@ def verify_output(
     }
     sources = Place(plan.root, {file.name: file for file in plan.source_files}, plan.paths)
     found = Place(out, {name: file for name, (_, file) in headers.items()})
-    mismatches = compare_tensors(sources, found, placed, progress.advance)
+    mismatches = compare_tensors(sources, found, placed, progress)
     findings += map(_find_mismatch, mismatches.values())
     # Where a tensor is named, that the header's bytes differ says nothing more.
     named = {finding.file for finding in findings}

@@ -5,6 +5,7 @@ It decides nothing about content, and writes only the file that it is given and 
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
@@ -21,6 +22,8 @@ from ..planning.segments import Literal, Segment, make_segments
 from ..planning.shards import PlannedFile
 from ..progress import Report
 from .chunks import ChunkMover
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,6 +190,7 @@ def _share(
                     f"{target}: the file system cannot share blocks with the source; put the "
                     "output on the same XFS or Btrfs file system, or use --reflink=auto"
                 )
+            _log.info("%s: blocks cannot be shared with the source here: copying", target.name)
             break
         shared.append((start, end))
     return shared

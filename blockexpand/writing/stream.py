@@ -19,14 +19,14 @@ from ..fs.journal import remove_journal
 from ..fs.reading import FileStat
 from ..planning.plan import Plan
 from ..planning.shards import PlannedFile
-from ..progress import Report
+from ..progress import Progress, Report
 from .shard import Moved, count_taken, count_unshared, find_sources_left, write_file
 from .staging import Staging
 from .tasks import FileTask
 
 
 def write_from_stream(
-    plan: Plan, staging: Staging, tasks: Sequence[FileTask], stream: ShardStream, report: Report
+    plan: Plan, staging: Staging, tasks: Sequence[FileTask], stream: ShardStream, progress: Progress
 ) -> Moved:
     """Write all planned shards; shards that nothing unfinished takes from are not fetched.
 
@@ -38,9 +38,9 @@ def write_from_stream(
         assert isinstance(task.file, PlannedFile)
         if (staging.files / task.name).exists():
             moved += Moved(reused=task.file.nbytes)
-            report(task.file.nbytes)
+            progress.advance(task.file.nbytes)
         else:
-            growing.append(_GrowingFile(task, task.file, staging, report))
+            growing.append(_GrowingFile(task, task.file, staging, progress.advance))
     for file in growing:
         if not file.left:
             file.finish()
@@ -51,9 +51,11 @@ def write_from_stream(
     ahead = {name: sum(count_taken(file.file, name) for file in growing) for name in names}
     with closing(stream.fetch(names, staging.source, ahead)) as shards:
         for path in shards:
+            progress.begin_file(path.name)
             for file in growing:
                 if path.name in file.left:
                     file.add(path, sources[path.name])
+            progress.end_file(path.name)
     return sum((file.moved for file in growing), start=moved)
 
 

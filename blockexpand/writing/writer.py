@@ -5,6 +5,7 @@ The only writer of checkpoints. It decides nothing about content: that is all in
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections.abc import Sequence
@@ -18,8 +19,9 @@ from ..checkpoints.sources import ShardStream
 from ..errors import BlockExpandError, OutputError, RecipeError
 from ..fs.io import attempt, explain, make_folders, sync_folder, write_document
 from ..fs.paths import existing_folder, overlaps
+from ..fs.reading import FileStat
 from ..planning.plan import Plan
-from ..progress import Report
+from ..progress import Progress
 from .executors import run_tasks
 from .locking import lock_target
 from .shard import Moved
@@ -40,6 +42,8 @@ from .staging import (
 )
 from .stream import write_from_stream
 from .tasks import FileTask, do_task, do_task_apart, make_tasks
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,15 +111,15 @@ def write(
     plan: Plan,
     out: Path,
     options: WriteOptions,
-    report: Report,
+    progress: Progress,
     executor: Executor | None = None,
     stream: ShardStream | None = None,
 ) -> Written:
-    """Make the output folder. `report` is told of bytes as they are done, from any thread.
+    """Make the output folder. `progress` is told of bytes and files as they are done.
 
     The workers of an `executor` write one file each at a time, and have to see the same folders
-    under the same paths; `report` is then told of whole files. Of a source that comes as a `stream`
-    only the side files are in the plan's folder.
+    under the same paths; `progress` is then told of whole files. Of a source that comes as a
+    `stream` only the side files are in the plan's folder.
     Raises: OutputError, TransferError, SourceChangedError; then OUT is what it was before, and
     finished parts wait in a staging folder for the next run of the same plan.
     """
@@ -126,7 +130,7 @@ def write(
     written: Written | None = None
     try:
         with lock_target(out):
-            written = _write_alone(plan, out, identity, options, report, executor, stream)
+            written = _write_alone(plan, out, identity, options, progress, executor, stream)
     except KeyboardInterrupt as interrupt:
         if written is None:
             raise
@@ -156,7 +160,7 @@ def _write_alone(
     out: Path,
     identity: dict[str, Any],
     options: WriteOptions,
-    report: Report,
+    progress: Progress,
     executor: Executor | None,
     stream: ShardStream | None,
 ) -> Written:
@@ -181,7 +185,7 @@ def _write_alone(
         if executor is not None:
             clear_begun(staging)
         _check_space(plan, staging, options, stream)
-        moved = _fill(plan, staging, options, report, executor, stream)
+        moved = _fill(plan, staging, options, progress, executor, stream)
         published = publish(staging, out, overwrite=options.overwrite)
     except BaseException as error:
         # A value that a dtype cannot hold will be there in every run of the same plan.
@@ -272,7 +276,7 @@ def _fill(
     plan: Plan,
     staging: Staging,
     options: WriteOptions,
-    report: Report,
+    progress: Progress,
     executor: Executor | None,
     stream: ShardStream | None,
 ) -> Moved:
@@ -281,27 +285,46 @@ def _fill(
     moved = Moved()
     if stream is not None:
         shards, tasks = tasks[: len(plan.files)], tasks[len(plan.files) :]
-        moved += write_from_stream(plan, staging, shards, stream, report)
+        moved += write_from_stream(plan, staging, shards, stream, progress)
     if executor is None:
         for task in tasks:
-            moved += do_task(task, report)
+            moved += _do_here(task, progress)
     else:
-        moved = _fill_apart(executor, tasks, report)
+        moved = _fill_apart(executor, tasks, progress)
     for document in plan.documents:
         write_document(staging.files / document.name, document.data)
-        report(len(document.data))
+        progress.advance(len(document.data))
     for folder in [staging.files, *(path for path in staging.files.rglob("*") if path.is_dir())]:
         sync_folder(folder)
     return moved
 
 
-def _fill_apart(executor: Executor, tasks: Sequence[FileTask], report: Report) -> Moved:
+def _do_here(task: FileTask, progress: Progress) -> Moved:
+    if isinstance(task.file, FileStat):
+        return do_task(task, progress.advance)
+    progress.begin_file(task.name)
+    moved = do_task(task, progress.advance)
+    progress.end_file(task.name)
+    _log.info("%s: %s", task.name, _spell(moved))
+    return moved
+
+
+def _spell(moved: Moved) -> str:
+    """Say how the bytes of a file got there, for the log."""
+    counts = {name: getattr(moved, name) for name in Moved.__dataclass_fields__}
+    return ", ".join(f"{nbytes:,} bytes {name}" for name, nbytes in counts.items() if nbytes)
+
+
+def _fill_apart(executor: Executor, tasks: Sequence[FileTask], progress: Progress) -> Moved:
     """Let an executor do the tasks. What its workers did not finish is no use to another run."""
     counts: list[Moved] = []
 
     def finished(task: FileTask, moved: Moved) -> None:
         counts.append(moved)
-        report(task.file.nbytes)
+        progress.advance(task.file.nbytes)
+        if not isinstance(task.file, FileStat):
+            progress.end_file(task.name)
+            _log.info("%s: %s", task.name, _spell(moved))
 
     run_tasks(executor, do_task_apart, tasks, finished)
     for task in tasks:

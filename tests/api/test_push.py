@@ -40,7 +40,7 @@ def push(
         words = ["--src", str(source), "--out", str(tmp_path / "out"), "--new-layers", "1"]
         if token is not None:
             words += ["--token", token]
-        return main([*words, "--push-to-hub", repo, *more])
+        return main([*words, "--push-to-hub", repo, "--no-progress", *more])
 
     return run
 
@@ -162,7 +162,17 @@ def test_as_a_command_from_one_repository_to_another(
     hub.add_repo("org/base", tiny_mistral)
     hub.allow(TOKEN, "org/base")
     before = snapshot(tiny_mistral)
-    words = ["--src", "org/base", "--out", "out", "--new-layers", "1", "--push-to-hub", REPO]
+    words = [
+        "--src",
+        "org/base",
+        "--out",
+        "out",
+        "--new-layers",
+        "1",
+        "--push-to-hub",
+        REPO,
+        "--no-progress",
+    ]
     done = subprocess.run(
         [sys.executable, "-m", "blockexpand", *words],
         cwd=tmp_path,

@@ -105,9 +105,19 @@ def test_copying_and_verifying_take_less_than_100_mb(source: Path, tmp_path: Pat
     out = tmp_path / "out"
     nbytes = sum(path.stat().st_size for path in source.glob("*.safetensors"))
     assert nbytes > 6 * 100_000_000
-    words = ["--src", source, "--out", out, "--new-layers", 1, "--reflink", "never"]
+    words = [
+        "--src",
+        source,
+        "--out",
+        out,
+        "--new-layers",
+        1,
+        "--reflink",
+        "never",
+        "--no-progress",
+    ]
     expanded = probe(*words)
-    verified = probe("verify", source, out)
+    verified = probe("verify", source, out, "--no-progress")
     for found in (expanded, verified):
         assert found["status"] == 0
         assert not COPYING_NEVER_LOADS & set(found["loaded"])

@@ -159,7 +159,7 @@ def test_a_signal_ends_a_run_in_one_line_that_says_how_to_go_on(
 ) -> None:
     source = write_checkpoint(tmp_path / "source", [mistral_tensors(4, "F32", size=1 << 19)])
     command = [sys.executable, "-m", "blockexpand", "--src", str(source)]
-    command += ["--out", str(tmp_path / "out"), "--new-layers", "1", "--json"]
+    command += ["--out", str(tmp_path / "out"), "--new-layers", "1", "--json", "--no-progress"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob(".*/partial/*")) and time.monotonic() < deadline:

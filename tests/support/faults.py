@@ -131,7 +131,8 @@ class Nursery:
         job = {
             "number": self._jobs,
             "folder": str(self._folder),
-            "arguments": [str(argument) for argument in arguments],
+            # What is looked at here is how a run ends, not what it tells meanwhile.
+            "arguments": [*(str(argument) for argument in arguments), "--no-progress"],
             "do": do,
             "at": at,
             "among": list(among),

@@ -278,7 +278,7 @@ def test_the_command_line(
 ) -> None:
     out = tmp_path / "out"
     expand(tiny_mistral, out, new_layers=2, position="interleaved", dtype="source")
-    assert main(["diff", str(tiny_mistral), str(out)]) == 0
+    assert main(["diff", str(tiny_mistral), str(out), "--no-progress"]) == 0
     shown = capsys.readouterr()
     assert "same        39 tensors" in shown.out and "new         18 tensors" in shown.out
     assert "  same     model.layers.{0-1,3-4}.mlp.up_proj.weight\n" in shown.out
@@ -327,7 +327,7 @@ def test_numbers_are_folded_only_where_all_combinations_are_there(
 def run_with_few_files(limits: tuple[int, int], *words: object) -> subprocess.CompletedProcess[str]:
     resource = pytest.importorskip("resource")
     return subprocess.run(
-        [sys.executable, "-m", "blockexpand", *map(str, words)],
+        [sys.executable, "-m", "blockexpand", *map(str, words), "--no-progress"],
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, limits),
         capture_output=True,
         text=True,

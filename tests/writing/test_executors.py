@@ -305,7 +305,10 @@ def test_processes_from_the_command_line(
     source: Path, wanted: dict[str, bytes], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     words = ["--src", str(source), "--new-layers", "3", "--position", "interleaved"]
-    assert main([*words, "--out", str(tmp_path / "out"), "--executor", "process:2"]) == 0
+    assert (
+        main([*words, "--out", str(tmp_path / "out"), "--executor", "process:2", "--no-progress"])
+        == 0
+    )
     found = read_folder(tmp_path / "out")
     for name in ("README.md", "block_expansion.json"):
         assert found.pop(name) != wanted[name]
@@ -443,7 +446,7 @@ def test_on_a_dask_cluster_from_the_command_line(
     wait_for_workers(cluster, 3)
     out = tmp_path / "out"
     words = ["--src", str(source), "--new-layers", "3", "--position", "interleaved"]
-    words += ["--out", str(out), "--executor", f"dask://{cluster}", "--json"]
+    words += ["--out", str(out), "--executor", f"dask://{cluster}", "--json", "--no-progress"]
     done = subprocess.run(
         [sys.executable, "-m", "blockexpand", *words],
         env={**os.environ, "PYTHONPATH": str(ROOT)},

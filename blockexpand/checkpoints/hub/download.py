@@ -84,17 +84,23 @@ def download_checkpoint(
     token: str | None = None,
     cache_dir: Path | None = None,
     progress: Callable[[int], object] | None = None,
+    arrived: Callable[[str], object] | None = None,
     tell: Tell = tell_nobody,
 ) -> Path:
     """Download what is needed and return the snapshot's folder in the Hub's cache.
 
-    `progress` is called with numbers of bytes, from several threads; what the cache already holds
-    is not counted.
+    `progress` is called with numbers of bytes, `arrived` with the names of shards that are whole,
+    both from several threads; what the cache already holds is not counted.
     """
     wanted = choose_files(snapshot, token=token, cache_dir=cache_dir, tell=tell)
     names = (*wanted.documents, *wanted.shards, *wanted.side_files)
     _check_room(snapshot, names, cache_dir)
-    return _download(snapshot, names, token, cache_dir, progress, tell)
+
+    def shard_arrived(name: str) -> None:
+        if arrived is not None and name in wanted.shards:
+            arrived(name)
+
+    return _download(snapshot, names, token, cache_dir, progress, tell, shard_arrived)
 
 
 def download_side_files(
@@ -262,6 +268,7 @@ def _download(
     cache_dir: Path | None,
     progress: Callable[[int], object] | None,
     tell: Tell,
+    arrived: Callable[[str], object] | None = None,
 ) -> Path:
     """Bring files into the cache, each checked while others are still on their way."""
     if snapshot.cached is not None:
@@ -269,7 +276,10 @@ def _download(
     stopped = threading.Event()
 
     def fetch(name: str) -> Path:
-        return _fetch_whole(snapshot, snapshot.file(name), token, cache_dir, progress, stopped)
+        path = _fetch_whole(snapshot, snapshot.file(name), token, cache_dir, progress, stopped)
+        if arrived is not None:
+            arrived(name)
+        return path
 
     with (
         explaining(snapshot.repo_id, revision=snapshot.revision, token=token, tell=tell),
