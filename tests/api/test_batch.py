@@ -287,7 +287,7 @@ def test_one_failure_does_not_stop_the_others(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     path = write_jobs(MATRIX)
-    assert main(["batch", str(path)]) == 1
+    assert main(["batch", str(path), "--no-progress"]) == 1
     stdout, stderr = capfd.readouterr()
     assert [line.split()[-1] for line in stdout.splitlines()[:4]] == [
         "state",
