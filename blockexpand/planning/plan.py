@@ -31,7 +31,7 @@ from ..models.layer_map import (
 )
 from ..models.readers import ReaderView, keep_phase
 from ..models.surgery import Surgery, plan_rearrangement, plan_surgery
-from .dtypes import make_dtype_policy
+from .dtypes import DtypePolicy, make_dtype_policy
 from .origins import Convert, Copy, Dequantize, Fill, Origin, Part, Scale, Zeros
 from .quantizing import find_constant, make_quantized_tensors, plan_settings
 from .recipe import Recipe, spell_choice
@@ -124,14 +124,7 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
     with _naming(checkpoint):
         decoder = find_decoder(checkpoint.config, checkpoint.specs)
     layer_map = _map_layers(checkpoint, decoder, recipe)
-    options = PlanOptions(
-        position=spell_choice(recipe),
-        dtype=recipe.dtype or ("source" if decoder.quantization else "bfloat16"),
-        max_shard_nbytes=recipe.max_shard_nbytes,
-        block_nbytes=recipe.block_nbytes,
-        keeps_phase=recipe.keeps_phase,
-        quantized=recipe.quantized,
-    )
+    options = _resolve_options(recipe, decoder)
     keeps_function = keeps_originals(decoder.layers, layer_map)
     if keeps_function:
         surgery = plan_surgery(decoder, checkpoint.config, layer_map)
@@ -139,28 +132,8 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
         surgery = _plan_rearranged(decoder, checkpoint.config, layer_map)
     dtypes = make_dtype_policy(checkpoint, options.dtype, decoder)
     source = SourceModel(model=0, checkpoint=checkpoint, decoder=decoder)
-    quantized = make_quantized_tensors(source, recipe.quantized, layer_map, dtypes.weight_dtype)
     settings_edits, repeating = plan_settings(source, recipe.quantized, layer_map)
-
-    def make(use: TensorUse) -> Part | None:
-        constant = None
-        if use.layer is not None and layer_map[use.layer].is_new:
-            constant = find_constant(decoder, surgery.neutral, use.name)
-        if quantized is not None and quantized.has(use.name):
-            return quantized.make(use, constant)
-        spec, origin = dtypes.plan(use.name, use.spec, use.extent)
-        if constant is not None:
-            return Part(use.output, spec, make_constant(spec, constant))
-        return Part(use.output, spec, origin)
-
-    kept, blocks = map_tensors((source,), layer_map, make, lambda source, name: True)
-    files = plan_files(
-        kept,
-        blocks,
-        {shard.file.name: shard for shard in checkpoint.shards},
-        recipe.max_shard_nbytes,
-        recipe.block_nbytes,
-    )
+    files = _plan_files(source, layer_map, surgery, dtypes, options)
     config = edit_json_object(
         checkpoint.config_bytes,
         surgery.config_edits + dtypes.config_edits(checkpoint.config) + settings_edits,
@@ -194,6 +167,48 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
         keeps_function=keeps_function,
         quantization=decoder.quantization.method.name if decoder.quantization else None,
         fingerprint=take_fingerprint(options, files, documents),
+    )
+
+
+def _resolve_options(recipe: Recipe, decoder: Decoder) -> PlanOptions:
+    return PlanOptions(
+        position=spell_choice(recipe),
+        dtype=recipe.dtype or ("source" if decoder.quantization else "bfloat16"),
+        max_shard_nbytes=recipe.max_shard_nbytes,
+        block_nbytes=recipe.block_nbytes,
+        keeps_phase=recipe.keeps_phase,
+        quantized=recipe.quantized,
+    )
+
+
+def _plan_files(
+    source: SourceModel,
+    layer_map: LayerMap,
+    surgery: Surgery,
+    dtypes: DtypePolicy,
+    options: PlanOptions,
+) -> tuple[PlannedFile, ...]:
+    """Give every tensor its origin, and its place in a file."""
+    quantized = make_quantized_tensors(source, options.quantized, layer_map, dtypes.weight_dtype)
+
+    def make(use: TensorUse) -> Part | None:
+        constant = None
+        if use.layer is not None and layer_map[use.layer].is_new:
+            constant = find_constant(source.decoder, surgery.neutral, use.name)
+        if quantized is not None and quantized.has(use.name):
+            return quantized.make(use, constant)
+        spec, origin = dtypes.plan(use.name, use.spec, use.extent)
+        if constant is not None:
+            return Part(use.output, spec, make_constant(spec, constant))
+        return Part(use.output, spec, origin)
+
+    kept, blocks = map_tensors((source,), layer_map, make, lambda source, name: True)
+    return plan_files(
+        kept,
+        blocks,
+        {shard.file.name: shard for shard in source.checkpoint.shards},
+        options.max_shard_nbytes,
+        options.block_nbytes,
     )
 
 
