@@ -12,7 +12,7 @@ from .._version import __version__
 from ..models.decoder import split_name
 from ..verification.difference import Difference, TensorDifference
 from .drawing import STEPS, draw_growth, draw_heat, draw_layers, hue
-from .text import format_size
+from .text_sizes import format_size
 
 _STYLE = """
 :root{color-scheme:light dark;--ground:#fff;--ink:#1a2233;--soft:#5b667a;--line:#d9dee7;

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from ..api.extraction import Extraction
-from .text import format_size
+from .text_sizes import format_size
 
 
 def describe_extraction(result: Extraction, *, verbose: bool) -> str:
