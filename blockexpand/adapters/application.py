@@ -146,7 +146,7 @@ def plan_application(
         ),
         source_card=checkpoint.card,
         left_behind=checkpoint.left_behind,
-        notes=surgery.notes,
+        notes=surgery.notes + _change_notes(adapters),
         fingerprint=_fingerprint(take_fingerprint(options, files, documents), adapters),
         paths={key: root / file.name for key, file, root in stored},
         adapters=tuple(opened.name for opened in adapters),
@@ -219,6 +219,19 @@ def _check_fit(decoder: Decoder, checkpoint: Checkpoint, opened: OpenedAdapter) 
                     f"{name!r} of the base is {checkpoint.specs[name].dtype} "
                     f"{list(checkpoint.specs[name].shape)}"
                 )
+
+
+def _change_notes(adapters: Sequence[OpenedAdapter]) -> tuple[str, ...]:
+    """Say what an adapter changes besides adding its layers."""
+    notes = []
+    for opened in adapters:
+        if opened.adapter.changed:
+            names = and_more([repr(name) for name in opened.adapter.changed])
+            notes.append(f"{opened.name} replaces tensors of the base too: {names}")
+        if opened.adapter.config_changes:
+            fields = and_more([".".join(path) for path, _ in opened.adapter.config_changes])
+            notes.append(f"{opened.name} changes fields of config.json too: {fields}")
+    return tuple(notes)
 
 
 def _changed_tensors(

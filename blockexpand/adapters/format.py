@@ -31,6 +31,10 @@ BLOCKS_FILE = "blocks.safetensors"
 BLOCKS_INDEX_FILE = "blocks.safetensors.index.json"
 _BLOCKS_NAME = re.compile(r"blocks(-[0-9]{5}-of-[0-9]{5})?\.safetensors")
 _SHARD_NAME = re.compile(r"[^/\\\x00-\x1f.][^/\\\x00-\x1f]{0,200}\.safetensors")
+# What decides which code loads a model is the base's alone.
+_UNTOUCHED = frozenset(
+    {"architectures", "auto_map", "custom_pipelines", "model_type", "quantization_config"}
+)
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -292,6 +296,8 @@ def _parse_changes(value: object, file: str) -> tuple[tuple[tuple[str, ...], Any
         path = item.get("path") if isinstance(item, Mapping) else None
         if not isinstance(path, list) or not path or any(type(key) is not str for key in path):
             _refuse(file, "config_changes", "a list of path and value", item)
+        if not _UNTOUCHED.isdisjoint(path):
+            _refuse(file, "config_changes", "fields of the model's shape", ".".join(path))
         changes.append((tuple(path), item.get("value")))
     return tuple(changes)
 

@@ -102,6 +102,8 @@ def edit(*path: str | int, value: Any) -> Callable[[dict[str, Any]], None]:
         (edit("base", "shards", 0, "nbytes", value=-1), "base.shards"),
         (edit("base", "repo", value=1), "base.repo"),
         (edit("config_changes", value=[{"path": []}]), "config_changes"),
+        (edit("config_changes", value=[{"path": ["auto_map"], "value": {}}]), "auto_map"),
+        (edit("config_changes", value=[{"path": ["x", "model_type"]}]), "x.model_type"),
     ],
 )
 def test_each_bad_field_is_named(change: Callable[[dict[str, Any]], None], said: str) -> None:
