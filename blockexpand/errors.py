@@ -60,6 +60,10 @@ class OutputError(BlockExpandError):
     """An output folder that may not be written, or a disk without room."""
 
 
+class OutputBusyError(OutputError):
+    """An output folder that another run is writing."""
+
+
 class SourceChangedError(BlockExpandError):
     """A source file that is no longer the one that was planned with."""
 

@@ -36,8 +36,8 @@ from ..planning.manifest import render_manifest
 from ..planning.plan import Plan
 from ..planning.shards import Document
 from ..progress import SILENT, Progress
-from ..writing.staging import check_target
-from ..writing.writer import WriteOptions, check_write, resolve_target
+from ..writing.preflight import check_write
+from ..writing.target import WriteOptions, check_target, resolve_target
 from .options import make_hub_options
 from .pipeline import Expansion, PlannedOutput, PublishOptions, check_out, write_and_publish
 
@@ -74,8 +74,9 @@ def apply(
     Raises: CheckpointError where base and adapter do not fit; as `expand` otherwise.
     """
     target = resolve_target(expand_home(out))
+    options = WriteOptions(reflink=reflink, hardlink=hardlink, overwrite=overwrite)
     hub = make_hub_options(revision, token, cache_dir)
-    check_out(target, overwrite=overwrite, push_to_hub=push_to_hub, token=token)
+    check_out(target, options, push_to_hub=push_to_hub, token=token)
     opened = _open_adapters(adapters, hub)
     source = open_headers(str(base), hub)
     plan_application(source.checkpoint, opened, scale=scale)
@@ -89,7 +90,6 @@ def apply(
     block_nbytes = file_system_block(existing_folder(target))
     plan = plan_application(checkpoint, opened, scale=scale, block_nbytes=block_nbytes)
     plan = _add_documents(plan, source.name, opened, scale, notes, command)
-    options = WriteOptions(reflink=reflink, hardlink=hardlink, overwrite=overwrite)
     check_write(plan, target, options)
     output = PlannedOutput(
         checkpoint=checkpoint,
@@ -114,7 +114,8 @@ def plan_apply(
 ) -> tuple[Plan, ModelRef]:
     """Return the plan of `apply`; of a base on the Hub only headers are fetched."""
     target = resolve_target(expand_home(out))
-    check_target(target, overwrite=overwrite)
+    options = WriteOptions(overwrite=overwrite)
+    check_target(target, options)
     hub = make_hub_options(revision, token, cache_dir)
     opened = _open_adapters(adapters, hub)
     source = open_headers(str(base), hub)
@@ -122,7 +123,7 @@ def plan_apply(
     block_nbytes = file_system_block(existing_folder(target))
     plan = plan_application(source.checkpoint, opened, scale=scale, block_nbytes=block_nbytes)
     plan = _add_documents(plan, source.name, opened, scale, notes, "")
-    check_write(plan, target, WriteOptions(overwrite=overwrite))
+    check_write(plan, target, options, is_here=source.snapshot is None)
     return replace(plan, notes=plan.notes + notes), source.name
 
 

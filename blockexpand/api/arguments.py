@@ -165,6 +165,7 @@ _CHECKS: Mapping[str, Callable[[object], object]] = {
     "base_model": _optional(check_repository),
     "optional_src": _optional(_path),
     "cache_dir": _optional(_path),
+    "overwrite_anything": _optional(_path),
     "new_layers": _optional(check_count),
     "position": check_position,
     "layers": _optional(check_layer_list),

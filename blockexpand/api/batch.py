@@ -13,10 +13,10 @@ from pathlib import Path
 
 from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.sources import fetch_weights
-from ..errors import BlockExpandError
+from ..errors import BlockExpandError, OutputBusyError, OutputError
+from ..fs.paths import expand_home
 from ..progress import SILENT, Progress
 from ..writing.shard import Moved
-from ..writing.writer import check_write
 from .arguments import check_arguments
 from .batch_plan import Batch, PlannedJob, make_job_plan, name_plan, plan_batch
 from .jobs_file import open_jobs
@@ -63,7 +63,8 @@ def expand_batch(
         executor=executor,
         progress=progress,
     )
-    batch = plan_batch(open_jobs(Path(jobs_file)), token=token, cache_dir=cache_dir)
+    path = expand_home(jobs_file)
+    batch = plan_batch(open_jobs(path), token=token, cache_dir=cache_dir, kept=(path,))
     return run_batch(
         batch, fail_fast=fail_fast, parallel=parallel, executor=executor, progress=progress
     )
@@ -97,6 +98,10 @@ def run_batch(
     )
 
 
+# Between two looks whether another run has ended.
+_WAIT_SECONDS = 1.0
+
+
 class _Stopped(BlockExpandError):
     """Ends the other jobs of a batch that was interrupted; nobody sees it."""
 
@@ -107,13 +112,14 @@ class _Run:
     def __init__(
         self, batch: Batch, fail_fast: bool, executor: Executor | None, progress: Progress
     ) -> None:
-        self._jobs = batch.jobs
+        self._jobs = list(batch.jobs)
         self._fail_fast = fail_fast
         self._executor = executor
         self._progress = progress
         self._checkpoints: dict[int, Checkpoint] = {}
         self._failed = threading.Event()
         self._stopped = threading.Event()
+        self._busy: set[int] = set()
         self.results: dict[int, JobResult] = {}
 
     def fetch(self) -> None:
@@ -145,7 +151,19 @@ class _Run:
         if parallel == 1:
             for index in left:
                 self._do(index)
-            return
+        else:
+            self._write_at_once(left, parallel)
+        # What another run was at work on may be finished by now; else this one waits for it.
+        while self._busy and not self._is_over():
+            waiting, self._busy = sorted(self._busy), set()
+            self._progress.tell(
+                f"{self._jobs[waiting[0]].out}: another run is writing it; waiting until it ends"
+            )
+            self._stopped.wait(_WAIT_SECONDS)
+            for index in waiting:
+                self._do(index, again=True)
+
+    def _write_at_once(self, left: list[int], parallel: int) -> None:
         with ThreadPoolExecutor(parallel) as pool:
             futures = [pool.submit(self._do, index) for index in left]
             try:
@@ -156,16 +174,29 @@ class _Run:
                 self._stopped.set()
                 raise
 
-    def _do(self, index: int) -> None:
+    def _do(self, index: int, *, again: bool = False) -> None:
         if self._is_over():
             return
         planned = self._jobs[index]
         start = time.monotonic()
         self._progress.begin_job(str(planned.out))
         try:
+            planned = (planned.find_finished() if again else None) or planned
             expansion = self._expand(planned)
         except _Stopped:
             return
+        except OutputBusyError:
+            self._busy.add(index)
+            return
+        except OutputError as error:
+            # Another run of this batch may have finished the job since it was planned.
+            finished = planned.find_finished()
+            if finished is None or planned.is_finished:
+                result = JobResult(planned=planned, state="failed", error=error)
+            else:
+                # What follows, a proof or an upload, is done as for any finished job.
+                self._jobs[index] = finished
+                return self._do(index)
         except Exception as error:
             result = JobResult(planned=planned, state="failed", error=error)
         else:
@@ -196,14 +227,13 @@ class _Run:
                 source=source.name,
                 plan=planned.plan,
                 moved=Moved(reused=planned.plan.nbytes),
-                notes=planned.plan.notes,
+                notes=(*planned.plan.notes, f"already there: {planned.compared}"),
             )
             return verify_and_push(checkpoint, expansion, publish, progress)
         plan = planned.plan
         if source.snapshot is not None:
             plan = name_plan(make_job_plan(job, checkpoint, planned.out), job, source)
             plan = replace(plan, notes=planned.plan.notes)
-            check_write(plan, planned.out, planned.options)
         output = PlannedOutput(checkpoint=checkpoint, name=source.name, plan=plan, out=planned.out)
         return write_and_publish(output, planned.options, publish, progress, self._executor)
 

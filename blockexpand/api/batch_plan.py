@@ -9,32 +9,34 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 from ..checkpoints.checkpoint import Checkpoint
-from ..checkpoints.files import CONFIG_FILE, INDEX_FILE, MANIFEST_FILE, read_manifest
 from ..checkpoints.sources import HubOptions, OpenedSource, open_headers
 from ..errors import BlockExpandError, OutputError, RecipeError
 from ..fs.paths import FolderIndex, existing_folder, expand_home
-from ..messages import show
 from ..models.layer_map import parse_layers
 from ..planning.card import add_card, draft_card
-from ..planning.manifest import compare_with_plan, parse_claims, parse_manifest
 from ..planning.plan import Plan, make_plan
 from ..planning.recipe import Recipe, render_command, spell_position
+from ..writing.leftovers import clear_debris
+from ..writing.preflight import check_write
 from ..writing.space import count_missing, shares_blocks, would_share
-from ..writing.staging import check_target, clear_debris, find_staging, is_untidy
-from ..writing.writer import WriteOptions, check_write, resolve_target
+from ..writing.staging import find_staging
+from ..writing.target import WriteOptions, resolve_target
+from .finished import find_finished
 from .jobs_file import Job, fill_template
-from .options import make_hub_options, make_recipe, name_base
+from .options import make_hub_options, make_recipe, make_write_options, name_base
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedJob:
-    """A job with its names filled in, its plan, and whether an earlier run has finished it."""
+    """A job with its names filled in, its plan, and whether an earlier run has finished it.
+
+    `compared` says how that was told; `kept` are files that no output may replace.
+    """
 
     job: Job
     out: Path
@@ -42,11 +44,21 @@ class PlannedJob:
     plan: Plan
     hub: HubOptions
     is_finished: bool
+    compared: str | None = None
+    kept: tuple[Path, ...] = ()
 
     @property
     def options(self) -> WriteOptions:
         job = self.job
-        return WriteOptions(reflink=job.reflink, hardlink=job.hardlink, overwrite=job.overwrite)
+        return make_write_options(job.reflink, job.hardlink, job.overwrite, None, self.kept)
+
+    def find_finished(self) -> PlannedJob | None:
+        """Return the job as finished, if by now it is."""
+        is_here = self.source.snapshot is None
+        found = find_finished(self.plan, self.out, self.source.name, is_here=is_here)
+        if found is None or found.stale is not None:
+            return None
+        return replace(self, is_finished=True, compared=found.compared)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,13 +84,17 @@ Plans = dict[tuple[int, Recipe, str | None], tuple[Plan, Callable[[str], Plan]]]
 
 
 def plan_batch(
-    jobs: Sequence[Job], *, token: str | None = None, cache_dir: str | Path | None = None
+    jobs: Sequence[Job],
+    *,
+    token: str | None = None,
+    cache_dir: str | Path | None = None,
+    kept: tuple[Path, ...] = (),
 ) -> Batch:
     """Plan all jobs and check them, also against each other; of the Hub only headers are fetched.
 
-    Each source is opened once. Raises: an error with all faults on one line, of the class of the
-    first that is about values, else of the first; OutputError where the disk has no room for all
-    jobs together.
+    Each source is opened once; `kept` are files that no output may replace.
+    Raises: an error with all faults on one line, of the class of the first that is about values,
+    else of the first; OutputError where the disk has no room for all jobs together.
     """
     sources: dict[tuple[str, HubOptions], OpenedSource | BlockExpandError] = {}
     plans: Plans = {}
@@ -97,7 +113,7 @@ def plan_batch(
         try:
             if isinstance(source, BlockExpandError):
                 raise source
-            one = _plan_job(job, source, hub, plans)
+            one = _plan_job(job, source, hub, plans, kept)
             planned.append(one)
             if one.job.push_to_hub is not None:
                 from ..publishing.target import check_push
@@ -121,7 +137,9 @@ def plan_batch(
     return Batch(jobs=tuple(planned), disk=disk)
 
 
-def _plan_job(job: Job, source: OpenedSource, hub: HubOptions, plans: Plans) -> PlannedJob:
+def _plan_job(
+    job: Job, source: OpenedSource, hub: HubOptions, plans: Plans, kept: tuple[Path, ...]
+) -> PlannedJob:
     # The names need the plan, and the plan needs the file system that the names lie on.
     draft, _ = _plan_once(job, source, Path.cwd(), plans)
     values = {
@@ -145,21 +163,23 @@ def _plan_job(job: Job, source: OpenedSource, hub: HubOptions, plans: Plans) -> 
         plan=add_card_with(_show_command(plan, job)),
         hub=hub,
         is_finished=False,
+        kept=kept,
     )
     clear_debris(out)
-    is_finished = _is_finished(plan, out)
-    if is_finished and (reason := _find_staleness(source, out)):
+    is_here = source.snapshot is None
+    found = find_finished(plan, out, source.name, is_here=is_here)
+    if found is not None and found.stale is not None:
         if not job.overwrite:
             raise OutputError(
-                f"{out}: {reason}; give overwrite: true to make it again, or choose another folder"
+                f"{out}: {found.stale}; give overwrite: true to make it again, or choose another "
+                "folder"
             )
-        is_finished = False
-    if is_finished:
-        planned = replace(planned, is_finished=True)
-    elif source.snapshot is None:
-        check_write(plan, out, planned.options)
+        found = None
+    if found is not None:
+        planned = replace(planned, is_finished=True, compared=found.compared)
     else:
-        check_target(out, overwrite=job.overwrite)
+        # The room is counted for all jobs together.
+        check_write(planned.plan, out, planned.options, is_here=is_here)
     if job.check and not planned.is_finished:
         from ..verification.preflight import check_plan
 
@@ -225,52 +245,6 @@ def _base_name(src: str, source: OpenedSource) -> str:
     if source.snapshot is not None:
         return source.snapshot.repo_id.rpartition("/")[2]
     return Path(os.path.realpath(expand_home(src))).name
-
-
-def _is_finished(plan: Plan, out: Path) -> bool:
-    """Tell whether a folder is the output of this very plan, by its manifest, names and sizes."""
-    with suppress(OSError, BlockExpandError):
-        manifest = parse_manifest(*read_manifest(out))
-        # Not the fingerprint: another release may take it otherwise and make the same bytes.
-        return (
-            not compare_with_plan(manifest, plan)[0]
-            and not is_untidy(out)
-            and all(_begins_with(out / file.name, file.header) for file in plan.files)
-            and all((out / file.name).stat().st_size == file.nbytes for file in plan.files)
-            and all((out / file.name).stat().st_size == file.nbytes for file in plan.side_files)
-            and all(
-                (out / document.name).read_bytes() == document.data
-                for document in plan.documents
-                if document.name in (CONFIG_FILE, INDEX_FILE)
-            )
-        )
-    return False
-
-
-def _begins_with(path: Path, header: bytes) -> bool:
-    with path.open("rb") as stream:
-        return stream.read(len(header)) == header
-
-
-def _find_staleness(source: OpenedSource, out: Path) -> str | None:
-    """Say why a finished output may not have the weights that its source has by now.
-
-    The headers of two states of a model, or of two models of one shape, are the same, and so are
-    their plans.
-    """
-    stated = parse_claims(parse_manifest(*read_manifest(out))).source
-    name = source.name
-    if stated.commit is not None and name.commit is not None:
-        if stated.commit == name.commit:
-            return None  # the times are those of a download
-        return f"was made from commit {stated.commit} of {name.model}, which is at {name.commit}"
-    if PurePath(stated.model).name != PurePath(name.model).name:
-        return f"was made from {show(stated.model)}, not from {name.model}"
-    made = (out / MANIFEST_FILE).stat().st_mtime_ns
-    for shard in source.checkpoint.shards:
-        if shard.file.mtime_ns > made:
-            return f"was made before {shard.file.name} of {name.model} was last changed"
-    return None
 
 
 def _find_collisions(jobs: Sequence[PlannedJob]) -> list[str]:
@@ -345,11 +319,9 @@ def _count_disk(jobs: Sequence[PlannedJob]) -> tuple[DiskNeed, ...]:
                 fetched.add(id(job.source))
                 names = [file.name for file in job.plan.source_files + job.plan.side_files]
                 add(cache, count_uncached(job.source.snapshot, names, job.hub.cache_dir))
-        finished, partial = find_staging(job.out, job.plan.fingerprint)
-        add(
-            folder,
-            count_missing(job.plan, finished, partial, hardlink=options.hardlink, shares=shares),
-        )
+        staging = find_staging(job.out, job.plan.fingerprint)
+        missing = count_missing(job.plan, staging, hardlink=options.hardlink, shares=shares)
+        add(folder, missing)
     return tuple(
         DiskNeed(folder=folder, nbytes=nbytes, free=shutil.disk_usage(folder).free)
         for folder, nbytes in needs.values()

@@ -12,11 +12,10 @@ from pathlib import Path
 
 from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.sources import (
-    ModelRef,
     OpenedSource,
     fetch_side_files,
+    fetch_weights,
     open_headers,
-    open_source,
     open_stream,
 )
 from ..errors import RecipeError
@@ -26,17 +25,20 @@ from ..planning.origins import sources_of
 from ..planning.plan import Plan, make_plan
 from ..planning.recipe import render_command
 from ..progress import SILENT, Progress
-from ..writing.writer import WriteOptions, check_write, resolve_target
+from ..writing.target import check_target, resolve_target
 from .arguments import Dtype, Phase, Proof, Quantized, Reflink, check_arguments
-from .options import make_hub_options, make_recipe, name_base, note_base
+from .finished import use_finished
+from .options import make_hub_options, make_recipe, make_write_options, name_base, note_base
 from .pipeline import (
     CHECKING,
     Expansion,
     PlannedOutput,
     PublishOptions,
     check_out,
+    return_finished,
     write_and_publish,
 )
+from .readiness import Preview, check_output
 
 
 def expand(
@@ -57,6 +59,7 @@ def expand(
     cache_dir: str | Path | None = None,
     stream: bool = False,
     overwrite: bool = False,
+    overwrite_anything: str | Path | None = None,
     check: bool = False,
     verify_after: Proof | None = None,
     push_to_hub: str | None = None,
@@ -78,6 +81,9 @@ def expand(
     workers of an `executor` write a file each at a time; they have to see source and output under
     the same paths. `base_model` is the repository that the card names as a local folder's base;
     `command` is the command that it shows, by default the equivalent one.
+    The finished output of the same plan is returned as it is. `overwrite` makes it anew, and
+    replaces what blockexpand made or what is plainly a checkpoint; `overwrite_anything` is the path
+    of `out` once more, and replaces whatever is there.
     Raises: BlockExpandError; then `out` is what it was before. ProofError where `out` was written
     and does not hold what it should; HubError where it is complete and only the upload is not.
     """
@@ -98,6 +104,7 @@ def expand(
         cache_dir=cache_dir,
         stream=stream,
         overwrite=overwrite,
+        overwrite_anything=overwrite_anything,
         check=check,
         verify_after=verify_after,
         push_to_hub=push_to_hub,
@@ -111,52 +118,53 @@ def expand(
     recipe = make_recipe(
         target, new_layers, position, dtype, max_shard_size, phase, layers, quantized
     )
-    options = WriteOptions(reflink=reflink, hardlink=hardlink, overwrite=overwrite)
+    options = make_write_options(reflink, hardlink, overwrite, overwrite_anything)
     hub = make_hub_options(revision, token, cache_dir, progress)
-    check_out(target, overwrite=overwrite, push_to_hub=push_to_hub, token=token)
-
-    def check_headers(checkpoint: Checkpoint) -> None:
-        plan = make_plan(checkpoint, recipe)
-        if stream:
-            _check_parts(plan)
-        _check_provable(plan, check, verify_after)
-
-    source: OpenedSource | None = None
+    check_out(target, options, push_to_hub=push_to_hub, token=token)
     if stream:
         _check_stream(verify_after, reflink, hardlink, executor)
-        source = open_headers(str(src), hub)
-        if source.snapshot is None:
-            raise RecipeError(f"{src}: --stream is for a repository of the Hub, not for a folder")
-        check_headers(source.checkpoint)
-        checkpoint, name = fetch_side_files(source, hub), source.name
         options = replace(options, reflink="never")
-    else:
-        checkpoint, name = open_source(str(src), hub, progress=progress, check=check_headers)
-    plan = make_plan(checkpoint, recipe)
-    if stream:
-        _check_parts(plan)
-    _check_provable(plan, check, verify_after)
+    source = open_headers(str(src), hub)
     shown = command or render_command(str(src), str(out), recipe, max_shard_size)
-    name = name_base(name, base_model)
-    plan = add_card(plan, name, shown)
-    check_write(plan, target, options)
-    notes = note_base(name)
-    if check:
-        from ..verification.preflight import check_plan
+    name = name_base(source.name, base_model)
 
-        progress.stage(CHECKING)
-        notes += (check_plan(checkpoint, plan),)
-    output = PlannedOutput(
-        checkpoint=checkpoint,
-        name=name,
-        plan=replace(plan, notes=plan.notes + notes),
-        out=target,
-    )
+    def plan_with(checkpoint: Checkpoint) -> Plan:
+        plan = make_plan(checkpoint, recipe)
+        _check_provable(plan, check, verify_after)
+        return add_card(plan, name, shown)
+
+    plan = plan_with(source.checkpoint)
+    if stream:
+        _check_streamed(str(src), source, plan)
     publish = PublishOptions(
         verify=verify_after, push_to_hub=push_to_hub, private=private, token=token
     )
-    shards = None if source is None else open_stream(source, hub)
+    is_here = source.snapshot is None
+    note = None if options.replaces else use_finished(plan, target, name, is_here=is_here)
+    if note is None:
+        check_output(plan, target, options, source, hub, stream=stream)
+    checkpoint = source.checkpoint
+    if stream and note is None:
+        checkpoint = fetch_side_files(source, hub)
+    elif not is_here and (note is None or verify_after is not None):
+        checkpoint = fetch_weights(source, hub, progress)
+    plan = plan_with(checkpoint) if checkpoint is not source.checkpoint else plan
+    if check and note is None:
+        progress.stage(CHECKING)
+        plan = _prove(checkpoint, plan)
+    plan = replace(plan, notes=plan.notes + note_base(name))
+    output = PlannedOutput(checkpoint=checkpoint, name=name, plan=plan, out=target)
+    if note is not None:
+        return return_finished(output, note, publish, progress)
+    shards = open_stream(source, hub) if stream else None
     return write_and_publish(output, options, publish, progress, executor, shards)
+
+
+def _prove(checkpoint: Checkpoint, plan: Plan) -> Plan:
+    """Prove a plan at toy width; return it with a note of what was proven."""
+    from ..verification.preflight import check_plan
+
+    return replace(plan, notes=(*plan.notes, check_plan(checkpoint, plan)))
 
 
 def _check_provable(plan: Plan, check: bool, verify_after: Proof | None) -> None:
@@ -189,8 +197,13 @@ def _check_stream(
             )
 
 
-def _check_parts(plan: Plan) -> None:
-    """Refuse to stream a module whose parts lie in several shards. Raises: RecipeError."""
+def _check_streamed(src: str, source: OpenedSource, plan: Plan) -> None:
+    """Refuse to stream a folder, or a module whose parts lie in several shards.
+
+    Raises: RecipeError.
+    """
+    if source.snapshot is None:
+        raise RecipeError(f"{src}: --stream is for a repository of the Hub, not for a folder")
     for file in plan.files:
         for tensor in file.tensors:
             if len({extent.file for extent in sources_of(tensor.origin)}) > 1:
@@ -200,7 +213,7 @@ def _check_parts(plan: Plan) -> None:
                 )
 
 
-def plan_expansion(
+def preview_expansion(
     src: str | Path,
     out: str | Path,
     *,
@@ -211,15 +224,20 @@ def plan_expansion(
     dtype: Dtype | None = None,
     quantized: Quantized = "keep",
     max_shard_size: str | int | None = None,
+    reflink: Reflink = "auto",
+    hardlink: bool = False,
     revision: str | None = None,
     token: str | None = None,
     cache_dir: str | Path | None = None,
+    stream: bool = False,
+    overwrite: bool = False,
+    overwrite_anything: str | Path | None = None,
     base_model: str | None = None,
     check: bool = False,
-) -> tuple[Plan, ModelRef]:
-    """Return the plan of an expansion; of a Hub repository only headers are fetched.
+) -> Preview:
+    """Return what `expand` would do; of a Hub repository only headers are fetched.
 
-    What `check` proves is in the plan's notes.
+    What `check` proves is in the plan's notes. Raises: what `expand` would raise before it writes.
     """
     check_arguments(
         src=src,
@@ -231,9 +249,14 @@ def plan_expansion(
         dtype=dtype,
         quantized=quantized,
         max_shard_size=max_shard_size,
+        reflink=reflink,
+        hardlink=hardlink,
         revision=revision,
         token=token,
         cache_dir=cache_dir,
+        stream=stream,
+        overwrite=overwrite,
+        overwrite_anything=overwrite_anything,
         base_model=base_model,
         check=check,
     )
@@ -241,14 +264,24 @@ def plan_expansion(
     recipe = make_recipe(
         target, new_layers, position, dtype, max_shard_size, phase, layers, quantized
     )
+    options = make_write_options(reflink, hardlink, overwrite, overwrite_anything)
     hub = make_hub_options(revision, token, cache_dir)
-    checkpoint, name = open_source(str(src), hub, headers_only=True)
-    plan = make_plan(checkpoint, recipe)
+    check_target(target, options, planned=False)
+    if stream:
+        _check_stream(None, reflink, hardlink, None)
+        options = replace(options, reflink="never")
+    source = open_headers(str(src), hub)
+    plan = make_plan(source.checkpoint, recipe)
     _check_provable(plan, check, None)
-    name = name_base(name, base_model)
+    if stream:
+        _check_streamed(str(src), source, plan)
+    name = name_base(source.name, base_model)
     plan = add_card(plan, name, render_command(str(src), str(out), recipe, max_shard_size))
+    is_here = source.snapshot is None
+    note = None if options.replaces else use_finished(plan, target, name, is_here=is_here)
+    write = None
+    if note is None:
+        write = check_output(plan, target, options, source, hub, stream=stream)
     if check:
-        from ..verification.preflight import check_plan
-
-        plan = replace(plan, notes=(*plan.notes, check_plan(checkpoint, plan)))
-    return plan, name
+        plan = _prove(source.checkpoint, plan)
+    return Preview(plan=plan, source=name, write=write, finished=note)

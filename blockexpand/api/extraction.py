@@ -38,9 +38,11 @@ from ..models.surgery import plan_surgery
 from ..planning.plan import Plan, PlanOptions
 from ..planning.shards import Document, render_index
 from ..progress import SILENT, Progress
+from ..writing.leftovers import clear_debris
+from ..writing.preflight import check_write
 from ..writing.shard import Moved
-from ..writing.staging import check_target, clear_debris
-from ..writing.writer import WriteOptions, check_write, resolve_target, write
+from ..writing.target import WriteOptions, check_target, resolve_target
+from ..writing.writer import write
 from .layer_maps import find_layer_map
 from .options import make_hub_options
 
@@ -79,9 +81,10 @@ def extract(
     layers that are new cannot be told; then nothing is written.
     """
     target = resolve_target(expand_home(out))
+    options = WriteOptions(overwrite=overwrite)
     hub = make_hub_options(revision, token, cache_dir)
     clear_debris(target)
-    check_target(target, overwrite=overwrite)
+    check_target(target, options)
     if push_to_hub is not None:
         from ..publishing.target import check_push
 
@@ -99,7 +102,6 @@ def extract(
         _refuse_changes(adapter, str(trained))
     block_nbytes = file_system_block(existing_folder(target))
     plan = _plan(base_checkpoint, theirs, adapter, extracted, decoder, block_nbytes)
-    options = WriteOptions(overwrite=overwrite)
     check_write(plan, target, options)
     progress.begin("writing", plan.nbytes)
     written = write(plan, target, options, progress)

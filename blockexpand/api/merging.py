@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..checkpoints.checkpoint import Checkpoint
+from ..checkpoints.files import MANIFEST_FILE
 from ..checkpoints.sources import HubOptions, ModelRef
 from ..errors import RecipeError
 from ..fs.paths import existing_folder, expand_home
@@ -23,18 +24,22 @@ from ..planning.mergekit.vocabulary import read_vocabularies
 from ..planning.plan import Plan
 from ..planning.recipe import parse_size
 from ..progress import SILENT, Progress
-from ..writing.writer import WriteOptions, check_write, resolve_target
+from ..writing.preflight import check_write
+from ..writing.target import WriteOptions, check_target, resolve_target
 from .arguments import Proof, Reflink, check_arguments
+from .finished import use_finished
 from .opening import find_others, open_models, read_recipe
-from .options import make_hub_options, name_base, note_base
+from .options import make_hub_options, make_write_options, name_base, note_base
 from .pipeline import (
     CHECKING,
     Expansion,
     PlannedOutput,
     PublishOptions,
     check_out,
+    return_finished,
     write_and_publish,
 )
+from .readiness import Preview
 
 
 def merge(
@@ -49,6 +54,7 @@ def merge(
     token: str | None = None,
     cache_dir: str | Path | None = None,
     overwrite: bool = False,
+    overwrite_anything: str | Path | None = None,
     check: bool = False,
     verify_after: Proof | None = None,
     push_to_hub: str | None = None,
@@ -75,6 +81,7 @@ def merge(
         token=token,
         cache_dir=cache_dir,
         overwrite=overwrite,
+        overwrite_anything=overwrite_anything,
         check=check,
         verify_after=verify_after,
         push_to_hub=push_to_hub,
@@ -85,23 +92,37 @@ def merge(
         command=command,
     )
     target = resolve_target(expand_home(out))
-    options = WriteOptions(reflink=reflink, hardlink=hardlink, overwrite=overwrite)
+    kept = (expand_home(recipe),)
+    options = make_write_options(reflink, hardlink, overwrite, overwrite_anything, kept)
     hub = make_hub_options(revision, token, cache_dir, progress)
     request = _read_request(recipe, target, src, max_shard_size, hub)
-    check_out(target, overwrite=overwrite, push_to_hub=push_to_hub, token=token)
+    check_out(target, options, push_to_hub=push_to_hub, token=token)
     shown = command or _render_command(recipe, src, out, max_shard_size)
-    output = _open(request, shown, base_model, progress=progress)
+    note = None
+    if not options.replaces and (target / MANIFEST_FILE).is_file():
+        found = _open(request, shown, base_model, headers_only=True)
+        note = use_finished(found.plan, target, found.name, is_here=_is_here(found.plan))
+    write = None if note is not None else options
+    output = _open(request, shown, base_model, write, progress=progress)
     if verify_after == "logits":
         _check_keeps_function(output.plan, recipe, "--verify logits")
-    check_write(output.plan, target, options)
-    if check:
+    if note is None:
+        check_write(output.plan, target, options)
+    if check and note is None:
         progress.stage(CHECKING)
-    plan = _check(output, recipe) if check else output.plan
+    plan = _check(output, recipe) if check and note is None else output.plan
     output = replace(output, plan=replace(plan, notes=plan.notes + note_base(output.name)))
     publish = PublishOptions(
         verify=verify_after, push_to_hub=push_to_hub, private=private, token=token
     )
+    if note is not None:
+        return return_finished(output, note, publish, progress)
     return write_and_publish(output, options, publish, progress, executor)
+
+
+def _is_here(plan: Plan) -> bool:
+    """Tell whether all models of a plan are on the disk."""
+    return all(plan.path(file.name).is_file() for file in plan.source_files)
 
 
 def plan_merge(
@@ -134,6 +155,47 @@ def plan_merge(
     shown = _render_command(recipe, src, out, max_shard_size)
     output = _open(request, shown, base_model, headers_only=True)
     return (_check(output, recipe) if check else output.plan), output.name
+
+
+def preview_merge(
+    recipe: str | Path,
+    out: str | Path,
+    *,
+    src: str | Path | None = None,
+    max_shard_size: str | int | None = None,
+    reflink: Reflink = "auto",
+    hardlink: bool = False,
+    revision: str | None = None,
+    token: str | None = None,
+    cache_dir: str | Path | None = None,
+    overwrite: bool = False,
+    overwrite_anything: str | Path | None = None,
+    base_model: str | None = None,
+    check: bool = False,
+) -> Preview:
+    """Return what `merge` would do; of Hub repositories only headers are fetched.
+
+    Raises: what `merge` would raise before it writes.
+    """
+    target = resolve_target(expand_home(out))
+    kept = (expand_home(recipe),)
+    options = make_write_options(reflink, hardlink, overwrite, overwrite_anything, kept)
+    check_target(target, options, planned=False)
+    plan, name = plan_merge(
+        recipe,
+        out,
+        src=src,
+        max_shard_size=max_shard_size,
+        revision=revision,
+        token=token,
+        cache_dir=cache_dir,
+        base_model=base_model,
+        check=check,
+    )
+    is_here = _is_here(plan)
+    note = None if options.replaces else use_finished(plan, target, name, is_here=is_here)
+    write = check_write(plan, target, options, is_here=is_here) if note is None else None
+    return Preview(plan=plan, source=name, write=write, finished=note)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,11 +232,15 @@ def _open(
     request: _Request,
     command: str,
     base_model: str | None,
+    write: WriteOptions | None = None,
     *,
     headers_only: bool = False,
     progress: Progress = SILENT,
 ) -> PlannedOutput:
-    """Open the models and plan; what the headers tell is found before anything is downloaded."""
+    """Open the models and plan; what the headers tell is found before anything is downloaded.
+
+    `write` says how the plan is to be written, if it is.
+    """
 
     def plan(checkpoints: Mapping[str, Checkpoint]) -> Plan:
         return make_merge_plan(
@@ -185,13 +251,18 @@ def _open(
             block_nbytes=request.block_nbytes,
         )
 
+    def check(checkpoints: Mapping[str, Checkpoint]) -> None:
+        planned = plan(checkpoints)
+        if write is not None:
+            check_write(planned, request.out, write, is_here=_is_here(planned))
+
     checkpoints, names = open_models(
         request.merge,
         request.src,
         request.hub,
         headers_only=headers_only,
         progress=progress,
-        check=plan,
+        check=check,
     )
     base = request.merge.base
     names[base] = name_base(names[base], base_model)

@@ -8,11 +8,12 @@ from pathlib import Path
 
 from ..checkpoints.sources import HubOptions, ModelRef
 from ..errors import ArgumentError, RecipeError
-from ..fs.paths import existing_folder
+from ..fs.paths import existing_folder, expand_home
 from ..fs.sharing import file_system_block
 from ..models.layer_map import parse_layers
 from ..planning.recipe import Recipe, parse_position, parse_size
 from ..progress import SILENT, Progress
+from ..writing.target import WriteOptions, resolve_target
 from .arguments import Phase
 
 
@@ -79,4 +80,22 @@ def make_hub_options(
         token=token,
         cache_dir=Path(cache_dir) if cache_dir else None,
         tell=progress.tell,
+    )
+
+
+def make_write_options(
+    reflink: str,
+    hardlink: bool,
+    overwrite: bool,
+    overwrite_anything: str | Path | None,
+    kept: tuple[Path, ...] = (),
+) -> WriteOptions:
+    """Resolve how an output is written; `kept` are files that this run reads."""
+    named = overwrite_anything
+    return WriteOptions(
+        reflink=reflink,
+        hardlink=hardlink,
+        overwrite=overwrite,
+        overwrite_anything=None if named is None else resolve_target(expand_home(named)),
+        kept=kept,
     )

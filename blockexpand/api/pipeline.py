@@ -25,9 +25,10 @@ from ..verification.findings import Finding, Verification
 from ..verification.logits import LogitsProof, compare_logits
 from ..verification.output import verify_output
 from ..writing.documents import replace_document
+from ..writing.leftovers import clear_debris
 from ..writing.shard import Moved
-from ..writing.staging import check_target, clear_debris
-from ..writing.writer import WriteOptions, write
+from ..writing.target import WriteOptions, check_target
+from ..writing.writer import write
 
 CHECKING = "testing the plan on a tiny model"
 """What is told to be going on while `--check` is at work."""
@@ -95,13 +96,15 @@ class PlannedOutput:
     others: Mapping[str, Checkpoint] = field(default_factory=dict)
 
 
-def check_out(out: Path, *, overwrite: bool, push_to_hub: str | None, token: str | None) -> None:
+def check_out(
+    out: Path, options: WriteOptions, *, push_to_hub: str | None, token: str | None
+) -> None:
     """Refuse, before anything is fetched, what could not be written or uploaded in the end.
 
     Raises: OutputError, HubError, UsageError.
     """
     clear_debris(out)
-    check_target(out, overwrite=overwrite)
+    check_target(out, options, planned=False)
     if push_to_hub is not None:
         from ..publishing.target import check_push
 
@@ -137,6 +140,23 @@ def write_and_publish(
         plan=plan,
         moved=written.moved,
         notes=plan.notes + written.notes,
+    )
+    return verify_and_push(planned.checkpoint, result, publish, progress, planned.others)
+
+
+def return_finished(
+    planned: PlannedOutput, note: str, publish: PublishOptions, progress: Progress
+) -> Expansion:
+    """Return an output that is there already; what is to follow, a proof or an upload, is done.
+
+    Raises: as `expand`.
+    """
+    result = Expansion(
+        out=planned.out,
+        source=planned.name,
+        plan=planned.plan,
+        moved=Moved(reused=planned.plan.nbytes),
+        notes=(*planned.plan.notes, note),
     )
     return verify_and_push(planned.checkpoint, result, publish, progress, planned.others)
 

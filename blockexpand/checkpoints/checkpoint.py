@@ -17,7 +17,7 @@ from pathlib import Path
 from ..errors import CheckpointError, HeaderError
 from ..formats.json_object import MOST_JSON_NBYTES, JsonObject, parse_json_object
 from ..formats.safetensors import Header, TensorSpec, parse_header, parse_header_nbytes, read_header
-from ..fs.reading import FileStat
+from ..fs.reading import FileStat, describe_file
 from ..messages import and_more, show
 from .contents import read_contents
 from .files import (
@@ -266,7 +266,7 @@ def _stat_source(root: Path, name: str) -> FileStat:
 def _describe(name: str, status: os.stat_result) -> FileStat:
     if not stat.S_ISREG(status.st_mode):
         raise CheckpointError(f"{name}: expected a regular file")
-    return FileStat(name=name, nbytes=status.st_size, mtime_ns=status.st_mtime_ns)
+    return describe_file(name, status)
 
 
 def _collect_specs(shards: Sequence[Shard], faults: list[str]) -> dict[str, TensorSpec]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError, HubError
 from ..fs.paths import expand_home
-from ..fs.reading import FileStat
+from ..fs.reading import FileStat, describe_file
 from ..progress import SILENT, Progress
 from .checkpoint import Checkpoint, assemble_checkpoint, open_checkpoint
 from .files import describe_choice
@@ -129,7 +129,7 @@ def fetch_side_files(source: OpenedSource, options: HubOptions) -> Checkpoint:
     assert source.snapshot is not None
     root = hub.download_side_files(source.snapshot, **_access(options))
     side_files = tuple(
-        replace(file, mtime_ns=(root / file.name).stat().st_mtime_ns)
+        replace(describe_file(file.name, (root / file.name).stat()), nbytes=file.nbytes)
         for file in source.checkpoint.side_files
     )
     return replace(source.checkpoint, root=root, side_files=side_files)

@@ -60,7 +60,18 @@ def add_writing_options(parser: Parser) -> None:
         "with the source, and a change to one is a change to the other",
     )
     add_executor_option(add)
-    add("--overwrite", action="store_true", help="replace OUT once the new one is complete")
+    add(
+        "--overwrite",
+        action="store_true",
+        help="replace OUT once the new one is complete, if it is an output of blockexpand or "
+        "plainly a checkpoint",
+    )
+    add(
+        "--overwrite-anything",
+        metavar="OUT",
+        help="replace OUT, named here once more, whatever it holds but a home, the current folder "
+        "or a mount",
+    )
 
 
 def add_proof_options(parser: Parser) -> None:

@@ -65,6 +65,7 @@ def run(options: argparse.Namespace, words: Sequence[str]) -> int:
     from ..api.batch import run_batch
     from ..api.batch_plan import plan_batch
     from ..api.jobs_file import open_jobs
+    from ..fs.paths import expand_home
     from ..writing.executors import open_executor
     from . import text_batch as report_batch
     from .reporting import reporting
@@ -72,7 +73,12 @@ def run(options: argparse.Namespace, words: Sequence[str]) -> int:
     if options.jobs < 1:
         raise UsageError(f"--jobs {options.jobs}: expected at least 1")
     jobs = open_jobs(Path(options.jobs_file))
-    batch = plan_batch(jobs, token=options.token, cache_dir=options.cache_dir)
+    batch = plan_batch(
+        jobs,
+        token=options.token,
+        cache_dir=options.cache_dir,
+        kept=(expand_home(options.jobs_file),),
+    )
     if options.dry_run:
         print_outcome(options, report_batch.batch_as_json, report_batch.describe_batch, batch)
         return 0

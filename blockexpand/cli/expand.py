@@ -21,7 +21,7 @@ from .arguments import (
     not_empty,
 )
 from .parsing import Parser, advise, did_you_mean
-from .running import plan_or_make, writing_arguments
+from .running import plan_or_make, target_arguments, writing_arguments
 
 _USAGE = "blockexpand [expand] --src SRC --out OUT --new-layers N [options]"
 
@@ -131,7 +131,7 @@ def run(options: argparse.Namespace, words: Sequence[str]) -> int:
         _refuse_beside_recipe(options)
         return merge_command.run(options, words)
     _check_layers(options)
-    from ..api.expansion import expand, plan_expansion
+    from ..api.expansion import expand, preview_expansion
 
     arguments: dict[str, Any] = {
         "new_layers": options.new_layers,
@@ -149,7 +149,13 @@ def run(options: argparse.Namespace, words: Sequence[str]) -> int:
     }
     return plan_or_make(
         options,
-        lambda: plan_expansion(options.src, options.out, **arguments),
+        lambda: preview_expansion(
+            options.src,
+            options.out,
+            **arguments,
+            stream=options.stream,
+            **target_arguments(options),
+        ),
         lambda executor, progress: expand(
             options.src,
             options.out,

@@ -16,7 +16,7 @@ from .arguments import (
     not_empty,
 )
 from .parsing import Parser
-from .running import plan_or_make, writing_arguments
+from .running import plan_or_make, target_arguments, writing_arguments
 
 _DESCRIPTION = """\
 Make the model of a mergekit passthrough recipe, tensor for tensor what mergekit makes: repeated
@@ -59,7 +59,7 @@ def make_parser() -> Parser:
 
 
 def run(options: argparse.Namespace, words: Sequence[str]) -> int:
-    from ..api.merging import merge, plan_merge
+    from ..api.merging import merge, preview_merge
 
     if options.private and options.push_to_hub is None:
         raise UsageError("--private needs --push-to-hub REPO")
@@ -76,7 +76,9 @@ def run(options: argparse.Namespace, words: Sequence[str]) -> int:
     }
     return plan_or_make(
         options,
-        lambda: plan_merge(options.recipe, options.out, **arguments),
+        lambda: preview_merge(
+            options.recipe, options.out, **arguments, **target_arguments(options)
+        ),
         lambda executor, progress: merge(
             options.recipe,
             options.out,

@@ -13,13 +13,12 @@ from .console import print_outcome
 
 if TYPE_CHECKING:
     from ..api.pipeline import Expansion
-    from ..checkpoints.sources import ModelRef
-    from ..planning.plan import Plan
+    from ..api.readiness import Preview
 
 
 def plan_or_make(
     options: argparse.Namespace,
-    plan: Callable[[], tuple[Plan, ModelRef]],
+    preview: Callable[[], Preview],
     make: Callable[[Executor | None, Progress], Expansion],
 ) -> int:
     """Plan where `--dry-run` was given, else make the output; print the result."""
@@ -28,7 +27,7 @@ def plan_or_make(
     from .reporting import reporting
 
     if options.dry_run:
-        print_outcome(options, text.plan_as_json, text.describe_plan, *plan(), options.out)
+        print_outcome(options, text.preview_as_json, text.describe_preview, preview(), options.out)
         return 0
     with open_executor(options.executor) as executor, reporting(options) as progress:
         result = make(executor, progress)
@@ -39,13 +38,21 @@ def plan_or_make(
 def writing_arguments(options: argparse.Namespace, words: Sequence[str]) -> dict[str, Any]:
     """Return what an expansion and a merge are told alike about writing their output."""
     return {
-        "reflink": options.reflink,
-        "hardlink": options.hardlink,
-        "overwrite": options.overwrite,
+        **target_arguments(options),
         "verify_after": options.verify,
         "push_to_hub": options.push_to_hub,
         "private": options.private,
         "command": shown_command(words),
+    }
+
+
+def target_arguments(options: argparse.Namespace) -> dict[str, Any]:
+    """Return what is said of the output's place, which a dry run checks too."""
+    return {
+        "reflink": options.reflink,
+        "hardlink": options.hardlink,
+        "overwrite": options.overwrite,
+        "overwrite_anything": options.overwrite_anything,
     }
 
 

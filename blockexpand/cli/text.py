@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..api.pipeline import Expansion
+from ..api.readiness import Preview
 from ..checkpoints.sources import ModelRef
 from ..fs.paths import existing_folder, expand_home
 from ..messages import and_more, join, join_lines, printable
@@ -57,6 +58,41 @@ def plan_as_json(plan: Plan, name: ModelRef, out: Path) -> dict[str, Any]:
         + [file.name for file in plan.side_files],
         "free_nbytes": _free(out),
         "notes": list(plan.notes),
+    }
+
+
+def describe_preview(preview: Preview, out: Path, *, verbose: bool) -> str:
+    """Return a dry run's text, with what is known of the writing."""
+    text = describe_plan(preview.plan, preview.source, out, verbose=verbose)
+    lines = [] if preview.finished is None else [preview.finished]
+    write = preview.write
+    if write is not None:
+        if write.needed is not None:
+            lines.append(f"needs {format_size(write.needed)} on the disk")
+        if write.found:
+            lines.append(f"goes on with {format_size(write.found)} that an earlier run finished")
+        if write.replaced is not None:
+            gone = write.replaced
+            lines.append(
+                f"replaces {gone.files} files, {format_size(gone.nbytes)}, in {gone.folder}: "
+                + and_more(gone.names, 20)
+            )
+    return "\n".join([text, join_lines(lines)] if lines else [text])
+
+
+def preview_as_json(preview: Preview, out: Path) -> dict[str, Any]:
+    """Return a dry run for scripts, with what is known of the writing."""
+    write = preview.write
+    gone = None if write is None else write.replaced
+    return plan_as_json(preview.plan, preview.source, out) | {
+        "already_there": preview.finished,
+        "needed_nbytes": None if write is None else write.needed,
+        "found_nbytes": None if write is None else write.found,
+        "linked_nbytes": None if write is None else write.linked,
+        "shares_blocks": None if write is None else write.shares,
+        "replaces": None
+        if gone is None
+        else {"files": gone.files, "nbytes": gone.nbytes, "names": list(gone.names)},
     }
 
 

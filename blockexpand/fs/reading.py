@@ -126,21 +126,55 @@ class Reader:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileStat:
-    """A file as it was found, so that a later change of it can be told."""
+    """A file as it was found, so that a later change of it can be told.
+
+    `ctime_ns`, `inode` and `links` are None where the file is not on a disk yet.
+    """
 
     name: str
     nbytes: int
     mtime_ns: int
+    ctime_ns: int | None = None
+    inode: int | None = None
+    links: int | None = None
+
+
+def describe_file(name: str, status: os.stat_result) -> FileStat:
+    """Return what is known of a file from what the system says of it."""
+    return FileStat(
+        name=name,
+        nbytes=status.st_size,
+        mtime_ns=status.st_mtime_ns,
+        ctime_ns=status.st_ctime_ns,
+        inode=status.st_ino,
+        links=status.st_nlink,
+    )
+
+
+def find_change(before: FileStat, after: FileStat) -> str | None:
+    """Say what tells that a file is another, or has changed, between two looks; None for neither.
+
+    Anybody may set the time of modification back, but not that of the last change. Where a file
+    has several hard links that time says nothing, since making and removing one counts as a
+    change; there the inode tells whether it is another file.
+    """
+    if before.nbytes != after.nbytes:
+        return f"expected {before.nbytes} bytes, found {after.nbytes}"
+    if before.mtime_ns != after.mtime_ns:
+        return "its time of change is another"
+    if before.ctime_ns is None or after.ctime_ns is None:
+        return None
+    if (before.links or 1) > 1 or (after.links or 1) > 1:
+        return None if before.inode == after.inode else "it is another file of the same name"
+    if before.ctime_ns != after.ctime_ns:
+        return "it was written to, replaced or given other permissions meanwhile"
+    return None
 
 
 def check_same(path: Path, file: FileStat, status: os.stat_result) -> None:
     """Raises: SourceChangedError where a file is no longer what was planned with."""
-    if (status.st_size, status.st_mtime_ns) != (file.nbytes, file.mtime_ns):
-        what = (
-            f"expected {file.nbytes} bytes, found {status.st_size}"
-            if status.st_size != file.nbytes
-            else "its time of change is another"
-        )
+    what = find_change(file, describe_file(file.name, status))
+    if what is not None:
         raise SourceChangedError(
             f"{path}: the file changed after it was planned with: {what}; run again when nothing "
             "writes to it"

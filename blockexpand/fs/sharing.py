@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from .io import NOT_HERE, explain, open_source
+from .mounts import file_system_kind
 
 try:
     import fcntl
@@ -117,19 +118,7 @@ def reserve(fd: int, offset: int, nbytes: int, path: Path) -> None:
 
 def prefers_kernel_copy(path: Path) -> bool:
     """Tell whether a file lies on a network file system, where a server can copy by itself."""
-    kinds = {"nfs4", "cifs", "smb3", "ceph"}
-    try:
-        # The names of mounts are bytes, in whatever encoding.
-        lines = os.fsdecode(Path("/proc/self/mountinfo").read_bytes()).split("\n")[:-1]
-    except OSError:
-        return False
-    device = path.stat().st_dev
-    name = f"{os.major(device)}:{os.minor(device)}"
-    for line in lines:
-        mount, _, source = line.partition(" - ")
-        if mount.split()[2] == name and source.split()[0] in kinds:
-            return True
-    return False
+    return file_system_kind(path) in {"nfs4", "cifs", "smb3", "ceph"}
 
 
 def count_held(status: os.stat_result) -> int:

@@ -110,7 +110,7 @@ def _compare_file(
             def compare(slice_: tuple[Segment, int, int]) -> None:
                 segment, start, nbytes = slice_
                 there = output.read(file, start, nbytes, mine)
-                expected = _expect(segment, start, nbytes, source, ranges, theirs, converted)
+                expected = expect_bytes(segment, start, nbytes, source, ranges, theirs, converted)
                 if not _equal(there, expected):
                     with lock:
                         _locate(file, tensors, start, expected, there, worst)
@@ -144,7 +144,7 @@ def _equal(one: memoryview, other: memoryview) -> bool:
     )
 
 
-def _expect(
+def expect_bytes(
     segment: Segment,
     start: int,
     nbytes: int,

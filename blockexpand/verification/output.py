@@ -23,7 +23,7 @@ from ..formats.safetensors import (
     parse_header,
     read_header,
 )
-from ..fs.reading import FileStat, check_same
+from ..fs.reading import FileStat, check_same, describe_file
 from ..planning.card import add_card, without_proof
 from ..planning.manifest import Manifest, parse_claims, parse_manifest
 from ..planning.mergekit.parsing import parse_recipe
@@ -216,7 +216,7 @@ def _read_headers(
                 continue
         headers[file.name] = (
             header,
-            FileStat(name=file.name, nbytes=status.st_size, mtime_ns=status.st_mtime_ns),
+            describe_file(file.name, status),
         )
         if found != file.header:
             metadata = parse_header(file.header[8:], file.nbytes).metadata

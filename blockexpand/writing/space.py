@@ -11,7 +11,9 @@ from pathlib import Path
 from ..fs.io import explain
 from ..fs.sharing import can_share, count_held
 from ..planning.plan import Plan
+from .finished import is_finished
 from .shard import count_unshared
+from .staging import Staging
 
 
 def shares_blocks(plan: Plan, folder: Path, *, reflink: str) -> bool:
@@ -40,21 +42,18 @@ def would_share(cache: Path, folder: Path, *, reflink: str) -> bool:
         raise explain("write to", folder, error) from error
 
 
-def count_missing(
-    plan: Plan, finished: Path, partial: Path, *, hardlink: bool, shares: bool
-) -> int:
-    """Return the bytes that a plan has still to write.
-
-    `finished` and `partial` are the folders in which an earlier run may have left files of it.
-    """
+def count_missing(plan: Plan, staging: Staging, *, hardlink: bool, shares: bool) -> int:
+    """Return the bytes that a plan has still to write, beside what an earlier run has left."""
     needed = sum(len(document.data) for document in plan.documents)
     needed += sum(file.nbytes for file in plan.side_files)
     for file in plan.files:
         is_linked = hardlink and file.identical_to is not None
-        if is_linked or (finished / file.name).exists():
+        if is_linked or is_finished(
+            staging.files / file.name, staging.note(file.name), file.nbytes
+        ):
             continue
         unshared = count_unshared(file, plan.options.block_nbytes, shares=shares)
-        begun = partial / file.name
+        begun = staging.partial / file.name
         present = count_held(begun.stat()) if begun.exists() else 0
         needed += max(unshared - present, 0)
     return needed

@@ -1,24 +1,25 @@
 """Put a finished folder in its place, in one step that a kill falls before or after.
 
 Knows nothing of what is in the folders.
-Source: rename(2), renameat2(2) RENAME_EXCHANGE.
 """
 
 from __future__ import annotations
 
-import ctypes
-import errno
 import json
 import os
 import shutil
+import stat
+import tempfile
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import OutputError, TransferError
-from ..fs.io import attempt, explain, sync_folder, write_document
-from .locking import lock_path, lock_target, short_name
+from ..fs.io import attempt, sync_folder, write_document
+from ..fs.mounts import find_mounts_in
+from .locking import short_name
+from .renaming import exchange, rename_to_new
 
 _FILES = "files"
 
@@ -27,6 +28,8 @@ _PARTIAL = "partial"
 _JOURNAL = "journal"
 
 _REPLACED = "replaced"
+
+_FINISHED = "finished"
 
 _STATE = "state.json"
 
@@ -57,6 +60,14 @@ class Staging:
         return self.folder / _JOURNAL
 
     @property
+    def notes(self) -> Path:
+        return self.folder / _FINISHED
+
+    def note(self, name: str) -> Path:
+        """Return where it is noted that a shard in `files` is whole."""
+        return self.notes / name
+
+    @property
     def source(self) -> Path:
         """Where the shards of a source lie that is fetched while it is used."""
         return self.folder / "source"
@@ -70,36 +81,6 @@ class Staging:
         return self.folder / _STATE
 
 
-def check_target(out: Path, *, overwrite: bool, locked: bool = False) -> None:
-    """Refuse a folder that may not become the output.
-
-    Before the target is `locked`, an output passes that a killed run had published but not tidied
-    up after: whether it is what is wanted only the plan tells. Raises: OutputError.
-    """
-    if not out.exists():
-        return
-    if not out.is_dir():
-        raise OutputError(f"{out}: is a file; expected a folder to make")
-    if out.is_mount():
-        raise OutputError(
-            f"{out}: is a mount point, which no finished folder can be put in the place of; "
-            f"choose a folder in it, such as {out / 'model'}"
-        )
-    if not any(out.iterdir()):
-        return
-    if not overwrite:
-        if not locked and is_untidy(out):
-            return
-        raise OutputError(
-            f"{out}: exists and is not empty; choose another folder or give --overwrite"
-        )
-    if out in (Path.home(), Path.cwd(), *Path.cwd().parents):
-        raise OutputError(
-            f"{out}: is your home, the current folder or one above it; --overwrite does not "
-            "replace those"
-        )
-
-
 def name_staging(out: Path, identity: dict[str, Any]) -> Staging:
     """Return where a plan's files will grow. It touches nothing, so it can be known beforehand."""
     return Staging(folder=_staging_folder(out, identity["fingerprint"]), identity=identity)
@@ -111,11 +92,17 @@ def open_staging(staging: Staging) -> tuple[Staging, bool]:
     Returns the staging and whether it was found. Whatever a failure leaves, `discard` removes.
     """
     folder = staging.folder
-    found = _read_state(folder).get("identity") == staging.identity
+    check_owner(folder)
+    state = _read_state(folder)
+    found = _is_same(state.get("identity"), staging.identity)
     if folder.exists() and not found:
         # The same plan of a source that has changed since: nothing in it can be trusted.
         _remove(folder)
-    for path in (folder, staging.files, staging.partial, staging.journals):
+    published = state.get("published_inode")
+    if published is not None and staging.files.exists() and not _is_at(staging.files, published):
+        # A run was killed after it had swapped them with the output: these are the old one's.
+        _remove(staging.files)
+    for path in (folder, staging.files, staging.partial, staging.journals, staging.notes):
         attempt("create", path, lambda path=path: path.mkdir(exist_ok=True))
     inode = attempt("read", staging.files, os.stat, staging.files).st_ino
     staging = replace(staging, inode=inode)
@@ -124,10 +111,57 @@ def open_staging(staging: Staging) -> tuple[Staging, bool]:
     return staging, found
 
 
-def find_staging(out: Path, fingerprint: str) -> tuple[Path, Path]:
+def find_staging(out: Path, fingerprint: str) -> Staging:
     """Return where an earlier run of a plan has left finished and begun files, if it has."""
-    folder = _staging_folder(out, fingerprint)
-    return folder / _FILES, folder / _PARTIAL
+    return name_staging(out, {"fingerprint": fingerprint})
+
+
+def check_owner(folder: Path) -> None:
+    """Refuse a staging folder that somebody else has made: what is in it would be published.
+
+    Raises: OutputError.
+    """
+    if os.path.lexists(folder) and not is_own(folder):
+        raise OutputError(
+            f"{folder}: is another user's, or no folder: what others have made is never gone on "
+            "with; have it removed, or choose another output folder"
+        )
+
+
+def is_own(folder: Path) -> bool:
+    status = folder.lstat()
+    if not stat.S_ISDIR(status.st_mode):
+        return False
+    if os.name == "nt" or status.st_uid == os.geteuid():
+        return True
+    # On a network file system this user may go by another number.
+    with tempfile.TemporaryFile(dir=folder.parent) as probe:
+        return os.fstat(probe.fileno()).st_uid == status.st_uid
+
+
+def reusable(staging: Staging, is_known: bool = True) -> bool:
+    """Tell whether an earlier run's files can be used; where the source is not known, perhaps."""
+    with suppress(TransferError, OSError):
+        if not is_own(staging.folder):
+            return False
+        found = _read_state(staging.folder).get("identity")
+        if not is_known:
+            return isinstance(found, dict)
+        return _is_same(found, staging.identity)
+    return False
+
+
+def _is_same(found: object, wanted: dict[str, Any]) -> bool:
+    """Compare identities. A source's last entry, its time of change, may be unknown in one."""
+    if not isinstance(found, dict) or found | {"sources": None} != wanted | {"sources": None}:
+        return False
+    one, other = found.get("sources"), wanted.get("sources")
+    if not isinstance(one, list) or not isinstance(other, list):
+        return one == other
+    return len(one) == len(other) and all(
+        before[:-1] == now[:-1] and (before[-1] == now[-1] or None in (before[-1], now[-1]))
+        for before, now in zip(one, other, strict=True)
+    )
 
 
 def clear_begun(staging: Staging) -> None:
@@ -137,63 +171,27 @@ def clear_begun(staging: Staging) -> None:
         attempt("create", folder, folder.mkdir)
 
 
-def find_leftovers(out: Path, current: Path | None) -> tuple[Path, ...]:
-    """Return the staging folders that runs of other plans left beside an output."""
-    prefix = _staging_prefix(out)
-    with suppress(OSError):
-        return tuple(
-            sorted(
-                path
-                for path in out.parent.iterdir()
-                if path.name.startswith(prefix) and path != current
-            )
-        )
-    return ()
-
-
 def is_published(staging: Staging, out: Path) -> bool:
     """Tell whether this run has published its files."""
     return staging.inode is not None and _is_at(out, staging.inode)
 
 
-def was_published(staging: Staging, out: Path) -> bool:
-    """Tell whether it seems that an earlier run of the plan was killed after it had published.
+def was_published(folder: Path, out: Path) -> bool:
+    """Tell whether it seems that a run was killed after it had published from a staging folder.
 
     Numbers of folders are used again: what the output holds must tell. Raises: TransferError.
     """
-    return _was_published(staging.folder, out)
+    inode = _read_state(folder).get("published_inode")
+    return isinstance(inode, int) and _is_at(out, inode)
 
 
-def is_untidy(out: Path) -> bool:
-    """Tell whether a run that was killed has published the output, but not tidied up after it."""
-    with suppress(TransferError):
-        return any(_was_published(folder, out) for folder in find_leftovers(out, None))
-    return False
-
-
-def restore_replaced(out: Path) -> bool:
-    """Put an output back that a run was killed over between taking it away and publishing.
-
-    That can only be where folders cannot be swapped in one step. Returns whether there was one.
-    """
-    if out.exists():
+def put_back(folder: Path, out: Path) -> bool:
+    """Put an output back that a run had taken away; returns whether there was one."""
+    replaced = folder / _REPLACED
+    if out.exists() or not replaced.is_dir():
         return False
-    for folder in find_leftovers(out, None):
-        replaced = folder / _REPLACED
-        if replaced.is_dir():
-            attempt("rename", out, os.rename, replaced, out)
-            return True
-    return False
-
-
-def clear_debris(out: Path) -> None:
-    """Remove what a run that was killed at its very end left: its lock, an empty staging folder."""
-    empty = [path for path in find_leftovers(out, None) if _is_empty(path)]
-    if empty or lock_path(out).exists():
-        with suppress(OutputError, TransferError), lock_target(out):
-            for path in empty:
-                with suppress(OSError):
-                    path.rmdir()
+    attempt("rename", out, os.rename, replaced, out)
+    return True
 
 
 def publish(staging: Staging, out: Path, *, overwrite: bool) -> tuple[str, ...]:
@@ -210,7 +208,7 @@ def publish(staging: Staging, out: Path, *, overwrite: bool) -> tuple[str, ...]:
                 attempt("rename", out, os.rename, out, staging.replaced)
                 attempt("rename", out, os.rename, staging.files, out)
             except BaseException:
-                restore_replaced(out)
+                put_back(staging.folder, out)
                 raise
             notes.append(
                 "this system cannot swap two folders in one step: for a moment the output's name "
@@ -225,11 +223,14 @@ def publish(staging: Staging, out: Path, *, overwrite: bool) -> tuple[str, ...]:
 
 def discard(staging: Staging) -> None:
     """Remove a staging folder, the state last so that a killed removal is recognised."""
+    if staging.folder.exists() and not is_own(staging.folder):
+        return
     for folder in (
         staging.files,
         staging.replaced,
         staging.partial,
         staging.journals,
+        staging.notes,
         staging.source,
     ):
         if folder.exists():
@@ -241,17 +242,12 @@ def holds_work(staging: Staging) -> bool:
     """Tell whether there is anything in it that a rerun would use again."""
     if _holds_any(staging.replaced):
         return True
-    is_ours = _read_state(staging.folder).get("identity") == staging.identity
+    is_ours = _is_same(_read_state(staging.folder).get("identity"), staging.identity)
     return is_ours and any(map(_holds_any, (staging.files, staging.journals, staging.source)))
 
 
 def _holds_any(folder: Path) -> bool:
     return folder.is_dir() and any(folder.iterdir())
-
-
-def _was_published(folder: Path, out: Path) -> bool:
-    inode = _read_state(folder).get("published_inode")
-    return isinstance(inode, int) and _is_at(out, inode)
 
 
 def _is_at(out: Path, inode: int) -> bool:
@@ -261,17 +257,11 @@ def _is_at(out: Path, inode: int) -> bool:
         return False
 
 
-def _is_empty(folder: Path) -> bool:
-    with suppress(OSError):
-        return not any(folder.iterdir())
-    return False
-
-
 def _staging_folder(out: Path, fingerprint: str) -> Path:
-    return out.parent / f"{_staging_prefix(out)}{fingerprint[:12]}"
+    return out.parent / f"{staging_prefix(out)}{fingerprint[:12]}"
 
 
-def _staging_prefix(out: Path) -> str:
+def staging_prefix(out: Path) -> str:
     return f".{short_name(out)}.blockexpand-"
 
 
@@ -297,43 +287,11 @@ def _write_state(staging: Staging, *, published_inode: int | None) -> None:
 
 
 def _remove(folder: Path) -> None:
+    """Remove a folder of ours with all that is in it, but never what is mounted there."""
+    mounts = find_mounts_in(folder)
+    if mounts:
+        raise TransferError(
+            f"{folder}: cannot remove: another file system is mounted in it, at {mounts[0]}; "
+            "unmount it first"
+        )
     attempt("remove", folder, shutil.rmtree, folder)
-
-
-_AT_FDCWD = -100
-
-_RENAME_EXCHANGE = 2
-
-_IN_THE_WAY = frozenset({errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR})
-
-
-def rename_to_new(files: Path, out: Path) -> None:
-    """Make a folder the output in one step. Raises: OutputError where OUT is there by now."""
-    if os.name == "nt" and out.is_dir():
-        out.rmdir()
-    try:
-        attempt("rename", out, os.rename, files, out)
-    except TransferError as error:
-        cause = error.__cause__
-        if isinstance(cause, OSError) and cause.errno in _IN_THE_WAY:
-            raise OutputError(
-                f"{out}: came to be while the run was at work; it is left as it is"
-            ) from error
-        raise
-
-
-def exchange(one: Path, other: Path) -> bool:
-    """Swap two folders in one step; False where the system cannot."""
-    library = None if os.name == "nt" else ctypes.CDLL(None, use_errno=True)
-    renameat2 = getattr(library, "renameat2", None)
-    if renameat2 is None:
-        return False
-    names = _AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other)
-    code = errno.EINTR
-    while code == errno.EINTR:
-        if renameat2(*names, _RENAME_EXCHANGE) == 0:
-            return True
-        code = ctypes.get_errno()
-    if code in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
-        return False
-    raise explain("rename", other, OSError(code, os.strerror(code)))

@@ -16,10 +16,11 @@ from ..checkpoints.sources import ShardStream
 from ..errors import SourceChangedError
 from ..fs.io import attempt
 from ..fs.journal import remove_journal
-from ..fs.reading import FileStat
+from ..fs.reading import FileStat, describe_file
 from ..planning.plan import Plan
 from ..planning.shards import PlannedFile
 from ..progress import Progress, Report
+from .finished import is_finished, note_finished, take_back
 from .shard import Moved, count_taken, count_unshared, find_sources_left, write_file
 from .staging import Staging
 from .tasks import FileTask
@@ -36,10 +37,15 @@ def write_from_stream(
     growing: list[_GrowingFile] = []
     for task in tasks:
         assert isinstance(task.file, PlannedFile)
-        if (staging.files / task.name).exists():
+        if is_finished(staging.files / task.name, staging.note(task.name), task.file.nbytes):
             moved += Moved(reused=task.file.nbytes)
             progress.advance(task.file.nbytes)
         else:
+            take_back(
+                staging.files / task.name,
+                staging.partial / task.name,
+                staging.journals / task.name,
+            )
             growing.append(_GrowingFile(task, task.file, staging, progress.advance))
     for file in growing:
         if not file.left:
@@ -68,6 +74,7 @@ class _GrowingFile:
         self._final = staging.files / file.name
         self._partial = staging.partial / file.name
         self._journal = staging.journals / file.name
+        self._note = staging.note(file.name)
         self._report = report
         self._reported = 0
         self._lock = threading.Lock()
@@ -83,7 +90,7 @@ class _GrowingFile:
                 "command again"
             )
         # The plan knows the shard as the Hub lists it, without a time of change.
-        found = FileStat(name=planned.name, nbytes=planned.nbytes, mtime_ns=status.st_mtime_ns)
+        found = describe_file(planned.name, status)
         self._pass(path.parent, {planned.name: found})
         self.left.remove(planned.name)
         if not self.left:
@@ -98,6 +105,7 @@ class _GrowingFile:
         written = self.moved.copied + self.moved.converted
         self.moved += Moved(holes=self.file.nbytes - unshared, reused=unshared - written)
         attempt("rename", self._final, os.rename, self._partial, self._final)
+        note_finished(self._final, self._note)
         remove_journal(self._journal)
         self._report(self.file.nbytes - self._reported)
 

@@ -28,6 +28,7 @@ from ..planning.origins import sources_of
 from ..planning.plan import Plan
 from ..planning.shards import PlannedFile
 from ..progress import Report
+from .finished import is_finished, note_finished, take_back
 from .shard import Moved, write_file
 from .staging import Staging
 
@@ -85,13 +86,14 @@ def make_tasks(
 
 
 def do_task(task: FileTask, report: Report) -> Moved:
-    """Write one file into the staging folder, forced onto the disk; go on with one that was begun.
+    """Write one file into the staging folder; go on with one that was begun.
 
+    A shard is then forced onto the disk; side files are for the caller to force there together.
     Raises: TransferError, SourceChangedError, OutputError.
     """
     final = task.staging.files / task.name
     if isinstance(task.file, FileStat):
-        _copy_side_file(task.path(task.name), task.file, final, report)
+        _copy_side_file(task.path(task.name), task.file, final, report, sync=False)
         return Moved()
     partial = task.staging.partial / task.file.name
     return _add_shard(task, task.file, partial, task.staging.journals / task.file.name, report)
@@ -113,7 +115,7 @@ def do_task_apart(task: FileTask) -> Moved:
     name = uuid.uuid4().hex
     partial, journal = task.staging.partial / name, task.staging.journals / name
     if isinstance(task.file, FileStat):
-        _copy_side_file(task.path(task.name), task.file, partial, _ignore)
+        _copy_side_file(task.path(task.name), task.file, partial, _ignore, sync=True)
         final = task.staging.files / task.name
         make_folders(final.parent)
         attempt("rename", final, os.rename, partial, final)
@@ -134,21 +136,14 @@ def _ignore(nbytes: int) -> None:
 def _add_shard(
     task: FileTask, file: PlannedFile, partial: Path, journal: Path, report: Report
 ) -> Moved:
-    final = task.staging.files / file.name
-    if final.exists() and not task.is_link and final.stat().st_nlink > 1:
-        # An earlier run was asked to link; this one is not.
-        attempt("remove", final, os.unlink, final)
-    if final.exists():
-        report(file.nbytes)
-        return Moved(reused=file.nbytes)
+    final, note = task.staging.files / file.name, task.staging.note(file.name)
     sources = {source.name: source for source in task.sources}
     if task.is_link:
-        assert file.identical_to is not None
-        source = Path(os.path.realpath(task.path(file.identical_to)))
-        check_same(source, sources[file.identical_to], source.stat())
-        attempt("link", final, os.link, source, final)
+        return _link_shard(task, file, final, sources, report)
+    if is_finished(final, note, file.nbytes):
         report(file.nbytes)
-        return Moved(linked=file.nbytes)
+        return Moved(reused=file.nbytes)
+    take_back(final, partial, journal)
     moved = write_file(
         file,
         task.root,
@@ -161,11 +156,33 @@ def _add_shard(
         paths=task.paths,
     )
     attempt("rename", final, os.rename, partial, final)
+    note_finished(final, note)
     remove_journal(journal)
     return moved
 
 
-def _copy_side_file(source: Path, file: FileStat, target: Path, report: Report) -> None:
+def _link_shard(
+    task: FileTask,
+    file: PlannedFile,
+    final: Path,
+    sources: Mapping[str, FileStat],
+    report: Report,
+) -> Moved:
+    assert file.identical_to is not None
+    source = Path(os.path.realpath(task.path(file.identical_to)))
+    check_same(source, sources[file.identical_to], source.stat())
+    report(file.nbytes)
+    if final.exists():
+        if final.samefile(source):
+            return Moved(reused=file.nbytes)
+        attempt("remove", final, os.unlink, final)
+    attempt("link", final, os.link, source, final)
+    return Moved(linked=file.nbytes)
+
+
+def _copy_side_file(
+    source: Path, file: FileStat, target: Path, report: Report, *, sync: bool
+) -> None:
     make_folders(target.parent)
     source_fd = open_source(source)
     try:
@@ -178,7 +195,8 @@ def _copy_side_file(source: Path, file: FileStat, target: Path, report: Report) 
                 data = buffer[: min(_BUFFER_NBYTES, file.nbytes - offset)]
                 read_into(source_fd, data, offset, source)
                 write_from(fd, data, offset, target)
-            sync_file(fd, target)
+            if sync:
+                sync_file(fd, target)
         finally:
             os.close(fd)
         check_same(source, file, os.fstat(source_fd))

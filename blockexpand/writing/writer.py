@@ -5,10 +5,9 @@ The only writer of checkpoints. It decides nothing about content: that is all in
 
 from __future__ import annotations
 
+import filecmp
 import logging
-import os
-import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,46 +16,35 @@ from typing import Any
 
 from ..checkpoints.sources import ShardStream
 from ..errors import BlockExpandError, OutputError, RecipeError
-from ..fs.io import attempt, explain, make_folders, sync_folder, write_document
-from ..fs.paths import existing_folder, overlaps
+from ..fs.io import explain, make_folders, sync_files, sync_folder, write_document
 from ..fs.reading import FileStat
 from ..planning.plan import Plan
+from ..planning.shards import PlannedFile
 from ..progress import Progress
 from .executors import run_tasks
+from .finished import is_finished
+from .leftovers import find_leftovers, restore_replaced
 from .locking import lock_target
+from .preflight import check_room, check_write, identify, list_names
+from .replacing import find_replaced
 from .shard import Moved
-from .space import count_missing, shares_blocks
+from .space import shares_blocks
 from .staging import (
     Staging,
-    check_target,
     clear_begun,
     discard,
-    find_leftovers,
     holds_work,
     is_published,
     name_staging,
     open_staging,
     publish,
-    restore_replaced,
     was_published,
 )
 from .stream import write_from_stream
+from .target import WriteOptions, check_target, resolve_target
 from .tasks import FileTask, do_task, do_task_apart, make_tasks
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WriteOptions:
-    """How bytes may be moved, and whether an output that exists is replaced.
-
-    `reflink` is `auto`, `always` or `never`, as `cp` has it; `hardlink` links shards that repeat
-    the source's byte for byte.
-    """
-
-    reflink: str = "auto"
-    hardlink: bool = False
-    overwrite: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,45 +54,6 @@ class Written:
     out: Path
     moved: Moved
     notes: tuple[str, ...]
-
-
-def resolve_target(out: Path) -> Path:
-    """Return the absolute path of an output, links followed, whether it exists or not."""
-    return Path(os.path.realpath(out))
-
-
-def check_write(plan: Plan, out: Path, options: WriteOptions) -> None:
-    """Refuse, before a byte is written, what can be known to fail.
-
-    Raises: OutputError.
-    """
-    check_target(out, overwrite=options.overwrite)
-    root = resolve_target(plan.root)
-    files = {file.name for file in plan.source_files}.union(plan.paths)
-    places = {root} | {resolve_target(plan.path(name)).parent for name in files}
-    for place in places:
-        if out == place:
-            raise OutputError(f"{out}: is the source itself; choose another output folder")
-        if overlaps(out, place):
-            raise OutputError(
-                f"{out}: the output and the source ({place}) may not lie inside each other; "
-                "choose another output folder"
-            )
-    _check_names(plan)
-    if options.hardlink:
-        _check_links(plan, out)
-
-
-def _check_names(plan: Plan) -> None:
-    """Refuse a folder of the source that is called what a file of the output has to be called."""
-    names = {file.name for file in plan.files} | {file.name for file in plan.documents}
-    for file in plan.side_files:
-        folder, slash, _ = file.name.partition("/")
-        if slash and folder in names:
-            raise OutputError(
-                f"{plan.path(file.name).parents[file.name.count('/') - 1]}: is a folder, and the "
-                "output has a file of that name; rename the folder"
-            )
 
 
 def write(
@@ -124,35 +73,27 @@ def write(
     finished parts wait in a staging folder for the next run of the same plan.
     """
     out = resolve_target(out)
-    check_write(plan, out, options)
+    check_write(
+        plan,
+        out,
+        options,
+        is_here=stream is None,
+        shares=None if stream is None else False,
+        further_nbytes=_largest_shard(plan, stream),
+    )
     make_folders(out.parent)
-    identity = identify(plan, out, stream)
+    identity = identify(plan, out, None if stream is None else stream.commit)
     written: Written | None = None
     try:
-        with lock_target(out):
-            written = _write_alone(plan, out, identity, options, progress, executor, stream)
+        with lock_target(out) as check_lock:
+            written = _write_alone(
+                plan, out, identity, options, progress, executor, stream, check_lock
+            )
     except KeyboardInterrupt as interrupt:
         if written is None:
             raise
         raise KeyboardInterrupt(_COMPLETE) from interrupt
     return written
-
-
-def identify(plan: Plan, out: Path, stream: ShardStream | None = None) -> dict[str, Any]:
-    """Return what has to be equal for the files of an earlier run to be used again."""
-    sources: list[list[object]] = []
-    for file in plan.source_files if stream is None else ():
-        path = resolve_target(plan.path(file.name))
-        # Not the time of change alone: some archives and file systems give every file the same.
-        inode = attempt("read", path, os.stat, path).st_ino
-        sources.append([os.fspath(path), inode, file.nbytes, file.mtime_ns])
-    return {
-        "fingerprint": plan.fingerprint,
-        "out": out.name,
-        "side_files": [[file.name, file.nbytes] for file in plan.side_files],
-        # Of shards that are still to be fetched there is nothing else to know them by.
-        "sources": sources if stream is None else stream.commit,
-    }
 
 
 def _write_alone(
@@ -163,6 +104,7 @@ def _write_alone(
     progress: Progress,
     executor: Executor | None,
     stream: ShardStream | None,
+    check_lock: Callable[[], None],
 ) -> Written:
     """Make an output that no other run is at work on. `identity` tells what can be used again."""
     restored = restore_replaced(out)
@@ -176,17 +118,23 @@ def _write_alone(
         )
         if restored:
             notes = (_RESTORED, *notes)
-        if found and was_published(staging, out) and _holds(out, plan):
+        if found and was_published(staging.folder, out) and _holds(out, plan, staging, options):
             complete = True
             discard(staging)
             return Written(out=out, moved=Moved(reused=plan.nbytes), notes=(_FINISHED, *notes))
         # Another run may have published since the first check, which the lock now rules out.
-        check_target(out, overwrite=options.overwrite, locked=True)
+        _check_replaced(plan, out, options)
         if executor is not None:
             clear_begun(staging)
-        _check_space(plan, staging, options, stream)
+        shares = shares_blocks(plan, staging.folder, reflink=options.reflink)
+        further = _largest_shard(plan, stream)
+        check_room(plan, staging, options, shares=shares, further_nbytes=further)
         moved = _fill(plan, staging, options, progress, executor, stream)
-        published = publish(staging, out, overwrite=options.overwrite)
+        _check_complete(plan, staging)
+        check_lock()
+        # Whatever came to be in the old output meanwhile is not to be lost either.
+        _check_replaced(plan, out, options)
+        published = publish(staging, out, overwrite=options.replaces)
     except BaseException as error:
         # A value that a dtype cannot hold will be there in every run of the same plan.
         remark = _settle(
@@ -231,45 +179,53 @@ def _settle(staging: Staging, out: Path, *, complete: bool, hopeless: bool) -> s
     return f"what was written stays in {staging.folder}"
 
 
-def _holds(out: Path, plan: Plan) -> bool:
+def _check_complete(plan: Plan, staging: Staging) -> None:
+    """Refuse to publish anything but the plan's files, whoever put them there."""
+    found = {
+        path.relative_to(staging.files).as_posix()
+        for path in staging.files.rglob("*")
+        if path.is_symlink() or not path.is_dir()
+    }
+    for name in sorted(found ^ list_names(plan)):
+        raise OutputError(
+            f"{staging.files / name}: {'is no file of this plan' if name in found else 'is gone'}, "
+            f"and was not when this run began; remove {staging.folder} and run the command again"
+        )
+
+
+def _check_replaced(plan: Plan, out: Path, options: WriteOptions) -> None:
+    check_target(out, options, locked=True)
+    if options.replaces:
+        find_replaced(out, list_names(plan), options)
+
+
+def _holds(out: Path, plan: Plan, staging: Staging, options: WriteOptions) -> bool:
     """Tell whether a folder that seems to be the finished output has not been tampered with since.
 
     A folder's number is used again once it is removed, so that is not enough to know it by.
     """
-    with suppress(FileNotFoundError):
-        return all((out / file.name).stat().st_size == file.nbytes for file in plan.files) and all(
-            (out / document.name).read_bytes() == document.data for document in plan.documents
+
+    def is_whole(file: PlannedFile) -> bool:
+        made = out / file.name
+        if options.hardlink and file.identical_to is not None:
+            return made.samefile(plan.path(file.identical_to))
+        return is_finished(made, staging.note(file.name), file.nbytes)
+
+    with suppress(OSError):
+        return (
+            all(is_whole(file) for file in plan.files)
+            and all((out / item.name).read_bytes() == item.data for item in plan.documents)
+            and all(
+                filecmp.cmp(out / file.name, plan.path(file.name), shallow=False)
+                for file in plan.side_files
+            )
         )
     return False
 
 
-def _check_links(plan: Plan, out: Path) -> None:
-    folder = existing_folder(out.parent)
-    for file in plan.files:
-        if file.identical_to is not None:
-            source = resolve_target(plan.path(file.identical_to))
-            if source.stat().st_dev != folder.stat().st_dev:
-                raise OutputError(
-                    f"{out}: --hardlink needs the output on the file system of the source "
-                    f"({source}); leave --hardlink out"
-                )
-
-
-def _check_space(
-    plan: Plan, staging: Staging, options: WriteOptions, stream: ShardStream | None
-) -> None:
-    shares = shares_blocks(plan, staging.folder, reflink=options.reflink)
-    needed = count_missing(
-        plan, staging.files, staging.partial, hardlink=options.hardlink, shares=shares
-    )
-    if stream is not None:
-        needed += max(file.nbytes for file in plan.source_files)
-    free = shutil.disk_usage(staging.folder).free
-    if needed > free:
-        raise OutputError(
-            f"{staging.folder.parent}: not enough disk: {needed:,} bytes to write, {free:,} free; "
-            "free some space or choose another folder"
-        )
+def _largest_shard(plan: Plan, stream: ShardStream | None) -> int:
+    """Return the room that a source takes which is fetched shard by shard."""
+    return 0 if stream is None else max(file.nbytes for file in plan.source_files)
 
 
 def _fill(
@@ -291,6 +247,8 @@ def _fill(
             moved += _do_here(task, progress)
     else:
         moved = _fill_apart(executor, tasks, progress)
+    if executor is None:
+        sync_files([staging.files / file.name for file in plan.side_files])
     for document in plan.documents:
         write_document(staging.files / document.name, document.data)
         progress.advance(len(document.data))

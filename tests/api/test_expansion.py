@@ -523,9 +523,9 @@ def test_overwrite_replaces_a_whole_folder(
     tiny_mistral: Path, tmp_path: Path, expand_tiny: Callable[[str], Path]
 ) -> None:
     out = copy_tree(expand_tiny("interleaved"), tmp_path / "out")
-    (out / "old").write_text("old")
+    (out / "vocab.txt").write_text("old")
     blockexpand.expand(tiny_mistral, out, new_layers=2, overwrite=True, verify_after="tensors")
-    assert not (out / "old").exists()
+    assert not (out / "vocab.txt").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 

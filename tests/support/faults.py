@@ -347,8 +347,9 @@ def prepare(
         old = folder / "old"
         old.mkdir()
         (old / "model.safetensors").write_bytes(b"the old one" * 1000)
-        (old / "notes").mkdir()
-        (old / "notes" / "mine.txt").write_text("what a user put there")
+        (old / "config.json").write_text("{}")
+        (old / "extra").mkdir()
+        (old / "extra" / "notes.txt").write_text("an older text")
         options = (*options, "--overwrite")
     command = ("--src", root, "--out", out, "--new-layers", "2", *options)
     before = source_state(root)

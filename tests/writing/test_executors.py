@@ -130,7 +130,7 @@ def test_a_task_is_small_and_can_be_pickled(source: Path, tmp_path: Path) -> Non
     """It has what its own file needs, not the whole plan, and works where it was unpickled."""
     plan = make_plan(open_checkpoint(source), Recipe(new_layers=3))
     staging = Staging(folder=tmp_path, identity={}, inode=0)
-    for folder in (staging.files, staging.partial, staging.journals):
+    for folder in (staging.files, staging.partial, staging.journals, staging.notes):
         folder.mkdir()
     for task in make_tasks(plan, staging, reflink="auto", hardlink=False):
         data = pickle.dumps(task)

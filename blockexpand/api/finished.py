@@ -1,0 +1,121 @@
+"""Whether an output that is there is the finished one of a plan, and what was compared to tell.
+
+A requeued task, or a batch that is run again, then has nothing to do. It only looks.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+
+from ..checkpoints.files import CONFIG_FILE, INDEX_FILE, MANIFEST_FILE, read_manifest
+from ..checkpoints.sources import ModelRef
+from ..errors import BlockExpandError, OutputError
+from ..messages import show
+from ..planning.manifest import compare_with_plan, parse_claims, parse_manifest
+from ..planning.plan import Plan
+from ..verification.sampling import find_sampled_difference
+from ..writing.leftovers import is_untidy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FinishedOutput:
+    """An output of the same plan. `compared` says in words what was; `stale` why it may have other
+    weights than its source has by now, None where nothing says so."""
+
+    compared: str
+    stale: str | None = None
+
+
+def find_finished(plan: Plan, out: Path, name: ModelRef, *, is_here: bool) -> FinishedOutput | None:
+    """Return what is known of an output that an earlier run of this very plan has finished.
+
+    None where there is no such output: by its manifest, names, sizes, headers and documents.
+    `name` is what the plan's source is called; `is_here` says that it is on the disk.
+    """
+    if not _has_plan(plan, out):
+        return None
+    try:
+        return _compare_weights(plan, out, name, is_here)
+    except (BlockExpandError, OSError) as error:
+        return FinishedOutput(compared="same plan", stale=f"cannot be compared: {error}")
+
+
+def use_finished(plan: Plan, out: Path, name: ModelRef, *, is_here: bool) -> str | None:
+    """Return a note on the finished output of a plan that nothing has to be done for; else None.
+
+    Raises: OutputError where it is one, but of other weights.
+    """
+    found = find_finished(plan, out, name, is_here=is_here)
+    if found is None:
+        return None
+    if found.stale is not None:
+        raise OutputError(
+            f"{out}: {found.stale}; give --overwrite to make it again, or choose another folder"
+        )
+    return f"already there: {found.compared}; --overwrite makes it anew"
+
+
+def _has_plan(plan: Plan, out: Path) -> bool:
+    with suppress(OSError, BlockExpandError):
+        manifest = parse_manifest(*read_manifest(out))
+        # Not the fingerprint: another release may take it otherwise and make the same bytes.
+        return (
+            not compare_with_plan(manifest, plan)[0]
+            and parse_claims(manifest).recipe_text == plan.recipe_text
+            and not is_untidy(out)
+            and all(_begins_with(out / file.name, file.header) for file in plan.files)
+            and all((out / file.name).stat().st_size == file.nbytes for file in plan.files)
+            and all((out / file.name).stat().st_size == file.nbytes for file in plan.side_files)
+            and all(
+                (out / document.name).read_bytes() == document.data
+                for document in plan.documents
+                if document.name in (CONFIG_FILE, INDEX_FILE)
+            )
+        )
+    return False
+
+
+def _begins_with(path: Path, header: bytes) -> bool:
+    with path.open("rb") as stream:
+        return stream.read(len(header)) == header
+
+
+def _compare_weights(plan: Plan, out: Path, name: ModelRef, is_here: bool) -> FinishedOutput:
+    """Say why a finished output may not have the weights that its source has by now.
+
+    The headers of two states of a model, or of two models of one shape, are the same, and so are
+    their plans.
+    """
+    stated = parse_claims(parse_manifest(*read_manifest(out))).source
+    is_commit = stated.commit is not None and name.commit is not None
+    stale = None
+    if is_commit and stated.commit != name.commit:
+        stale = f"was made from commit {stated.commit} of {name.model}, which is at {name.commit}"
+    elif not is_commit and PurePath(stated.model).name != PurePath(name.model).name:
+        stale = f"was made from {show(stated.model)}, not from {name.model}"
+    made = (out / MANIFEST_FILE).stat()
+    if stale is None and not is_commit:
+        for file in plan.source_files:
+            if file.mtime_ns > made.st_mtime_ns:
+                stale = f"was made before {file.name} of {name.model} was last changed"
+                break
+    what = "the same plan and commit" if is_commit else "the same plan"
+    if stale is not None:
+        return FinishedOutput(compared=what, stale=stale)
+    tensor, count = find_sampled_difference(plan, out, is_here=is_here)
+    if tensor is not None:
+        stale = f"tensor {show(tensor)} is not what {name.model} and this plan make it"
+    blocks = f"a block of {count} tensors" + (
+        "" if is_here else " that take nothing from the source"
+    )
+    compared = f"{what}, sizes and headers, and {blocks} compared"
+    touched = [
+        file.name
+        for file in plan.source_files
+        if is_here and file.links == 1 and (file.ctime_ns or 0) > made.st_ctime_ns
+    ]
+    if touched:
+        compared += f"; {touched[0]} of the source was changed, moved or copied since"
+    return FinishedOutput(compared=f"{compared} (verify compares every byte)", stale=stale)

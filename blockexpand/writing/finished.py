@@ -1,0 +1,77 @@
+"""Which shards in a staging folder are whole: noted when they are, and looked at before use.
+
+A note says what tells a file from every other and from itself after a change: size, owner, inode,
+both times, and a digest of blocks spread over it. Times and inode cost nothing and find every
+change that the system knows of (nobody can set the time of change back); the digest is for file
+systems that keep no such time. It is no digest of all bytes: those are moved without being read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import zlib
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from ..errors import TransferError
+from ..fs.io import attempt, open_source, read_available, write_document
+
+_SAMPLES = 8
+
+_SAMPLE_NBYTES = 512
+
+
+def note_finished(file: Path, note: Path) -> None:
+    """Note that a file in its place is whole and on the disk. Raises: TransferError."""
+    body = json.dumps(_describe(file)).encode()
+    write_document(note, body + b" %08x\n" % zlib.crc32(body))
+
+
+def is_finished(file: Path, note: Path, nbytes: int) -> bool:
+    """Tell whether a file is the very one that was noted, unchanged, and as long as planned."""
+    with suppress(OSError, TransferError, ValueError):
+        body, _, checksum = note.read_bytes().rpartition(b" ")
+        if checksum != b"%08x\n" % zlib.crc32(body):
+            return False
+        noted = json.loads(body)
+        return bool(noted["nbytes"] == nbytes and noted == _describe(file))
+    return False
+
+
+def take_back(file: Path, partial: Path, journal: Path) -> None:
+    """Make a file in its place that no note vouches for a begun one again, or remove it.
+
+    Its journal is there where a run was killed before it could write the note.
+    """
+    if not file.exists():
+        return
+    if journal.exists() and not partial.exists():
+        attempt("rename", partial, os.rename, file, partial)
+    else:
+        attempt("remove", file, os.unlink, file)
+
+
+def _describe(file: Path) -> dict[str, Any]:
+    # Opened first: on a network file system only that brings what the server knows by now.
+    fd = open_source(file)
+    try:
+        status = attempt("read", file, os.fstat, fd)
+        digest = hashlib.sha256()
+        sample = memoryview(bytearray(_SAMPLE_NBYTES))
+        last = max(status.st_size - _SAMPLE_NBYTES, 0)
+        for offset in sorted({last * index // (_SAMPLES - 1) for index in range(_SAMPLES)}):
+            count = read_available(fd, sample, offset, file)
+            digest.update(sample[:count])
+    finally:
+        os.close(fd)
+    return {
+        "nbytes": status.st_size,
+        "owner": status.st_uid,
+        "inode": status.st_ino,
+        "mtime_ns": status.st_mtime_ns,
+        "ctime_ns": status.st_ctime_ns,
+        "samples": digest.hexdigest(),
+    }
