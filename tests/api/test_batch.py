@@ -17,9 +17,12 @@ from hub_server import HubServer, read_folder
 import blockexpand
 from blockexpand.api import batch as batch_module
 from blockexpand.api.batch import JobResult, expand_batch
+from blockexpand.api.batch_plan import plan_batch
+from blockexpand.api.jobs_file import open_jobs
 from blockexpand.api.pipeline import write_and_publish
 from blockexpand.cli.app import main
 from blockexpand.errors import BlockExpandError, TransferError
+from blockexpand.planning.plan import make_plan
 from blockexpand.progress import Progress
 
 TOKEN = "hf_abcdefghijklmnopqrstuvwxyz012345"
@@ -220,6 +223,25 @@ jobs:
         ), said
     assert f"{path}:3:" not in line
     assert names(tmp_path) == ["full", "jobs.yaml"]
+
+
+def test_jobs_that_differ_in_their_outputs_alone_are_planned_once(
+    write_jobs: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each still has a card of its own, which shows its own command."""
+    plans = 0
+
+    def count(*arguments: Any) -> Any:
+        nonlocal plans
+        plans += 1
+        return make_plan(*arguments)
+
+    monkeypatch.setattr("blockexpand.api.batch_plan.make_plan", count)
+    lines = [f"  - {{src: SRC, out: runs/{number}, new-layers: 1}}\n" for number in range(30)]
+    batch = plan_batch(open_jobs(write_jobs("jobs:\n" + "".join(lines))))
+    assert plans == 1
+    cards = {document.data for job in batch.jobs for document in job.plan.documents[-2:]}
+    assert len(cards) == 2 * len(batch.jobs)
 
 
 def test_two_uploads_to_one_repository(
