@@ -12,6 +12,9 @@ from typing import Any
 from ..errors import OutputError
 from ..messages import join_lines, printable
 
+# Of every object that --json prints; docs/json.md says what it promises.
+JSON_SCHEMA_VERSION = 1
+
 
 def open_closed_streams() -> None:
     """Lead standard files that the caller has closed to nowhere.
@@ -58,7 +61,7 @@ def tell_failure(kind: str, message: str, status: int, *, as_json: bool) -> int:
         error = {"type": kind, "message": message, "status": status}
         # A stdout that failed is what there is to tell.
         with suppress(StdoutClosedError, OutputError):
-            print_result(json.dumps({"error": error}))
+            print_result(json.dumps({"schema_version": JSON_SCHEMA_VERSION, "error": error}))
     return status
 
 
@@ -71,7 +74,7 @@ def print_outcome(
     if options.json:
         import json
 
-        print_result(json.dumps(as_json(*values)))
+        print_result(json.dumps({"schema_version": JSON_SCHEMA_VERSION, **as_json(*values)}))
     elif not options.quiet:
         text = describe(*values, verbose=options.verbose)
         print_result(join_lines(text.split("\n")))
