@@ -4,6 +4,11 @@ Block expansion as in LLaMA Pro (arXiv 2401.02415). The command line is `python 
 Importing this package imports neither torch nor transformers.
 """
 
+# isort: split
+from ._search_path import leave_current_folder
+
+leave_current_folder()  # before anything else is looked for
+
 from typing import TYPE_CHECKING
 
 from ._version import __version__

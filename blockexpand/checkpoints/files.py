@@ -6,6 +6,7 @@ The one place that tells them apart, so that a local folder and a Hub repository
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Collection, Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
@@ -202,6 +203,21 @@ def list_files(root: Path) -> frozenset[str]:
                         f"{root}: {relative} is a symbolic link to {what}; expected files; copy "
                         "or fetch what is meant, or remove the link"
                     )
-            if path.is_file():
-                names.add(relative)
+            if not path.is_file():
+                raise CheckpointError(
+                    f"{root}: {relative} is {_name_kind(path)}, which cannot be copied; remove it"
+                )
+            names.add(relative)
     return frozenset(names)
+
+
+def _name_kind(path: Path) -> str:
+    """Name what is no file, folder or link."""
+    mode = path.lstat().st_mode
+    kinds = {
+        stat.S_ISFIFO: "a named pipe",
+        stat.S_ISSOCK: "a socket",
+        stat.S_ISCHR: "a device",
+        stat.S_ISBLK: "a device",
+    }
+    return next((name for is_kind, name in kinds.items() if is_kind(mode)), "no regular file")

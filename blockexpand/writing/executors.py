@@ -10,11 +10,13 @@ import importlib
 import os
 import re
 import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, as_completed, wait
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
+from .._search_path import holds_modules
 from ..errors import OutputError
 from ..messages import one_line
 
@@ -128,9 +130,12 @@ def open_executor(spec: str | None) -> Iterator[Executor | None]:
         from concurrent.futures import ProcessPoolExecutor
 
         # Not a fork: other threads of this process may hold locks.
-        with ProcessPoolExecutor(
-            int(value), multiprocessing.get_context("spawn"), initializer=_begin_worker
-        ) as pool:
+        with (
+            _safe_search_path(spec),
+            ProcessPoolExecutor(
+                int(value), multiprocessing.get_context("spawn"), initializer=_begin_worker
+            ) as pool,
+        ):
             yield pool
         return
     try:
@@ -156,6 +161,28 @@ def open_executor(spec: str | None) -> Iterator[Executor | None]:
                 f"tcp://{value}`"
             ) from None
         yield client.get_executor(pure=False)
+
+
+@contextmanager
+def _safe_search_path(spec: str) -> Iterator[None]:
+    """Keep worker processes from running modules of the current folder, maybe a checkpoint's.
+
+    Raises: OutputError where this Python cannot.
+    """
+    name = "PYTHONSAFEPATH"
+    if sys.version_info < (3, 11) and holds_modules("."):
+        raise OutputError(
+            f"--executor {spec}: the current folder holds Python files, which the workers of this "
+            "Python would run; change to another folder, or use Python 3.11"
+        )
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(name)
+        if before is not None:
+            os.environ[name] = before
 
 
 def parse_executor(spec: str) -> tuple[str, str]:
