@@ -67,3 +67,13 @@ def and_more(values: Sequence[str], most: int = 1, separator: str = ", ") -> str
     more = len(values) - most
     ending = " " if separator == ", " else separator
     return shown if more <= 0 else f"{shown}{ending}and {more} more"
+
+
+def format_size(nbytes: int) -> str:
+    """Return bytes in decimal units, three digits: `14.5 GB`."""
+    size = float(nbytes)
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 999.5:
+            return f"{size:.0f} {unit}" if unit == "B" or size >= 99.95 else f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} TB"

@@ -156,12 +156,24 @@ def _spell(value: Any) -> str:
     return repr(value) if value is None or isinstance(value, bool) else show(value)
 
 
-_FLAGS = ("hardlink", "stream", "overwrite", "check", "private", "logits", "fail_fast", "stats")
+_FLAGS = (
+    "hardlink",
+    "stream",
+    "overwrite",
+    "check",
+    "private",
+    "create_pr",
+    "logits",
+    "fail_fast",
+    "stats",
+)
 
 _CHECKS: Mapping[str, Callable[[object], object]] = {
     **dict.fromkeys(("src", "out", "base", "other", "recipe", "jobs_file"), _path),
     **dict.fromkeys(_FLAGS, check_flag),
-    **dict.fromkeys(("revision", "token", "push_to_hub", "command"), _optional(_text)),
+    **dict.fromkeys(
+        ("revision", "token", "push_to_hub", "command", "commit_message"), _optional(_text)
+    ),
     "base_model": _optional(check_repository),
     "optional_src": _optional(_path),
     "cache_dir": _optional(_path),

@@ -64,6 +64,8 @@ def expand(
     verify_after: Proof | None = None,
     push_to_hub: str | None = None,
     private: bool = False,
+    commit_message: str | None = None,
+    create_pr: bool = False,
     base_model: str | None = None,
     executor: Executor | None = None,
     progress: Progress = SILENT,
@@ -109,6 +111,8 @@ def expand(
         verify_after=verify_after,
         push_to_hub=push_to_hub,
         private=private,
+        commit_message=commit_message,
+        create_pr=create_pr,
         base_model=base_model,
         executor=executor,
         progress=progress,
@@ -120,7 +124,7 @@ def expand(
     )
     options = make_write_options(reflink, hardlink, overwrite, overwrite_anything)
     hub = make_hub_options(revision, token, cache_dir, progress)
-    check_out(target, options, push_to_hub=push_to_hub, token=token)
+    check_out(target, options, push_to_hub=push_to_hub, token=token, create_pr=create_pr)
     if stream:
         _check_stream(verify_after, reflink, hardlink, executor)
         options = replace(options, reflink="never")
@@ -137,7 +141,12 @@ def expand(
     if stream:
         _check_streamed(str(src), source, plan)
     publish = PublishOptions(
-        verify=verify_after, push_to_hub=push_to_hub, private=private, token=token
+        verify=verify_after,
+        push_to_hub=push_to_hub,
+        private=private,
+        token=token,
+        commit_message=commit_message,
+        create_pr=create_pr,
     )
     is_here = source.snapshot is None
     note = None if options.replaces else use_finished(plan, target, name, is_here=is_here)

@@ -59,6 +59,8 @@ def merge(
     verify_after: Proof | None = None,
     push_to_hub: str | None = None,
     private: bool = False,
+    commit_message: str | None = None,
+    create_pr: bool = False,
     base_model: str | None = None,
     executor: Executor | None = None,
     progress: Progress = SILENT,
@@ -86,6 +88,8 @@ def merge(
         verify_after=verify_after,
         push_to_hub=push_to_hub,
         private=private,
+        commit_message=commit_message,
+        create_pr=create_pr,
         base_model=base_model,
         executor=executor,
         progress=progress,
@@ -96,7 +100,7 @@ def merge(
     options = make_write_options(reflink, hardlink, overwrite, overwrite_anything, kept)
     hub = make_hub_options(revision, token, cache_dir, progress)
     request = _read_request(recipe, target, src, max_shard_size, hub)
-    check_out(target, options, push_to_hub=push_to_hub, token=token)
+    check_out(target, options, push_to_hub=push_to_hub, token=token, create_pr=create_pr)
     shown = command or _render_command(recipe, src, out, max_shard_size)
     note = None
     if not options.replaces and (target / MANIFEST_FILE).is_file():
@@ -113,7 +117,12 @@ def merge(
     plan = _check(output, recipe) if check and note is None else output.plan
     output = replace(output, plan=replace(plan, notes=plan.notes + note_base(output.name)))
     publish = PublishOptions(
-        verify=verify_after, push_to_hub=push_to_hub, private=private, token=token
+        verify=verify_after,
+        push_to_hub=push_to_hub,
+        private=private,
+        token=token,
+        commit_message=commit_message,
+        create_pr=create_pr,
     )
     if note is not None:
         return return_finished(output, note, publish, progress)

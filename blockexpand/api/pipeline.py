@@ -79,6 +79,8 @@ class PublishOptions:
     push_to_hub: str | None = None
     private: bool = False
     token: str | None = None
+    commit_message: str | None = None
+    create_pr: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +99,12 @@ class PlannedOutput:
 
 
 def check_out(
-    out: Path, options: WriteOptions, *, push_to_hub: str | None, token: str | None
+    out: Path,
+    options: WriteOptions,
+    *,
+    push_to_hub: str | None,
+    token: str | None,
+    create_pr: bool = False,
 ) -> None:
     """Refuse, before anything is fetched, what could not be written or uploaded in the end.
 
@@ -106,9 +113,9 @@ def check_out(
     clear_debris(out)
     check_target(out, options, planned=False)
     if push_to_hub is not None:
-        from ..publishing.target import check_push
+        from ..publishing.target import check_push, parse_push_target
 
-        check_push(push_to_hub, token=token)
+        check_push(parse_push_target(push_to_hub, create_pr=create_pr, token=token), token=token)
 
 
 def write_and_publish(
@@ -183,13 +190,19 @@ def verify_and_push(
         _note_in_card(out, verification, proof)
     if publish.push_to_hub is not None:
         from ..publishing.folder import push_folder
+        from ..publishing.target import parse_push_target
 
         progress.stage(f"uploading to {publish.push_to_hub}")
         try:
             pushed = push_folder(
                 out,
-                publish.push_to_hub,
-                private=publish.private,
+                parse_push_target(
+                    publish.push_to_hub,
+                    private=publish.private,
+                    message=publish.commit_message,
+                    create_pr=publish.create_pr,
+                    token=publish.token,
+                ),
                 token=publish.token,
                 show_progress=progress.is_shown,
                 tell=progress.tell,

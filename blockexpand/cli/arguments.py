@@ -101,8 +101,14 @@ def add_upload_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--push-to-hub",
         metavar="REPO",
-        help="upload OUT to the model repository REPO, made if there is none, after any requested "
-        "verification has passed",
+        help="upload OUT to the model repository REPO (or REPO@BRANCH), made if there is none, "
+        "after any requested verification has passed",
+    )
+    group.add_argument(
+        "--commit-message", metavar="TEXT", help="with --push-to-hub: what the commit says"
+    )
+    group.add_argument(
+        "--create-pr", action="store_true", help="with --push-to-hub: open a pull request instead"
     )
     group.add_argument(
         "--private", action="store_true", help="with --push-to-hub: make a new REPO private"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
@@ -110,6 +111,12 @@ def make_parser(description: str = _DESCRIPTION) -> Parser:
         "holds OUT and one shard",
     )
     add_upload_options(hub)
+    hub.add_argument(
+        "--on-hub",
+        action="store_true",
+        help="with --push-to-hub, for a SRC on the Hub: unchanged shards are copied on the Hub, "
+        "the others are made here one at a time; nothing is kept here, and OUT is not needed",
+    )
     add_proof_options(parser)
     add_output_options(
         parser, verbose="print every file, and log with times what was decided", progress=True
@@ -120,6 +127,8 @@ def make_parser(description: str = _DESCRIPTION) -> Parser:
 def run(options: argparse.Namespace, words: Sequence[str]) -> int:
     if options.private and options.push_to_hub is None:
         raise UsageError("--private needs --push-to-hub REPO")
+    if options.on_hub:
+        return _run_on_hub(options)
     missing = [name for name in ("src", "out") if getattr(options, name) is None]
     if options.recipe is not None and "src" in missing:
         missing.remove("src")
@@ -166,6 +175,58 @@ def run(options: argparse.Namespace, words: Sequence[str]) -> int:
             **writing_arguments(options, words),
         ),
     )
+
+
+def _run_on_hub(options: argparse.Namespace) -> int:
+    for option in ("src", "push_to_hub"):
+        if getattr(options, option) is None:
+            raise UsageError(f"--on-hub needs --{option.replace('_', '-')}")
+    for option in ("out", "recipe", "stream", "hardlink", "verify", "executor", "check"):
+        if getattr(options, option):
+            raise UsageError(
+                f"--{option} does not go with --on-hub, which keeps no output and no source here"
+            )
+    _check_layers(options)
+    from ..api.on_hub import expand_on_hub, plan_on_hub
+    from ..api.options import make_hub_options, make_recipe
+    from ..publishing.target import parse_push_target
+    from . import text_on_hub
+    from .console import print_outcome
+    from .reporting import reporting
+
+    target = parse_push_target(
+        options.push_to_hub,
+        private=options.private,
+        message=options.commit_message,
+        create_pr=options.create_pr,
+        token=options.token,
+    )
+    with reporting(options) as progress:
+        hub = make_hub_options(options.revision, options.token, options.cache_dir, progress)
+        recipe = make_recipe(
+            Path.cwd(),
+            options.new_layers,
+            options.position or "end",
+            options.dtype,
+            options.max_shard_size,
+            options.phase,
+            options.layers,
+            options.quantized or "keep",
+        )
+        arguments = (options.src, target, recipe, hub)
+        if options.dry_run:
+            planned = plan_on_hub(*arguments, options.max_shard_size)
+            result = None
+        else:
+            result = expand_on_hub(
+                *arguments,
+                max_shard_size=options.max_shard_size,
+                overwrite=options.overwrite,
+                progress=progress,
+            )
+            planned = result.done
+    print_outcome(options, text_on_hub.as_json, text_on_hub.describe, planned, result)
+    return 0
 
 
 def _check_layers(options: argparse.Namespace) -> None:

@@ -42,6 +42,8 @@ def writing_arguments(options: argparse.Namespace, words: Sequence[str]) -> dict
         "verify_after": options.verify,
         "push_to_hub": options.push_to_hub,
         "private": options.private,
+        "commit_message": options.commit_message,
+        "create_pr": options.create_pr,
         "command": shown_command(words),
     }
 

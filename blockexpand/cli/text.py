@@ -23,7 +23,7 @@ from .text_sizes import format_size
 
 def describe_plan(plan: Plan, name: ModelRef, out: Path, *, verbose: bool) -> str:
     """Return the dry run's text: layer map, a line per output file, sizes, free disk."""
-    lines = [_headline(plan, name), *_layer_lines(plan), ""]
+    lines = [*describe_layers(plan, name), ""]
     width = max(len(file.name) for file in plan.files)
     total = Tally()
     for file in plan.files:
@@ -47,7 +47,7 @@ def plan_as_json(plan: Plan, name: ModelRef, out: Path) -> dict[str, Any]:
     """Return the dry run for scripts; sizes in bytes, layers count from 0."""
     return {
         "dry_run": True,
-        **_plan_fields(plan, name),
+        **plan_fields(plan, name),
         "out": str(out),
         "files": [
             {"name": file.name, "nbytes": file.nbytes, "identical_to": file.identical_to}
@@ -99,7 +99,7 @@ def preview_as_json(preview: Preview, out: Path) -> dict[str, Any]:
 def describe_expansion(result: Expansion, *, verbose: bool) -> str:
     """Return the summary of a finished expansion."""
     plan = result.plan
-    lines = [_headline(plan, result.source), *_layer_lines(plan)]
+    lines = describe_layers(plan, result.source)
     if verbose:
         lines += [f"  {file.name}  {format_size(file.nbytes)}" for file in plan.files]
         lines += [f"  {document.name}" for document in plan.documents]
@@ -117,7 +117,7 @@ def expansion_as_json(result: Expansion) -> dict[str, Any]:
     """Return a finished expansion for scripts."""
     moved = result.moved
     return {
-        **_plan_fields(result.plan, result.source),
+        **plan_fields(result.plan, result.source),
         "out": str(result.out),
         "files": [{"name": file.name, "nbytes": file.nbytes} for file in result.plan.files],
         "moved": {
@@ -169,7 +169,8 @@ def verification_as_json(
     }
 
 
-def _plan_fields(plan: Plan, name: ModelRef) -> dict[str, Any]:
+def plan_fields(plan: Plan, name: ModelRef) -> dict[str, Any]:
+    """Return what every result says of its plan, for scripts."""
     return {
         "source": {"model": name.model, "repo": name.repo, "commit": name.commit},
         "model_type": plan.model_type,
@@ -207,6 +208,11 @@ def parameters_as_json(parameters: Parameters) -> dict[str, Any]:
         "packed_nbytes": parameters.packed_nbytes,
         "new_packed_nbytes": parameters.new_packed_nbytes,
     }
+
+
+def describe_layers(plan: Plan, name: ModelRef) -> list[str]:
+    """Return the lines that say what is made of which layers."""
+    return [_headline(plan, name), *_layer_lines(plan)]
 
 
 def _headline(plan: Plan, name: ModelRef) -> str:

@@ -1,16 +1,10 @@
-"""Sizes and times as people read them. It imports nothing of ours."""
+"""Sizes and times as people read them."""
 
 from __future__ import annotations
 
+from ..messages import format_size
 
-def format_size(nbytes: int) -> str:
-    """Return bytes in decimal units, three digits: `14.5 GB`."""
-    size = float(nbytes)
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 999.5:
-            return f"{size:.0f} {unit}" if unit == "B" or size >= 99.95 else f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} TB"
+__all__ = ["format_duration", "format_size"]
 
 
 def format_duration(seconds: float) -> str:

@@ -79,6 +79,9 @@ class Repo:
     readers: set[str] = field(default_factory=set)
     # Empty: everybody.
     writers: set[str] = field(default_factory=set)
+    # The sha256 of the large files that a commit may name.
+    objects: set[str] = field(default_factory=set)
+    region: str = "us"
 
 
 class HubServer:
@@ -93,6 +96,9 @@ class HubServer:
         self.faults: list[Fault] = []
         # Mirrors that know the sizes of files in their tree only, and listings in pages.
         self.lists_sizes = True
+        self.tells_xet = True
+        # What a commit stores in the place of a large file, by its sha256.
+        self.swapped: dict[str, bytes] = {}
         self.files_per_page = 1000
         self.lock = threading.RLock()
         self._servers = [self._make_server("hub"), self._make_server("cdn")]
@@ -180,7 +186,9 @@ class HubServer:
         repo.commits[commit] = files
         repo.refs[revision] = commit
         for data in files.values():
-            self.uploads[hashlib.sha256(data).hexdigest()] = data
+            digest = hashlib.sha256(data).hexdigest()
+            self.uploads.setdefault(digest, data)
+            repo.objects.add(digest)
         return commit
 
     def _take_fault(self, what: str) -> Fault | None:
@@ -346,6 +354,10 @@ class _Handler(BaseHTTPRequestHandler):
             self._with_repo(match[1], lambda repo: self._lfs(match[1], match[2]))
         elif match := re.fullmatch(r"/api/models/(.+?)/(preupload|commit)/(.+)", path):
             self._with_repo(match[1], lambda repo: self._change(repo, match[1], match[2], match[3]))
+        elif match := re.fullmatch(r"/api/models/(.+?)/lfs-files/duplicate", path):
+            self._with_repo(match[1], lambda repo: self._duplicate(repo))
+        elif match := re.fullmatch(r"/api/models/(.+?)/paths-info/(.+)", path):
+            self._with_commit(match[1], match[2], self._tell_paths)
         elif match := re.fullmatch(r"/api/models/(.+?)/branch/(.+)", path):
             self._with_repo(match[1], lambda repo: self._create_branch(repo, match[2]))
         elif match := re.fullmatch(r"/api/models/(.+?)/revision/(.+)", path):
@@ -415,14 +427,23 @@ class _Handler(BaseHTTPRequestHandler):
             }
         )
 
+    def _tell_paths(self, repo_id: str, repo: Repo, commit: str, files: dict[str, bytes]) -> None:
+        asked = {value for name, value in parse_qsl(self.body.decode()) if name == "paths"}
+        self._send_json(
+            [self._entry(name, data) for name, data in sorted(files.items()) if name in asked]
+        )
+
+    def _entry(self, name: str, data: bytes) -> dict[str, Any]:
+        info = _blob_info(name, data)
+        entry = {"type": "file", "path": name, "size": info["size"], "oid": info["blobId"]}
+        if "lfs" in info:
+            entry["lfs"] = {"oid": info["lfs"]["sha256"], "size": len(data), "pointerSize": 134}
+            if self.hub.tells_xet:
+                entry["xetHash"] = xet_hash(data)
+        return entry
+
     def _list_tree(self, repo_id: str, repo: Repo, commit: str, files: dict[str, bytes]) -> None:
-        entries = []
-        for name, data in sorted(files.items()):
-            info = _blob_info(name, data)
-            entry = {"type": "file", "path": name, "size": info["size"], "oid": info["blobId"]}
-            if "lfs" in info:
-                entry["lfs"] = {"oid": info["lfs"]["sha256"], "size": len(data), "pointerSize": 134}
-            entries.append(entry)
+        entries = [self._entry(name, data) for name, data in sorted(files.items())]
         address = urlsplit(self.path)
         start = int(dict(parse_qsl(address.query)).get("cursor", 0))
         stop = start + self.hub.files_per_page
@@ -504,12 +525,14 @@ class _Handler(BaseHTTPRequestHandler):
         asked = json.loads(self.body)
         if what == "verify":
             known = asked["oid"] in self.hub.uploads
+            if known:
+                self.hub.repos[repo_id].objects.add(asked["oid"])
             self._send_json({}, 200 if known else 404)
             return
         objects = []
         for item in asked["objects"]:
             answer = {"oid": item["oid"], "size": item["size"]}
-            if item["oid"] not in self.hub.uploads:
+            if item["oid"] not in self.hub.repos[repo_id].objects:
                 answer["actions"] = {
                     "upload": {"href": f"{self.hub.cdn_url}/upload/{item['oid']}"},
                     "verify": {"href": f"{self.hub.url}/{repo_id}.git/info/lfs/objects/verify"},
@@ -521,7 +544,8 @@ class _Handler(BaseHTTPRequestHandler):
         if self.token is None:
             self._refuse(401, None, "Invalid username or password.")
             return
-        files = dict(repo.commits[repo.refs[revision]])
+        head = repo.refs[revision]
+        files = dict(repo.commits[head])
         if what == "preupload":
             self._send_json(
                 {
@@ -539,16 +563,51 @@ class _Handler(BaseHTTPRequestHandler):
                 }
             )
             return
-        for line in self.body.splitlines():
-            item = json.loads(line)
+        items = [json.loads(line) for line in self.body.splitlines()]
+        for item in items:
             value = item["value"]
+            if item["key"] == "header" and value.get("parentCommit", head) != head:
+                self._refuse(412, None, "A commit has happened since.")
+                return
             if item["key"] == "file":
                 files[value["path"]] = base64.b64decode(value["content"])
             elif item["key"] == "lfsFile":
-                files[value["path"]] = self.hub.uploads[value["oid"]]
+                if value["oid"] not in repo.objects:
+                    self._refuse(400, None, f"no such object {value['oid']}")
+                    return
+                files[value["path"]] = self.hub.swapped.get(
+                    value["oid"], self.hub.uploads[value["oid"]]
+                )
+            elif item["key"] == "deletedFile":
+                del files[value["path"]]
+        if "create_pr=1" in self.path:
+            revision = f"refs/pr/{sum(ref.startswith('refs/pr/') for ref in repo.refs) + 1}"
         commit = self.hub._commit(repo, files, revision)
         url = f"{self.hub.url}/{repo_id}/commit/{commit}"
-        self._send_json({"commitUrl": url, "commitOid": commit, "success": True})
+        self._send_json(
+            {
+                "commitUrl": url,
+                "commitOid": commit,
+                "success": True,
+                "pullRequestUrl": f"{self.hub.url}/{repo_id}/discussions/1",
+            }
+        )
+
+    def _duplicate(self, source: Repo) -> None:
+        """Copy large files from a repository to another, as the Hub's storage does."""
+        asked = json.loads(self.body)
+        target = self.hub.repos[asked["target"]["name"]]
+        if target.region != source.region:
+            self._refuse(400, None, "Cannot copy files between storage regions")
+            return
+        failed = []
+        for item in asked["files"]:
+            data = self.hub.uploads.get(item["sha256"], b"")
+            if item["sha256"] in source.objects and item["xetHash"] == xet_hash(data):
+                target.objects.add(item["sha256"])
+            else:
+                failed.append({"sha256": item["sha256"], "error": "not found"})
+        self._send_json({"failed": failed})
 
 
 def read_folder(folder: Path) -> dict[str, bytes]:
@@ -607,6 +666,11 @@ UNWANTED = (
     "model-fp16.safetensors",
 )
 WANTED = frozenset(checkpoint_files()) - frozenset(UNWANTED)
+
+
+def xet_hash(data: bytes) -> str:
+    """Return what stands here for the hash by which the Hub's storage knows a file."""
+    return hashlib.sha256(b"xet" + data).hexdigest()
 
 
 def git_blob_id(data: bytes) -> str:

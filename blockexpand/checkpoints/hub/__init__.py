@@ -15,7 +15,8 @@ from .download import (
     fetch_headers,
 )
 from .files import RepoSnapshot, parse_repo_ref
-from .snapshot import open_snapshot
+from .pieces import stream_pieces
+from .snapshot import list_tree, open_snapshot
 from .stream import stream_shards
 
 __all__ = [
@@ -27,7 +28,9 @@ __all__ = [
     "download_side_files",
     "fetch_document",
     "fetch_headers",
+    "list_tree",
     "open_snapshot",
     "parse_repo_ref",
+    "stream_pieces",
     "stream_shards",
 ]

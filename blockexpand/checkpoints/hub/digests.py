@@ -56,12 +56,21 @@ def holds(data: bytes, file: RepoFile) -> bool:
     """Tell whether these bytes are the whole file that the Hub lists."""
     if len(data) != file.nbytes:
         return False
+    found = describe_bytes(file.name, data)
     if file.sha256 is not None:
-        return hashlib.sha256(data).hexdigest() == file.sha256
-    if file.blob_id is not None:
-        blob = b"blob %d\0" % len(data) + data
-        return hashlib.sha1(blob, usedforsecurity=False).hexdigest() == file.blob_id
-    return True
+        return found.sha256 == file.sha256
+    return file.blob_id in (None, found.blob_id)
+
+
+def describe_bytes(name: str, data: bytes) -> RepoFile:
+    """Return bytes as the Hub would list them: it tells one of the two digests."""
+    blob = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False)
+    return RepoFile(
+        name=name,
+        nbytes=len(data),
+        sha256=hashlib.sha256(data).hexdigest(),
+        blob_id=blob.hexdigest(),
+    )
 
 
 def describe_digest(file: RepoFile) -> str:

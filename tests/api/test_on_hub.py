@@ -1,0 +1,278 @@
+"""Expansion on the Hub with the real client: what is copied there, fetched, sent, and proven."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hub_server import HubServer, hub_environment, read_folder
+
+import blockexpand
+from blockexpand.api.on_hub import expand_on_hub
+from blockexpand.api.options import make_recipe
+from blockexpand.checkpoints.sources import HubOptions
+from blockexpand.errors import HubError, RecipeError
+from blockexpand.progress import Progress
+from blockexpand.publishing.target import parse_push_target
+
+TOKEN = "hf_abcdefghijklmnopqrstuvwxyz012345"
+SOURCE = "org/name"
+REPO = "user/grown"
+
+# The client's own upload of large files passes `data=` where its HTTP library wants `content=`.
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+
+
+@pytest.fixture
+def grow(
+    tiny_mistral: Path,
+    hub: HubServer,
+    hub_cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[..., Any]:
+    """Return a function that expands SOURCE on the Hub, and notes what it is told."""
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    # In shards of some kB a request is worth less than in real ones.
+    monkeypatch.setattr("blockexpand.checkpoints.hub.pieces._WORTH_A_REQUEST_NBYTES", 16)
+    hub.allow(TOKEN)
+    hub.add_repo(SOURCE, tiny_mistral)
+
+    def run(told: list[str] | None = None, repo: str = REPO, **more: Any) -> Any:
+        options = {"new_layers": 1, "position": "end", "dtype": "source"} | more.pop("recipe", {})
+        target = {name: more.pop(name) for name in ("create_pr", "message") if name in more}
+        return expand_on_hub(
+            SOURCE,
+            parse_push_target(repo, **target),
+            make_recipe(tmp_path, max_shard_size=None, **options),
+            HubOptions(token=TOKEN, tell=lambda line: None),
+            work=tmp_path / "work",
+            progress=Progress(tell=(told if told is not None else []).append),
+            **more,
+        )
+
+    return run
+
+
+def local(source: Path, out: Path, **options: Any) -> dict[str, bytes]:
+    """Return the weights, config and index of the same expansion made here."""
+    blockexpand.expand(source, out, **({"new_layers": 1, "dtype": "source"} | options))
+    return {n: d for n, d in read_folder(out).items() if not n.startswith(("README", "block_"))}
+
+
+def weights(files: dict[str, bytes]) -> dict[str, bytes]:
+    return {n: d for n, d in files.items() if not n.startswith(("README", "block_"))}
+
+
+def test_unchanged_shards_never_leave_the_hub(
+    grow: Callable[..., Any], hub: HubServer, tiny_mistral: Path, tmp_path: Path
+) -> None:
+    told: list[str] = []
+    result = grow(told)
+    assert weights(hub.files(REPO)) == local(tiny_mistral, tmp_path / "out")
+    shards = [tiny_mistral / name for name in sorted(hub.files(SOURCE)) if "000" in name]
+    size = sum(path.stat().st_size for path in shards)
+    fetched = sum(r.nbytes for r in hub.requests if r.origin == "cdn" and r.method == "GET")
+    # A layer is fetched and a new shard is sent; the shards themselves are not.
+    assert len(result.done.copies) == len(shards) and len(result.done.made) == 1
+    assert fetched < size and not [r for r in hub.seen("/blobs/") if r.nbytes > size / 2]
+    assert any(
+        f"{len(shards)} of {len(shards) + 1} shards are copied on the Hub" in t for t in told
+    )
+    assert len(hub.repos[REPO].commits) == 2  # the empty one, and ours
+    assert result.pushed.endswith(hub.repos[REPO].refs["main"])
+    assert not (tmp_path / "work").exists()
+    assert {r.token for r in hub.requests if r.origin == "cdn"} == {None}
+
+
+def test_it_says_so_before_it_sends(grow: Callable[..., Any], hub: HubServer) -> None:
+    hub.fail("POST /api/models/.*/preupload", times=99, status=500)
+    told: list[str] = []
+    with pytest.raises(HubError, match="in trouble"):
+        grow(told)
+    assert "copied on the Hub" in told[0] and "to fetch" in told[0] and "to send" in told[0]
+    assert set(hub.files(REPO)) == set()
+
+
+def test_interleaved_streams_what_changes(
+    grow: Callable[..., Any], hub: HubServer, tiny_mistral: Path, tmp_path: Path
+) -> None:
+    options = {"new_layers": 2, "position": "interleaved"}
+    grow(recipe=options)
+    expected = local(tiny_mistral, tmp_path / "out", **options)
+    assert weights(hub.files(REPO)) == expected
+
+
+@pytest.mark.parametrize("why", ["region", "no xet", "failed"])
+def test_where_the_hub_does_not_copy_the_bytes_are_sent(
+    grow: Callable[..., Any],
+    hub: HubServer,
+    tiny_mistral: Path,
+    tmp_path: Path,
+    why: str,
+) -> None:
+    told: list[str] = []
+    if why == "no xet":
+        hub.tells_xet = False
+    elif why == "region":
+        hub.add_repo(REPO, {})
+        hub.repos[REPO].region = "eu"
+    else:
+        body = json.dumps({"failed": [{"sha256": "ab", "error": "quota"}]}).encode()
+        hub.fail("duplicate", times=9, status=200, body=body)
+    grow(told)
+    assert weights(hub.files(REPO)) == local(tiny_mistral, tmp_path / "out")
+    assert any("sent" in line and ("not copied" in line or "not copy" in line) for line in told)
+
+
+def test_a_copy_that_lies_is_found(grow: Callable[..., Any], hub: HubServer) -> None:
+    name = next(name for name in hub.files(SOURCE) if name.endswith("00001-of-00003.safetensors"))
+    data = hub.files(SOURCE)[name]
+    hub.swapped[hashlib.sha256(data).hexdigest()] = data[:-1] + bytes([data[-1] ^ 1])
+    with pytest.raises(HubError, match=r"holds another model-00001-of-0000.* do not use it"):
+        grow()
+
+
+def test_a_source_that_is_listed_twice_unlike_is_refused(
+    grow: Callable[..., Any], hub: HubServer
+) -> None:
+    commit = hub.repos[SOURCE].refs["main"]
+    entries = [
+        {
+            "type": "file",
+            "path": name,
+            "size": len(data),
+            "oid": "a" * 40,
+            "lfs": {"oid": "b" * 64, "size": len(data), "pointerSize": 1},
+            "xetHash": "c" * 64,
+        }
+        for name, data in hub.files(SOURCE).items()
+    ]
+    hub.fail(
+        f"GET /api/models/{SOURCE}/tree/{commit}", status=200, body=json.dumps(entries).encode()
+    )
+    with pytest.raises(HubError, match="two digests"):
+        grow()
+    assert REPO not in hub.repos
+
+
+def test_files_that_are_there_are_refused_then_committed_on(
+    grow: Callable[..., Any], hub: HubServer
+) -> None:
+    before = hub.add_repo(
+        REPO, {"README.md": b"mine", "old.safetensors": b"x", ".gitattributes": b""}
+    )
+    with pytest.raises(HubError, match=r"has files \('README.md' and 1 more\); give --overwrite"):
+        grow()
+    assert hub.repos[REPO].refs["main"] == before
+    grow(overwrite=True)
+    assert "old.safetensors" not in hub.files(REPO) and ".gitattributes" in hub.files(REPO)
+    assert before in hub.repos[REPO].commits
+    assert hub.repos[REPO].commits[before]["old.safetensors"] == b"x"
+
+
+def test_a_branch_that_moves_meanwhile(grow: Callable[..., Any], hub: HubServer) -> None:
+    """Two runs at once, or somebody at work: whoever comes second changes nothing."""
+    hub.add_repo(REPO, {})
+    hub.fail(
+        f"POST /api/models/{REPO}/preupload",
+        then=lambda: hub.add_repo(REPO, {"theirs.txt": b"theirs"}),
+        times=1,
+    )
+    with pytest.raises(HubError, match="the branch moved while this ran"):
+        grow()
+    assert hub.files(REPO) == {"theirs.txt": b"theirs"}
+
+
+def test_a_source_that_moves_meanwhile(
+    grow: Callable[..., Any], hub: HubServer, tiny_mistral: Path, tmp_path: Path
+) -> None:
+    hub.fail(
+        f"GET /api/models/{SOURCE}/tree/",
+        then=lambda: hub.add_repo(SOURCE, {"config.json": b"{}"}),
+        times=1,
+    )
+    grow()
+    assert weights(hub.files(REPO)) == local(tiny_mistral, tmp_path / "out")
+
+
+def test_going_on_after_a_cut(
+    grow: Callable[..., Any], hub: HubServer, tiny_mistral: Path, tmp_path: Path
+) -> None:
+    """What was sent is neither fetched nor sent again."""
+    options = {"new_layers": 2, "position": "interleaved"}
+    with pytest.MonkeyPatch.context() as patch:
+        sent = 0
+
+        from blockexpand.api import on_hub
+
+        real = on_hub.upload_file
+
+        def fail_second(*arguments: Any, **more: Any) -> Any:
+            nonlocal sent
+            sent += 1
+            if sent == 2:
+                raise HubError("cut")
+            return real(*arguments, **more)
+
+        patch.setattr(on_hub, "upload_file", fail_second)
+        with pytest.raises(HubError, match="cut"):
+            grow(recipe=options)
+    before = len(hub.seen("/upload/", "PUT"))
+    assert before == 1 and set(hub.files(REPO)) == set()
+    result = grow(recipe=options)
+    assert weights(hub.files(REPO)) == local(tiny_mistral, tmp_path / "out", **options)
+    assert len(hub.seen("/upload/", "PUT")) == len(result.done.made) > 1
+
+
+def test_a_pull_request_and_a_message(grow: Callable[..., Any], hub: HubServer) -> None:
+    hub.add_repo(REPO, {"README.md": b"mine"})
+    address = grow(create_pr=True, message="Four more blocks").pushed
+    assert "/discussions/" in address
+    assert hub.files(REPO) == {"README.md": b"mine"}
+    assert "config.json" in hub.files(REPO, "refs/pr/1")
+
+
+def test_a_branch(grow: Callable[..., Any], hub: HubServer) -> None:
+    hub.add_repo(REPO, {"README.md": b"mine"})
+    grow(repo=f"{REPO}@grown", overwrite=True)
+    assert hub.files(REPO) == {"README.md": b"mine"}
+    assert "config.json" in hub.files(REPO, "grown")
+
+
+def test_a_folder_is_refused(grow: Callable[..., Any], tiny_mistral: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="not for a folder"):
+        expand_on_hub(
+            str(tiny_mistral),
+            parse_push_target(REPO),
+            make_recipe(tmp_path, 1, "end", "source", None),
+            HubOptions(token=TOKEN),
+        )
+
+
+def test_the_command(
+    grow: Callable[..., Any], hub: HubServer, tiny_mistral: Path, tmp_path: Path
+) -> None:
+    words = ["--src", SOURCE, "--push-to-hub", REPO, "--on-hub", "--new-layers", "1"]
+    words += ["--dtype", "source", "--json", "--commit-message", "Grown"]
+    run = subprocess.run(
+        [sys.executable, "-m", "blockexpand", *words],
+        env=hub_environment(hub, tmp_path / "home", HF_TOKEN=TOKEN),
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    result = json.loads(run.stdout)
+    assert result["pushed"].endswith(hub.repos[REPO].refs["main"])
+    assert result["copied_nbytes"] > 0
+    assert "copied on the Hub" in run.stderr
+    assert TOKEN not in run.stdout + run.stderr
+    assert weights(hub.files(REPO)) == local(tiny_mistral, tmp_path / "out")
+    for name, data in hub.files(REPO).items():
+        assert TOKEN.encode() not in data and str(tmp_path).encode() not in data, name
