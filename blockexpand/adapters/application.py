@@ -7,8 +7,9 @@ layers' bytes come from the adapters' files. Several adapters are put in side by
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from ..checkpoints.checkpoint import Checkpoint
 from ..errors import CheckpointError
@@ -86,21 +87,7 @@ def plan_application(
     source = SourceModel(model=0, checkpoint=checkpoint, decoder=decoder)
     changed = _changed_tensors(decoder, adapters)
 
-    def make(use: TensorUse) -> Part:
-        if use.layer is not None and use.layer in composition.places:
-            number, index = composition.places[use.layer]
-            placed = decoder.placed[use.name]
-            name = f"{adapters[number].adapter.layer_prefix}{index}.{placed.suffix}"
-            tensor, extent = adapters[number].placed[name]
-            neutral = adapters[number].adapter.neutral.get(placed.suffix)
-            here = Extent(_key(number, extent.file), extent.offset, extent.nbytes)
-            return Part(use.output, tensor.spec, _scaled(tensor.spec, here, neutral, scale))
-        if use.name in changed:
-            number, spec, extent = changed[use.name]
-            moved = Extent(_key(number, extent.file), extent.offset, extent.nbytes)
-            return Part(use.output, spec, Copy(moved))
-        return Part(use.output, use.spec, Copy(use.extent))
-
+    make = _make_parts(decoder, adapters, composition, changed, scale)
     kept, blocks = map_tensors((source,), layer_map, make, lambda source, name: True)
     shards = {shard.file.name: shard for shard in checkpoint.shards}
     files = plan_files(kept, blocks, shards, None, block_nbytes)
@@ -116,11 +103,7 @@ def plan_application(
         max_shard_nbytes=None,
         block_nbytes=block_nbytes,
     )
-    stored = [
-        (_key(number, shard.file.name), shard.file, opened.root)
-        for number, opened in enumerate(adapters)
-        for shard in opened.shards
-    ]
+    stored = _stored_files(adapters)
     return Plan(
         root=checkpoint.root,
         options=options,
@@ -137,21 +120,49 @@ def plan_application(
         files=files,
         documents=documents,
         side_files=checkpoint.side_files,
-        source_files=(
-            *(shard.file for shard in checkpoint.shards),
-            *(
-                FileStat(name=key, nbytes=file.nbytes, mtime_ns=file.mtime_ns)
-                for key, file, _ in stored
-            ),
-        ),
+        source_files=(*(shard.file for shard in checkpoint.shards), *stored),
         source_card=checkpoint.card,
         left_behind=checkpoint.left_behind,
         notes=surgery.notes + _change_notes(adapters),
         fingerprint=_fingerprint(take_fingerprint(options, files, documents), adapters),
-        paths={key: root / file.name for key, file, root in stored},
+        paths={file.name: path for file, path in stored.items()},
         adapters=tuple(opened.name for opened in adapters),
         keeps_function=scale == 0 and not changed,
     )
+
+
+def _make_parts(
+    decoder: Decoder,
+    adapters: Sequence[OpenedAdapter],
+    composition: Composition,
+    changed: Mapping[str, tuple[int, TensorSpec, Extent]],
+    scale: float,
+) -> Callable[[TensorUse], Part]:
+    """Return what says of each tensor of the output where its bytes come from."""
+
+    def make(use: TensorUse) -> Part:
+        if use.layer is not None and use.layer in composition.places:
+            number, index = composition.places[use.layer]
+            adapter, suffix = adapters[number].adapter, decoder.placed[use.name].suffix
+            tensor, extent = adapters[number].placed[f"{adapter.layer_prefix}{index}.{suffix}"]
+            here = extent._replace(file=_key(number, extent.file))
+            origin = _scaled(tensor.spec, here, adapter.neutral.get(suffix), scale)
+            return Part(use.output, tensor.spec, origin)
+        if use.name in changed:
+            number, spec, extent = changed[use.name]
+            return Part(use.output, spec, Copy(extent._replace(file=_key(number, extent.file))))
+        return Part(use.output, use.spec, Copy(use.extent))
+
+    return make
+
+
+def _stored_files(adapters: Sequence[OpenedAdapter]) -> dict[FileStat, Path]:
+    """Return the adapters' files as the plan calls them, each with where it is."""
+    return {
+        replace(shard.file, name=_key(number, shard.file.name)): opened.root / shard.file.name
+        for number, opened in enumerate(adapters)
+        for shard in opened.shards
+    }
 
 
 def _key(number: int, file: str) -> str:
