@@ -79,6 +79,7 @@ def test_scripts_load_each_method_so_that_it_trains(
     compile(text, "script", "exec")
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_lora_of_a_kept_expansion_trains_its_new_layers(made: dict[str, Path]) -> None:
     peft = pytest.importorskip("peft")
     settings = dict(make_settings(made["keep"], "peft").settings)
