@@ -16,9 +16,10 @@ from ..checkpoints.sources import (
     ModelRef,
     ShardStream,
 )
-from ..errors import ProofError, RecipeError
+from ..errors import NoProofError, ProofError, RecipeError
+from ..models.quantization.find import find_cut_block, find_quantization
 from ..planning.card import add_proof
-from ..planning.origins import Convert, Scale
+from ..planning.origins import Convert, Dequantize, Scale
 from ..planning.plan import Plan
 from ..progress import Progress
 from ..verification.findings import Finding, Verification
@@ -216,7 +217,9 @@ def verify_and_push(
 def _computes(plan: Plan) -> bool:
     """Tell whether any tensor has to be computed with, for which torch is loaded."""
     return any(
-        isinstance(tensor.origin, Convert | Scale) for file in plan.files for tensor in file.tensors
+        isinstance(tensor.origin, Convert | Scale | Dequantize)
+        for file in plan.files
+        for tensor in file.tensors
     )
 
 
@@ -235,6 +238,20 @@ def _note_in_card(out: Path, verification: Verification, proof: LogitsProof | No
         replace_document(out, CARD_FILE, said)
 
 
+def _refuse_other_values(checkpoint: Checkpoint, folder: Path, verification: Verification) -> None:
+    """Refuse logits of a source that transformers unpacks otherwise than its format says."""
+    quantization = find_quantization(checkpoint.config, checkpoint.specs)
+    if quantization is None or not verification.is_unpacked:
+        return
+    cut = find_cut_block(quantization)
+    if cut is not None:
+        raise NoProofError(
+            f"{folder}: every value is as the format defines it, but transformers unpacks blocks "
+            f"that are not whole ({cut}) otherwise, so that the source's logits prove nothing; "
+            "leave --logits out"
+        )
+
+
 def prove_logits(
     checkpoint: Checkpoint,
     folder: Path,
@@ -250,6 +267,7 @@ def prove_logits(
                 f"{folder}: every byte is as its recipe says, which changes what the model "
                 "computes: the logits cannot be those of the source; leave --logits out"
             )
+        _refuse_other_values(checkpoint, folder, verification)
         progress.stage("comparing logits")
         proof = compare_logits(checkpoint.root, folder, verification.dtype)
     return verification, proof

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import NoProofError
+from .quantization.find import METHODS
 
 if TYPE_CHECKING:
     pass
@@ -28,6 +30,7 @@ def load_model(folder: Path, dtype: str) -> tuple[Any, dict[str, Any]]:
         model, report = loader.from_pretrained(
             folder,
             **dtype_argument(dtype),
+            **_quantized_argument(config, folder),
             output_loading_info=True,
             trust_remote_code=False,
             use_safetensors=True,
@@ -39,6 +42,29 @@ def load_model(folder: Path, dtype: str) -> tuple[Any, dict[str, Any]]:
                 tensor.data = tensor.data.clone()
             return model.eval(), report
     raise NoProofError(f"{folder}: transformers knows no language model for {config.model_type!r}")
+
+
+def _quantized_argument(config: Any, folder: Path) -> dict[str, Any]:
+    """Return what makes a quantised checkpoint load wherever it is run.
+
+    Raises: NoProofError where the library of its format is not installed.
+    """
+    import transformers
+
+    settings = getattr(config, "quantization_config", None)
+    fields = settings if isinstance(settings, dict) else getattr(settings, "__dict__", {})
+    method = METHODS.get(str(fields.get("quant_method")))
+    if method is None:
+        return {}
+    if method.library is not None and find_spec(method.library) is None:
+        package = method.library.replace("_", "-")
+        raise NoProofError(
+            f"{folder}: transformers needs {package} to load {method.title} weights; install it "
+            f"(pip install {package}), or compare the tensors alone"
+        )
+    if method.loading is None:
+        return {}
+    return {"quantization_config": getattr(transformers, method.loading)(dequantize=True)}
 
 
 def dtype_argument(dtype: str) -> dict[str, Any]:

@@ -28,4 +28,5 @@ class Verification:
     dtype: str
     new_layers: tuple[int, ...]
     keeps_function: bool
+    is_unpacked: bool
     findings: tuple[Finding, ...]

@@ -84,6 +84,7 @@ def verify_output(
         dtype=plan.dtype,
         new_layers=plan.new_layers,
         keeps_function=plan.keeps_function,
+        is_unpacked=plan.options.quantized == "dequantize",
         findings=tuple(findings),
     )
 

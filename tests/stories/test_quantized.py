@@ -16,9 +16,11 @@ import pytest
 import quantized_zoo as zoo
 import torch
 from checkpoints import read_tensors
+from safetensors.torch import load_file, save_file
 from transformers.utils import logging
 
 import blockexpand
+from blockexpand.errors import NoProofError
 
 torch.set_num_threads(1)
 
@@ -166,3 +168,58 @@ def test_new_blocks_train_inside_a_frozen_base(
     assert touched <= trainable
     after = dict(model.named_parameters())
     assert all(torch.equal(after[name], value) for name, value in frozen.items())
+
+
+def test_verify_logits_loads_both_alike(
+    source: tuple[Format, Path, torch.Tensor], tmp_path: Path
+) -> None:
+    kind, folder, _ = source
+    for mode in MODES:
+        expand(folder, tmp_path / mode, "interleaved", mode)
+        if mode == "dequantize" and not kind.is_exact:
+            with pytest.raises(NoProofError, match="blocks that are not whole"):
+                blockexpand.verify(folder, tmp_path / mode, logits=True)
+            continue
+        _, proof = blockexpand.verify(folder, tmp_path / mode, logits=True)
+        assert proof is not None and proof.tokens > 8
+
+
+def test_check_proves_the_plan_unquantised(
+    source: tuple[Format, Path, torch.Tensor], tmp_path: Path
+) -> None:
+    _, folder, _ = source
+    notes = blockexpand.expand(folder, tmp_path / "out", position=(1, 3), check=True).notes
+    assert any("logits of 48 tokens bit-identical" in note for note in notes), notes
+
+
+# What would go wrong, seen to go wrong: each breaks one thing that is done right.
+def damage(folder: Path, edit: Callable[[str, torch.Tensor], torch.Tensor]) -> Path:
+    for file in folder.glob("*.safetensors"):
+        tensors = {name: edit(name, t) for name, t in load_file(file).items()}
+        save_file(tensors, file, metadata={"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["copied-values", "e8m0-zeroed"])
+def test_the_logits_would_show_a_wrong_zero(kind: str, tmp_path: Path) -> None:
+    logging.set_verbosity_error()
+    source = zoo.make_base(tmp_path / "source", "llama")
+    fp8(source, None)
+    expected = zoo.logits(zoo.load(source))
+    out = tmp_path / "out"
+    expand(source, out, "end", "keep")
+    values = zoo.read_tensors(source)["model.layers.3.self_attn.o_proj.weight"]
+
+    def edit(name: str, tensor: torch.Tensor) -> torch.Tensor:
+        if name == "model.layers.5.self_attn.o_proj.weight":
+            return values
+        if name == "model.layers.5.self_attn.o_proj.weight_scale_inv" and kind == "e8m0-zeroed":
+            # No zero but 2 ** -127: the weight is not zero, whatever its scales are.
+            return torch.zeros_like(tensor.view(torch.uint8)).view(tensor.dtype)
+        return tensor
+
+    damage(out, edit)
+    unpacked = zoo.load(out).model.layers[5].self_attn.o_proj.weight
+    assert unpacked.abs().sum() > 0
+    if kind == "copied-values":
+        assert not torch.equal(zoo.logits(zoo.load(out)), expected)

@@ -157,5 +157,5 @@ COMPRESSED_TENSORS = Method(
     engines=dict.fromkeys(("transformers", "vLLM", "SGLang"), find_group),
     check=_check,
     library="compressed_tensors",
-    loading="CompressedTensorsConfig(dequantize=True)",
+    loading="CompressedTensorsConfig",
 )

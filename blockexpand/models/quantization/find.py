@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ...errors import CheckpointError, UnsupportedModelError
-from ...formats.codecs import Shape
+from ...formats.codecs import Blocks, Shape
 from ...formats.safetensors import TensorSpec, make_tensor_spec
 from ...messages import show
 from .bitsandbytes import BITSANDBYTES
@@ -122,6 +122,20 @@ def find_quantization(
         modules=modules,
         members=members,
     )
+
+
+def find_cut_block(quantization: Quantization) -> str | None:
+    """Return a module whose last FP8 block is not whole; None without one.
+
+    transformers takes the size of a block from the number of scales, and so takes it for another.
+    """
+    for module in quantization.modules.values():
+        codec, shape = module.scheme.codec, module.scheme.shape
+        if quantization.method is FINE_GRAINED_FP8 and isinstance(codec, Blocks) and shape:
+            sides = zip(codec.block, shape[-2:], strict=True)
+            if any(block and length % block for block, length in sides):
+                return module.name
+    return None
 
 
 def read_shape(data: bytes) -> Shape:

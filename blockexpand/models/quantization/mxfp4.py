@@ -45,5 +45,6 @@ MXFP4 = Method(
         "serve this model; transformers loads it with Mxfp4Config(dequantize=True). To serve, use "
         "--quantized keep; to train, --quantized dequantize",
     },
-    loading="Mxfp4Config(dequantize=True)",
+    library="accelerate",
+    loading="Mxfp4Config",
 )

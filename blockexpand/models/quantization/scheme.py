@@ -58,6 +58,8 @@ class Method:
     that name modules, the first of them a list that new modules are added to; `fused` says that
     SGLang wants the fused names too. `refused` maps a mode to why it is impossible, `warnings` one
     that works to what to know of it. `engines` maps an engine to its matcher (see matchers.py).
+    transformers needs `library` to load it, and is given `loading`, a class of its own that is told
+    to dequantize, where the plain way does not work for every checkpoint.
     """
 
     name: str
