@@ -164,6 +164,7 @@ _FLAGS = (
     "private",
     "create_pr",
     "logits",
+    "untrained",
     "fail_fast",
     "stats",
 )

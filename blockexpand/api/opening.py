@@ -6,11 +6,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from ..checkpoints.checkpoint import Checkpoint
-from ..checkpoints.sources import HubOptions, ModelRef, open_source
-from ..errors import InputError, RecipeError
+from ..checkpoints.checkpoint import Checkpoint, open_checkpoint
+from ..checkpoints.files import CONFIG_FILE, MANIFEST_FILE
+from ..checkpoints.sources import HubOptions, ModelRef, OpenedSource, open_headers, open_source
+from ..errors import CheckpointError, InputError, RecipeError
 from ..formats.yaml_nodes import MOST_YAML_NBYTES
 from ..fs.paths import expand_home
+from ..messages import show
 from ..planning.mergekit.parsing import parse_recipe
 from ..planning.mergekit.recipe import MergeRecipe
 from ..progress import SILENT, Progress
@@ -85,16 +87,48 @@ def find_others(
 
 
 def open_others(
-    others: Mapping[str, ModelRef], options: HubOptions, progress: Progress
-) -> dict[str, Checkpoint]:
-    """Open the further models that an output's manifest names, each at its commit.
+    others: Mapping[str, ModelRef], options: HubOptions, *, offline: bool
+) -> tuple[dict[str, OpenedSource], tuple[str, ...]]:
+    """Open the headers of the further models that an output's manifest names, each at its commit.
 
+    Whoever made the output chose them: for an `offline` source nothing is fetched, and what is not
+    a folder must be in the Hub's cache. Returns notes of commits that no branch has, too.
     Raises: CheckpointError, HubError.
     """
-    opened = {}
+    opened: dict[str, OpenedSource] = {}
+    notes = []
     for name, other in others.items():
         folder = expand_home(name)
-        is_repo = other.repo is not None and not folder.exists()
-        place = f"{other.repo}@{other.commit}" if is_repo and other.commit else name
-        opened[name], _ = open_source(place, replace(options, revision=None), progress=progress)
-    return opened
+        if other.repo is None or folder.exists():
+            opened[name] = open_headers(str(folder), options)
+            continue
+        from ..checkpoints import hub
+
+        ref = hub.parse_repo_ref(name, None)
+        if ref.repo_id != other.repo:
+            raise CheckpointError(
+                f"{MANIFEST_FILE}: field 'models': says that {show(name)} is {show(other.repo)}; "
+                f"expected {ref.repo_id}"
+            )
+        commit = other.commit or ref.revision or "main"
+        if offline:
+            opened[name] = _open_cached(ref.repo_id, commit, other, options)
+            continue
+        opened[name] = open_headers(f"{ref.repo_id}@{commit}", replace(options, revision=None))
+        branch = ref.revision or "main"
+        if hub.is_in_history(ref.repo_id, commit, branch, token=options.token) is False:
+            notes.append(f"commit {commit} of {ref.repo_id} is not in the history of {branch}")
+    return opened, tuple(notes)
+
+
+def _open_cached(repo: str, commit: str, other: ModelRef, options: HubOptions) -> OpenedSource:
+    from ..checkpoints import hub
+
+    config = hub.find_cached(repo, CONFIG_FILE, commit, options.cache_dir)
+    if config is None:
+        raise CheckpointError(
+            f"the output also takes layers from {repo} at {commit}, which is not in the Hub's "
+            "cache; the source is a folder, so nothing is fetched because an output says so: if "
+            f"you trust it, run `hf download {repo} --revision {commit}`, then the same command"
+        )
+    return OpenedSource(checkpoint=open_checkpoint(config.parent), name=other)

@@ -180,9 +180,10 @@ def verify_and_push(
     out = result.out
     if publish.verify is not None:
         try:
-            verification, proof = prove_logits(
-                checkpoint, out, publish.verify == "logits", progress, others
-            )
+            verification = verify_output(checkpoint, result.source, out, progress, others)
+            proof = None
+            if publish.verify == "logits" and not verification.findings:
+                proof = prove_logits(checkpoint, out, verification, progress)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"{out} is complete, but not verified") from None
         if verification.findings:
@@ -253,21 +254,19 @@ def _refuse_other_values(checkpoint: Checkpoint, folder: Path, verification: Ver
 
 
 def prove_logits(
-    checkpoint: Checkpoint,
-    folder: Path,
-    logits: bool,
-    progress: Progress,
-    others: Mapping[str, Checkpoint] | None = None,
-) -> tuple[Verification, LogitsProof | None]:
-    verification = verify_output(checkpoint, folder, progress, others)
-    proof = None
-    if logits and not verification.findings:
-        if not verification.keeps_function:
-            raise RecipeError(
-                f"{folder}: every byte is as its recipe says, which changes what the model "
-                "computes: the logits cannot be those of the source; leave --logits out"
-            )
-        _refuse_other_values(checkpoint, folder, verification)
-        progress.stage("comparing logits")
-        proof = compare_logits(checkpoint.root, folder, verification.dtype)
-    return verification, proof
+    checkpoint: Checkpoint, folder: Path, verification: Verification, progress: Progress
+) -> LogitsProof:
+    """Compare the logits of an output with its source's. Raises: ProofError, RecipeError."""
+    if verification.active:
+        raise RecipeError(
+            f"{folder}: its new blocks were trained, so its logits cannot be those of the source; "
+            "leave --logits out"
+        )
+    if not verification.keeps_function:
+        raise RecipeError(
+            f"{folder}: every byte is as its recipe says, which changes what the model "
+            "computes: the logits cannot be those of the source; leave --logits out"
+        )
+    _refuse_other_values(checkpoint, folder, verification)
+    progress.stage("comparing logits")
+    return compare_logits(checkpoint.root, folder, verification.dtype)

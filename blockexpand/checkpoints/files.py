@@ -25,8 +25,8 @@ CARD_FILE = "README.md"
 
 MANIFEST_FILE = "block_expansion.json"
 
-# One of 10,000 layers and a recipe of a MiB has half of it; parsed, JSON takes 40 times its size.
-MOST_MANIFEST_NBYTES = 4_000_000
+# One of 10,000 layers and a recipe of a MiB has half of it; JSON takes 50 times its size, parsed.
+MOST_MANIFEST_NBYTES = 3_000_000
 
 # Of a card only the front matter is of use.
 _MOST_CARD_NBYTES = 1 << 20
@@ -159,17 +159,38 @@ def read_manifest(folder_or_file: Path) -> tuple[bytes, str]:
         return stream.read(MOST_MANIFEST_NBYTES + 1), str(file)
 
 
+def link_targets(root: Path) -> tuple[Path, ...]:
+    """Return the folders that links in a checkpoint's folder may lead into.
+
+    That is itself, and for a snapshot in the Hub's cache the blobs: its files are links into the
+    repository's own or, since 2.4, through it into those that all repositories share.
+    """
+    real_root = root.resolve()
+    in_cache = real_root.parent.name == "snapshots" and len(real_root.parts) > 3
+    blobs = [real_root.parents[n] / "blobs" for n in (1, 2)] if in_cache else []
+    return (real_root, *blobs)
+
+
+def explain_link(path: Path, places: Iterable[Path]) -> str | None:
+    """Say what is wrong with a symbolic link, None if nothing is or the path is no link."""
+    if not path.is_symlink():
+        return None
+    target = Path(os.path.realpath(path))
+    if not any(target.is_relative_to(place) for place in places):
+        return f"is a symbolic link that leaves the folder (to {target})"
+    if not target.is_file():
+        what = "a folder" if target.is_dir() else f"no file (to {target})"
+        return f"is a symbolic link to {what}"
+    return None
+
+
 def list_files(root: Path) -> frozenset[str]:
     """Return every regular file below the root, `/`-separated, but for hidden ones.
 
     Raises: CheckpointError for a link that leaves the folder or leads to no file, and for a folder
     that cannot be read: what is not seen would silently be left out.
     """
-    real_root = root.resolve()
-    # The Hub cache keeps a snapshot's files as links into the repository's own blobs folder, or,
-    # since 2.4, through it into the blobs that all repositories of the cache share.
-    in_cache = real_root.parent.name == "snapshots" and len(real_root.parts) > 3
-    blobs = [real_root.parents[n] / "blobs" for n in (1, 2)] if in_cache else []
+    places = link_targets(root)
 
     def refuse(error: OSError) -> None:
         raise CheckpointError(
@@ -190,19 +211,11 @@ def list_files(root: Path) -> frozenset[str]:
                 raise CheckpointError(
                     f"{root}: the name of {show(relative)} {reason}; rename the file, or remove it"
                 )
-            if path.is_symlink():
-                target = Path(os.path.realpath(path))
-                if not any(target.is_relative_to(place) for place in (real_root, *blobs)):
-                    raise CheckpointError(
-                        f"{root}: {relative} is a symbolic link that leaves the folder (to "
-                        f"{target}); give the folder that the files really lie in, or copy them"
-                    )
-                if not target.is_file():
-                    what = "a folder" if target.is_dir() else f"no file (to {target})"
-                    raise CheckpointError(
-                        f"{root}: {relative} is a symbolic link to {what}; expected files; copy "
-                        "or fetch what is meant, or remove the link"
-                    )
+            if fault := explain_link(path, places):
+                raise CheckpointError(
+                    f"{root}: {relative} {fault}; give the folder that the files really lie in, or "
+                    "copy them"
+                )
             if not path.is_file():
                 raise CheckpointError(
                     f"{root}: {relative} is {_name_kind(path)}, which cannot be copied; remove it"

@@ -10,15 +10,14 @@ from ..api.pipeline import Expansion
 from ..api.readiness import Preview
 from ..checkpoints.sources import ModelRef
 from ..fs.paths import existing_folder, expand_home
-from ..messages import and_more, join, join_lines, printable
+from ..messages import and_more, join, join_lines
 from ..planning.card import describe_neutral, layer_runs
 from ..planning.parameters import Parameters
 from ..planning.plan import Plan
 from ..planning.segments import Tally, tally_file
-from ..verification.findings import Verification
-from ..verification.logits import LogitsProof
 from ..writing.shard import Moved
 from .text_sizes import format_size
+from .text_verification import describe_proof, verification_as_json
 
 
 def describe_plan(plan: Plan, name: ModelRef, out: Path, *, verbose: bool) -> str:
@@ -106,7 +105,7 @@ def describe_expansion(result: Expansion, *, verbose: bool) -> str:
         lines += [f"  {file.name}" for file in plan.side_files]
     lines.append(f"{_shown(result.out)}: {format_size(plan.nbytes)}, {_moved(result.moved)}")
     if result.verification is not None:
-        lines.append(_verified(result.verification, result.proof))
+        lines.append(describe_proof(result.verification, result.proof))
     if result.pushed is not None:
         lines.append(f"uploaded: {result.pushed}")
     lines += _remarks(result.notes, plan.left_behind)
@@ -133,39 +132,6 @@ def expansion_as_json(result: Expansion) -> dict[str, Any]:
         else verification_as_json(result.verification, result.proof, result.out),
         "pushed": result.pushed,
         "notes": list(result.notes),
-    }
-
-
-def describe_verification(
-    verification: Verification, proof: LogitsProof | None, out: Path, *, verbose: bool
-) -> str:
-    """Return what was compared, or every difference."""
-    if verification.findings:
-        return join_lines(map(str, verification.findings))
-    return printable(f"{out}: {_verified(verification, proof)}")
-
-
-def verification_as_json(
-    verification: Verification, proof: LogitsProof | None, out: Path
-) -> dict[str, Any]:
-    """Return a verification for scripts."""
-    return {
-        "out": str(out),
-        "ok": not verification.findings,
-        "tensors": verification.tensors,
-        "nbytes": verification.nbytes,
-        "findings": [
-            {
-                "file": finding.file,
-                "tensor": finding.tensor,
-                "offset": finding.offset,
-                "message": finding.message,
-            }
-            for finding in verification.findings
-        ],
-        "logits": None
-        if proof is None
-        else {"equal": True, "tokens": proof.tokens, "dtype": proof.dtype},
     }
 
 
@@ -288,16 +254,6 @@ def _moved(moved: Moved) -> str:
         "kept from an earlier run": moved.reused,
     }
     return ", ".join(f"{format_size(n)} {name}" for name, n in names.items() if n)
-
-
-def _verified(verification: Verification, proof: LogitsProof | None) -> str:
-    text = (
-        f"verified: {verification.tensors} tensors, {format_size(verification.nbytes)}, every "
-        "byte as its source and recipe say"
-    )
-    if proof is not None:
-        text += f"; logits of {proof.tokens} tokens bit-identical in {proof.dtype}"
-    return text
 
 
 def _remarks(notes: tuple[str, ...], left_behind: tuple[str, ...]) -> list[str]:

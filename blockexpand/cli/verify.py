@@ -16,15 +16,21 @@ def make_parser() -> Parser:
         prog="blockexpand verify",
         usage="blockexpand verify SRC OUT [options]",
         description="Compare every byte of an expansion with what its source and its recipe say "
-        "it must be. Exit status 1 if anything differs.",
+        "it must be. New blocks may have been trained, and another tool may have made or saved the "
+        "expansion: then its tensors are compared. Exit status 1 if anything else differs.",
     )
     add = parser.add_argument
     add("src", type=not_empty, metavar="SRC", help="the source: a folder or a Hub repository")
-    add("out", type=not_empty, metavar="OUT", help="the folder that blockexpand made")
+    add("out", type=not_empty, metavar="OUT", help="the folder of the expansion")
     add(
         "--logits",
         action="store_true",
         help="also load both with transformers and compare their logits, bit for bit",
+    )
+    add(
+        "--untrained",
+        action="store_true",
+        help="also fail where new blocks were trained, or another program saved the files",
     )
     add_hub_options(parser)
     add_output_options(parser, verbose="print every difference in full", progress=True)
@@ -33,7 +39,7 @@ def make_parser() -> Parser:
 
 def run(options: argparse.Namespace, words: Sequence[str]) -> int:
     from ..api.comparing import verify
-    from . import text as report
+    from . import text_verification as report
     from .reporting import reporting
 
     with reporting(options) as progress:
@@ -41,6 +47,7 @@ def run(options: argparse.Namespace, words: Sequence[str]) -> int:
             options.src,
             options.out,
             logits=options.logits,
+            untrained=options.untrained,
             revision=options.revision,
             token=options.token,
             cache_dir=options.cache_dir,
@@ -56,8 +63,4 @@ def run(options: argparse.Namespace, words: Sequence[str]) -> int:
     )
     if not verification.findings:
         return 0
-    count = len(verification.findings)
-    return tell_difference(
-        f"{options.out}: {count} difference{'s' if count > 1 else ''} from what its source and "
-        f"recipe say, the first: {verification.findings[0]}; make it again"
-    )
+    return tell_difference(report.describe_differences(verification, Path(options.out)))

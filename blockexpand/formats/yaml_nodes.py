@@ -20,6 +20,9 @@ MOST_YAML_NBYTES = 1 << 20
 
 _MOST_FAULTS = 20
 
+# Aliases make a short text a long document: what is read is counted as often as it is read.
+_MOST_READ = 500_000
+
 _SHOWN_CHARACTERS = 60
 
 _MOST_DEPTH = 100
@@ -114,6 +117,7 @@ class NodeReader:
         self._refused = refused
         self._faults: list[tuple[int, str]] = []
         self._merged: dict[int, Pairs | None] = {}
+        self._read = 0
 
     def fault(self, node: yaml.Node, text: str) -> None:
         line = line_of(node)
@@ -153,6 +157,7 @@ class NodeReader:
         if not isinstance(node, yaml.SequenceNode) or not node.value:
             self.fault(node, f"{key}: expected {wanted}, found {show(node)}")
             return []
+        self._count(node)
         return list(node.value)
 
     def text(self, node: yaml.Node, key: str, wanted: str) -> str | None:
@@ -161,6 +166,14 @@ class NodeReader:
             self.fault(node, f"{key}: expected {wanted}, found {show(node)}")
             return None
         return value
+
+    def _count(self, node: yaml.Node) -> None:
+        self._read += len(node.value)
+        if self._read > _MOST_READ:
+            raise RecipeError(
+                f"{self._file}:{line_of(node)}: more than {_MOST_READ} entries, aliases written "
+                "out; expected a recipe that a person can read"
+            )
 
     def _pairs(self, node: yaml.Node, key: str, allowed: Sequence[str] | None) -> Pairs:
         """Return an object's pairs, those that it merges below its own.
@@ -171,6 +184,7 @@ class NodeReader:
         if not isinstance(node, yaml.MappingNode):
             self.fault(node, f"{key}: expected an object, found {show(node)}")
             return {}
+        self._count(node)
         own: Pairs = {}
         merged: Pairs | None = None
         for name, value in node.value:

@@ -25,6 +25,7 @@ from ..planning.origins import (
     Convert,
     Copy,
     Dequantize,
+    Extent,
     Fill,
     Scale,
     Zeros,
@@ -215,3 +216,22 @@ def _locate(
             worst[tensor.name] = Mismatch(
                 file, tensor.name, offset, first + byte, one[byte], other[byte]
             )
+
+
+def is_zero(path: Path, extent: Extent, dtype: str) -> bool:
+    """Tell whether every element of a floating-point tensor is a zero, of either sign."""
+    element = DTYPE_BITS[dtype] // 8
+    with path.open("rb") as stream:
+        stream.seek(extent.offset)
+        left = extent.nbytes
+        while left:
+            data = stream.read(min(left, _SLICE_NBYTES))
+            if not data:
+                return False
+            # The last byte of each element has its sign.
+            signs = data[element - 1 :: element]
+            rest = [data[byte::element] for byte in range(element - 1)]
+            if signs.strip(b"\x00\x80") or any(part.strip(b"\x00") for part in rest):
+                return False
+            left -= len(data)
+    return True

@@ -13,10 +13,11 @@ from typing import Literal
 from ..checkpoints.checkpoint import Checkpoint
 from ..formats.safetensors import TensorSpec
 from ..models.layer_map import LayerMap
-from ..planning.origins import Copy, Extent
+from ..planning.origins import Copy
 from ..planning.shards import PlannedTensor
 from ..progress import Progress
-from .comparison import Place, compare_tensors
+from .comparison import compare_tensors
+from .expectation import find_extents, in_dtype, place_files
 from .matching import TensorKey, match_tensors
 
 Status = Literal["same", "changed", "new", "missing"]
@@ -93,11 +94,11 @@ def compare_checkpoints(
     matching = match_tensors(base, other)
     mine = {key: name for name, key in matching.base.items()}
     theirs = {key: name for name, key in matching.other.items()}
-    # Of one spec only: what has another dtype or shape is changed, whatever its bytes.
+    # Trainers save wider copies; what has a narrower dtype, or another shape, is changed anyway.
     pairs = {
         theirs[key]: mine[key]
         for key in mine.keys() & theirs.keys()
-        if base.specs[mine[key]] == other.specs[theirs[key]]
+        if holds(base.specs[mine[key]], other.specs[theirs[key]])
     }
     mismatches = compare_tensors(
         place_files(base), place_files(other), _place(base, other, pairs), progress
@@ -134,10 +135,13 @@ def _judge(
         status = "new"
     elif theirs is None:
         status = "missing"
-    elif spec != other.specs[theirs]:
+    elif not holds(spec, other.specs[theirs]):
         status, message = "changed", f"{_show(spec)} → {_show(other.specs[theirs])}"
     elif offset is not None:
-        status, message = "changed", f"from byte {offset} of {spec.nbytes} on"
+        nbytes = other.specs[theirs].nbytes
+        status, message = "changed", f"from byte {offset} of {nbytes} on"
+    elif spec != other.specs[theirs]:
+        message = f"{_show(spec)} → {_show(other.specs[theirs])}, the same values"
     return TensorDifference(
         status=status,
         base_name=mine,
@@ -149,6 +153,13 @@ def _judge(
     )
 
 
+def holds(one: TensorSpec, other: TensorSpec) -> bool:
+    """Tell whether a tensor of the second kind can hold every value of one of the first."""
+    wider = {"BF16": ("F32", "F64"), "F16": ("F32", "F64"), "F32": ("F64",)}
+    same = one.dtype == other.dtype or other.dtype in wider.get(one.dtype, ())
+    return same and one.shape == other.shape
+
+
 def _show(spec: TensorSpec) -> str:
     return f"{spec.dtype} {list(spec.shape)}"
 
@@ -156,34 +167,17 @@ def _show(spec: TensorSpec) -> str:
 def _place(
     base: Checkpoint, other: Checkpoint, pairs: Mapping[str, str]
 ) -> dict[str, list[PlannedTensor]]:
-    """Return OTHER's tensors by file, each to be a copy of its partner in BASE."""
-    sources = find_extents(base)
-    return {
-        shard.file.name: [
-            PlannedTensor(
-                entry.name,
-                entry.spec,
-                shard.header.data_start + entry.data_offset,
-                Copy(sources[pairs[entry.name]]),
-            )
-            for entry in shard.header.entries
-            if entry.name in pairs
-        ]
-        for shard in other.shards
-    }
-
-
-def place_files(checkpoint: Checkpoint) -> Place:
-    """Return where a checkpoint's tensors are read."""
-    return Place(checkpoint.root, {shard.file.name: shard.file for shard in checkpoint.shards})
-
-
-def find_extents(checkpoint: Checkpoint) -> dict[str, Extent]:
-    """Return where each tensor lies in the files of its checkpoint."""
-    return {
-        entry.name: Extent(
-            shard.file.name, shard.header.data_start + entry.data_offset, entry.spec.nbytes
-        )
-        for shard in checkpoint.shards
-        for entry in shard.header.entries
-    }
+    """Return OTHER's tensors by file, each to have the values of its partner in BASE."""
+    extents = find_extents(base)
+    files: dict[str, list[PlannedTensor]] = {}
+    for shard in other.shards:
+        placed = files.setdefault(shard.file.name, [])
+        for entry in shard.header.entries:
+            if entry.name not in pairs:
+                continue
+            mine = pairs[entry.name]
+            origin = in_dtype(Copy(extents[mine]), base.specs[mine], entry.spec.dtype)
+            assert origin is not None
+            offset = shard.header.data_start + entry.data_offset
+            placed.append(PlannedTensor(entry.name, entry.spec, offset, origin))
+    return files

@@ -28,11 +28,13 @@ _MOST_TOKENS = 128
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogitsProof:
-    """Logits [1, tokens, vocabulary] that were found equal, bit for bit."""
+    """Outputs that were found equal, bit for bit: `what` they are, logits [1, tokens, vocabulary]
+    or, of a model without a language-model head, those of its own class."""
 
     tokens: int
     vocabulary: int
     dtype: str
+    what: str = "logits"
 
 
 def compare_logits(source: Path, out: Path, dtype: str) -> LogitsProof:

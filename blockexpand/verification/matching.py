@@ -59,12 +59,12 @@ def match_tensors(base: Checkpoint, other: Checkpoint) -> Matching:
     if mine is None or theirs is None:
         keys = [{name: TensorKey(name) for name in side.specs} for side in (base, other)]
         return Matching(base=keys[0], other=keys[1], matched_by=matched_by)
-    base_prefix = _find_prefix(base.specs, mine.manifest.layer_prefix)
-    other_prefix = _find_prefix(other.specs, theirs.manifest.layer_prefix)
+    base_prefix = find_prefix(base.specs, mine.manifest.layer_prefix)
+    other_prefix = find_prefix(other.specs, theirs.manifest.layer_prefix)
     # transformers saves transformer.h.0 and transformer.wte; files of the Hub have h.0 and wte.
     return Matching(
-        base=_keys(base, mine, base_prefix, _lead(base_prefix, other_prefix)),
-        other=_keys(other, theirs, other_prefix, _lead(other_prefix, base_prefix)),
+        base=_keys(base, mine, base_prefix, find_lead(base_prefix, other_prefix)),
+        other=_keys(other, theirs, other_prefix, find_lead(other_prefix, base_prefix)),
         matched_by=matched_by,
         layer_map=(theirs if theirs.expanded else mine).manifest.layer_map,
         layer_prefix=other_prefix if theirs.expanded else base_prefix,
@@ -138,7 +138,7 @@ def _count_layers(
                 return int(config[count])
     if like is None:
         return None
-    prefix = _find_prefix(checkpoint.specs, like.layer_prefix)
+    prefix = find_prefix(checkpoint.specs, like.layer_prefix)
     splits = (split_name(name, prefix) for name in checkpoint.specs)
     return max((split[0] + 1 for split in splits if split is not None), default=None)
 
@@ -170,12 +170,12 @@ def _keys(checkpoint: Checkpoint, layers: _Layers, prefix: str, lead: str) -> di
     return keys
 
 
-def _lead(prefix: str, other: str) -> str:
+def find_lead(prefix: str, other: str) -> str:
     """Return what stands before `other` in `prefix`, if nothing else tells them apart."""
     return prefix[: -len(other)] if prefix.endswith(other) else ""
 
 
-def _find_prefix(names: Iterable[str], stated: str) -> str:
+def find_prefix(names: Iterable[str], stated: str) -> str:
     """Return the prefix of the layers in these names: the stated one, shorter, or longer."""
     present = list(names)
     for prefix in filter(None, (stated, stated.partition(".")[2])):

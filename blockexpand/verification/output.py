@@ -1,62 +1,222 @@
 """Re-read an output and compare it with what its source and its stated recipe say it must be.
 
-It believes nothing that the output says of itself but the recipe: what must be there is planned
-again from the source. It imports nothing that writes. Both sides are read once, in flat memory.
+It believes nothing that the output says of itself: what must be there is planned again from the
+source, and what cannot be checked is handed on as a claim. It imports nothing that writes. Both
+sides are read once, in flat memory.
 """
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from ..checkpoints.checkpoint import Checkpoint
-from ..checkpoints.files import CARD_FILE, CONFIG_FILE, INDEX_FILE, MANIFEST_FILE, read_manifest
-from ..errors import CheckpointError, HeaderError
-from ..formats.json_object import MOST_JSON_NBYTES, parse_json_object
-from ..formats.safetensors import (
-    LENGTH_NBYTES,
-    Header,
-    TensorSpec,
-    parse_header,
-    read_header,
-)
-from ..fs.reading import FileStat, check_same, describe_file
+from .._version import __version__
+from ..checkpoints.checkpoint import Checkpoint, open_checkpoint
+from ..checkpoints.files import CARD_FILE, CONFIG_FILE, MANIFEST_FILE, read_manifest
+from ..checkpoints.sources import ModelRef
+from ..errors import CheckpointError
+from ..formats.json_object import parse_json_object
+from ..messages import and_more, show
+from ..models.decoder import split_name
 from ..planning.card import add_card, without_proof
-from ..planning.manifest import Manifest, parse_claims, parse_manifest
-from ..planning.mergekit.parsing import parse_recipe
-from ..planning.mergekit.plan import make_merge_plan
-from ..planning.mergekit.vocabulary import read_vocabularies
-from ..planning.plan import Plan, make_plan
+from ..planning.manifest import Claims, Manifest, compare_with_plan, parse_claims, parse_manifest
+from ..planning.origins import Extent, Fill, Zeros
+from ..planning.plan import Plan
 from ..planning.shards import PlannedTensor
-from ..progress import Progress, Report
-from .comparison import Mismatch, Place, compare_tensors, differing_byte
+from ..progress import Progress
+from .claims import check_models, compare_claims, find_wrong_source, plan_again
+from .comparison import Place, compare_tensors, is_zero
+from .expectation import Expectation, expect_plan
 from .findings import Finding, Verification
+from .folder import (
+    compare_documents,
+    compare_headers,
+    compare_names,
+    compare_side_files,
+    read_headers,
+)
+from .saved import SavedComparison, compare_saved, describe_mismatch, fits
+from .saved_config import compare_configs
 
-_MOST_FINDINGS_PER_FILE = 20
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stated:
+    """A manifest, read and checked for what can be known without its source."""
+
+    manifest: Manifest
+    claims: Claims
+
+
+@dataclass(slots=True, kw_only=True)
+class _Result:
+    """What has been found so far."""
+
+    findings: list[Finding] = field(default_factory=list)
+    trained: list[Finding] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    active: tuple[int, ...] = ()
+    originals: int = 0
+    identical: int = 0
+
+
+def read_stated(out: Path) -> Stated:
+    """Read what an output says of itself. Raises: CheckpointError."""
+    manifest = parse_manifest(*read_manifest(out))
+    claims = parse_claims(manifest)
+    check_models(manifest, claims)
+    return Stated(manifest=manifest, claims=claims)
 
 
 def verify_output(
     checkpoint: Checkpoint,
+    source: ModelRef,
     out: Path,
     progress: Progress,
     others: Mapping[str, Checkpoint] | None = None,
+    *,
+    untrained: bool = True,
 ) -> Verification:
     """Compare an output folder with its source, every byte of it.
 
-    `others` holds the further models of a recipe, those that `stated_models` names.
+    `others` holds the further models of a recipe, those that its manifest names. Unless it must be
+    `untrained`, tensors of new blocks may differ, and it may have been saved by another program.
     Raises: CheckpointError where the output does not state its recipe; UnsupportedModelError,
     RecipeError for a recipe that is impossible.
     """
-    plan = _plan_again(parse_manifest(*read_manifest(out)), checkpoint, others or {})
+    stated = read_stated(out)
+    manifest, claims = stated.manifest, stated.claims
+    if refused := _refuse_source(stated, checkpoint, source):
+        return refused
+    bare = plan_again(manifest, claims, checkpoint, others or {})
+    plan = add_card(bare, claims.source, claims.command, claims.models)
+    faults, unknown = compare_with_plan(manifest, plan)
+    claim_faults, unconfirmed = compare_claims(claims, source)
+    result = _Result(notes=_notes(plan, claims, unknown, out))
+    result.findings += [Finding(file=MANIFEST_FILE, message=f) for f in faults + claim_faults]
+    saved = None if untrained else _open_saved(plan, checkpoint, out)
+    if saved is None:
+        _compare_exactly(plan, out, progress, result, untrained=untrained)
+    else:
+        _compare_saved(*saved, plan, out, progress, result)
+    return Verification(
+        source=source,
+        has_manifest=True,
+        original_layers=plan.original_layers,
+        layer_map=plan.layer_map,
+        tensors=sum(len(file.tensors) for file in plan.files),
+        nbytes=plan.nbytes,
+        dtype=plan.dtype,
+        keeps_function=None if result.findings else plan.keeps_function and not result.active,
+        is_unpacked=plan.options.quantized == "dequantize",
+        findings=tuple(result.findings),
+        trained=tuple(result.trained),
+        notes=tuple(result.notes),
+        originals=result.originals,
+        identical=result.identical,
+        active=result.active,
+        recipe=claims.recipe_text,
+        stated=tuple(unconfirmed),
+        wrong_source=find_other_weights(result.identical, result.originals, source, claims),
+    )
+
+
+def find_other_weights(
+    identical: int, originals: int, source: ModelRef, claims: Claims | None
+) -> str | None:
+    """Say on one line that an output has another model's weights, if most of them differ."""
+    if 2 * identical >= originals:
+        return None
+    made = f"was made from {show(claims.source.model)} (as it says)" if claims else "is of another"
+    return (
+        f"{originals - identical} of {originals} original tensors are not those of {source.model}: "
+        f"it {made}, or all of it was trained"
+    )
+
+
+def check_stated(
+    stated: Stated, checkpoint: Checkpoint, source: ModelRef, others: Mapping[str, Checkpoint]
+) -> Verification | None:
+    """Plan again with headers alone, before weights are fetched; None where that can be done.
+
+    Raises: as `verify_output`.
+    """
+    refused = _refuse_source(stated, checkpoint, source)
+    if refused is None:
+        plan_again(stated.manifest, stated.claims, checkpoint, others)
+    return refused
+
+
+def _refuse_source(stated: Stated, checkpoint: Checkpoint, source: ModelRef) -> Verification | None:
+    manifest = stated.manifest
+    wrong = find_wrong_source(manifest, stated.claims, checkpoint, source)
+    if wrong is None:
+        return None
+    return Verification(
+        source=source,
+        has_manifest=True,
+        original_layers=manifest.original_layers,
+        layer_map=manifest.layer_map,
+        tensors=0,
+        nbytes=0,
+        dtype=(stated.claims.recipe.dtype if stated.claims.recipe else None) or "source",
+        keeps_function=None,
+        findings=(Finding(file=MANIFEST_FILE, message=wrong),),
+        wrong_source=wrong,
+    )
+
+
+def _notes(plan: Plan, claims: Claims, unknown: list[str], out: Path) -> list[str]:
+    """Say what differs without making another model: the card, the release, unknown fields."""
+    notes = []
+    card, path = next(d.data for d in plan.documents if d.name == CARD_FILE), out / CARD_FILE
+    if not path.is_file():
+        notes.append(f"{CARD_FILE} is missing")
+    else:
+        with path.open("rb") as stream:
+            # What a run that verified adds to its card is left out.
+            if without_proof(stream.read(2 * len(card) + 1)) != card:
+                notes.append(
+                    f"{CARD_FILE} is not the card that this release writes: it was edited, or "
+                    "another release wrote it; what it says was not checked"
+                )
+    if claims.version != __version__:
+        notes.append(f"made by blockexpand {claims.version}; this is {__version__}")
+    elif claims.fingerprint != plan.fingerprint:
+        notes.append(f"{MANIFEST_FILE}: field 'fingerprint' is not that of this plan")
+    if unknown:
+        fields = and_more(sorted(map(show, unknown)), 5)
+        notes.append(f"{MANIFEST_FILE}: unknown fields were not checked: {fields}")
+    if not claims.command.isprintable():
+        notes.append(f"{MANIFEST_FILE}: field 'command' has control characters: do not paste it")
+    return notes
+
+
+def _open_saved(
+    plan: Plan, checkpoint: Checkpoint, out: Path
+) -> tuple[Expectation, Checkpoint] | None:
+    """Open an output that another program saved: its files are not as planned, its tensors are."""
+    headers, strange = read_headers(plan, out)
+    if len(headers) == len(plan.files) and not strange:
+        return None
+    try:
+        saved = open_checkpoint(out)
+    except CheckpointError:
+        return None
+    expectation = expect_plan(plan, checkpoint)
+    return (expectation, saved) if fits(expectation, saved) else None
+
+
+def _compare_exactly(
+    plan: Plan, out: Path, progress: Progress, result: _Result, *, untrained: bool
+) -> None:
+    """Compare an output as blockexpand wrote it, byte for byte."""
     nbytes = sum(tensor.spec.nbytes for file in plan.files for tensor in file.tensors)
     progress.begin("comparing", nbytes + sum(file.nbytes for file in plan.side_files))
-    findings = [*_compare_names(plan, out), *_compare_documents(plan, out)]
-    headers, strange = _read_headers(plan, out)
+    result.findings += [*compare_names(plan, out), *compare_documents(plan, out)]
+    headers, strange = read_headers(plan, out)
     planned = {tensor.name: tensor for file in plan.files for tensor in file.tensors}
-    findings += _compare_headers(plan, headers)
+    result.findings += compare_headers(plan, headers)
     placed = {
         file: [
             PlannedTensor(
@@ -73,210 +233,70 @@ def verify_output(
     sources = Place(plan.root, {file.name: file for file in plan.source_files}, plan.paths)
     found = Place(out, {name: file for name, (_, file) in headers.items()})
     mismatches = compare_tensors(sources, found, placed, progress)
-    findings += map(_find_mismatch, mismatches.values())
-    # Where a tensor is named, that the header's bytes differ says nothing more.
-    named = {finding.file for finding in findings}
-    findings += [finding for finding in strange if finding.file not in named]
-    findings += _compare_side_files(plan, out, progress.advance)
-    return Verification(
-        tensors=len(planned),
-        nbytes=plan.nbytes,
-        dtype=plan.dtype,
-        new_layers=plan.new_layers,
-        keeps_function=plan.keeps_function,
-        is_unpacked=plan.options.quantized == "dequantize",
-        findings=tuple(findings),
-    )
-
-
-def _plan_again(
-    manifest: Manifest, checkpoint: Checkpoint, others: Mapping[str, Checkpoint]
-) -> Plan:
-    """Make the plan again from the recipe that the manifest states."""
-    claims = parse_claims(manifest)
-    if claims.recipe is not None:
-        return add_card(make_plan(checkpoint, claims.recipe), claims.source, claims.command)
-    assert claims.recipe_text is not None
-    merge = parse_recipe(claims.recipe_text.encode(), MANIFEST_FILE)
-    checkpoints = {model: others.get(model, checkpoint) for model in merge.models}
-    plan = make_merge_plan(
-        merge,
-        checkpoints,
-        vocabularies=read_vocabularies(merge, checkpoints),
-        max_shard_nbytes=claims.max_shard_nbytes,
-        block_nbytes=claims.block_nbytes,
-    )
-    return add_card(plan, claims.source, claims.command, claims.models)
-
-
-def _find_mismatch(mismatch: Mismatch) -> Finding:
-    return Finding(
-        file=mismatch.file,
-        tensor=mismatch.tensor,
-        offset=mismatch.offset,
-        message=(
-            f"differs at byte {mismatch.offset} of the tensor (byte {mismatch.position} of the "
-            f"file): expected 0x{mismatch.expected:02x}, found 0x{mismatch.found:02x}"
-        ),
-    )
-
-
-def _compare_names(plan: Plan, out: Path) -> Iterator[Finding]:
-    """Find files that are missing or too many. What a version control keeps is not looked at."""
-    expected = {file.name for file in plan.files}
-    expected |= {document.name for document in plan.documents}
-    expected |= {file.name for file in plan.side_files}
-    found = set()
-    for path in out.rglob("*"):
-        relative = path.relative_to(out)
-        is_folder = path.is_dir() and not path.is_symlink()
-        if not is_folder and relative.parts[0] not in (".git", ".cache", ".gitattributes"):
-            found.add(relative.as_posix())
-    # By name alone a link to nothing, or a pipe, would pass, and nothing of it would be compared.
-    for name in sorted(name for name in expected if not (out / name).is_file()):
-        message = "is not a file, or a link to none" if name in found else "is missing"
-        yield Finding(file=name, message=message)
-    for name in sorted(found - expected):
-        yield Finding(file=name, message="is not part of the expansion")
-
-
-def _compare_documents(plan: Plan, out: Path) -> Iterator[Finding]:
-    for document in plan.documents:
-        path = out / document.name
-        if not path.is_file():
-            continue
-        with path.open("rb") as stream:
-            data = stream.read(MOST_JSON_NBYTES)
-        if document.name == CARD_FILE:
-            data = without_proof(data)
-        if data == document.data:
-            continue
-        differences: list[str] = []
-        if document.name in (CONFIG_FILE, INDEX_FILE, MANIFEST_FILE):
-            try:
-                found = parse_json_object(data, document.name)
-                differences = _json_differences(json.loads(document.data), found)
-            except CheckpointError as error:
-                differences = [str(error).removeprefix(f"{document.name}: ")]
-        if not differences:
-            differences = [_first_difference(document.data, data)]
-        for difference in differences[:_MOST_FINDINGS_PER_FILE]:
-            yield Finding(file=document.name, message=difference)
-
-
-def _first_difference(expected: bytes, found: bytes) -> str:
-    if expected.startswith(found) or found.startswith(expected):
-        return f"expected {len(expected)} bytes, found {len(found)}"
-    return f"differs from byte {differing_byte(expected, found)} on"
-
-
-def _json_differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
-    """Name the fields that differ; of nested objects, their fields."""
-    differences = []
-    for key in [*expected, *(key for key in found if key not in expected)]:
-        if key not in found:
-            differences.append(f"field {key!r} is missing")
-        elif key not in expected:
-            differences.append(f"field {key!r} should not be there")
-        elif isinstance(expected[key], dict) and isinstance(found[key], dict):
-            inner = _json_differences(expected[key], found[key])
-            differences += [f"in {key!r}: {difference}" for difference in inner]
-        elif json.dumps(expected[key]) != json.dumps(found[key]):
-            differences.append(
-                f"field {key!r}: expected {_short(expected[key])}, found {_short(found[key])}"
-            )
-    return differences
-
-
-def _short(value: object) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def _read_headers(
-    plan: Plan, out: Path
-) -> tuple[dict[str, tuple[Header, FileStat]], list[Finding]]:
-    headers: dict[str, tuple[Header, FileStat]] = {}
-    findings = []
-    for file in plan.files:
-        path = out / file.name
-        if not path.is_file():
-            continue
-        with path.open("rb") as stream:
-            status = os.fstat(stream.fileno())
-            try:
-                found = read_header(stream, status.st_size)
-                header = parse_header(found[LENGTH_NBYTES:], status.st_size)
-            except HeaderError as error:
-                size = (
-                    f" (expected {file.nbytes} bytes, found {status.st_size})"
-                    if status.st_size != file.nbytes
-                    else ""
-                )
-                findings.append(Finding(file=file.name, message=f"{error}{size}"))
+    new = {name for name in planned if _is_new(plan, name)}
+    active = set()
+    for file, tensors in placed.items():
+        for tensor in tensors:
+            mismatch = mismatches.get(tensor.name)
+            if mismatch is None:
                 continue
-        headers[file.name] = (
-            header,
-            describe_file(file.name, status),
-        )
-        if found != file.header:
-            metadata = parse_header(file.header[8:], file.nbytes).metadata
-            if header.metadata != metadata:
-                message = f"header metadata: expected {metadata}, found {header.metadata}"
-            else:
-                message = f"header: {_first_difference(file.header, found)}"
-            findings.append(Finding(file=file.name, message=message))
-    return headers, findings
+            finding = describe_mismatch(mismatch)
+            if tensor.name not in new:
+                result.findings.append(finding)
+                continue
+            (result.findings if untrained else result.trained).append(finding)
+            extent = Extent(file, tensor.offset, tensor.spec.nbytes)
+            if isinstance(tensor.origin, Fill) or (
+                isinstance(tensor.origin, Zeros)
+                and not is_zero(out / file, extent, tensor.spec.dtype)
+            ):
+                active.add((split_name(tensor.name, plan.layer_prefix) or (0, ""))[0])
+    equal = {t.name for tensors in placed.values() for t in tensors} - mismatches.keys()
+    result.active = tuple(sorted(active))
+    result.originals, result.identical = len(planned.keys() - new), len(equal - new)
+    # Where a tensor is named, that the header's bytes differ says nothing more.
+    named = {finding.file for finding in result.findings}
+    result.findings += [finding for finding in strange if finding.file not in named]
+    result.findings += compare_side_files(plan, out, progress.advance)
 
 
-def _compare_headers(
-    plan: Plan, headers: Mapping[str, tuple[Header, FileStat]]
-) -> Iterator[Finding]:
-    """Find tensors that are missing, too many, in another file, or of another dtype or shape."""
-    places: dict[str, list[tuple[str, TensorSpec]]] = {}
-    for file, (header, _) in headers.items():
-        for entry in header.entries:
-            places.setdefault(entry.name, []).append((file, entry.spec))
-    for planned in plan.files:
-        for tensor in planned.tensors:
-            found = places.pop(tensor.name, [])
-            if not found and planned.name in headers:
-                yield Finding(file=planned.name, tensor=tensor.name, message="is missing")
-            for where, spec in found:
-                if where != planned.name:
-                    message = f"is in {where}, expected in {planned.name}"
-                    yield Finding(file=where, tensor=tensor.name, message=message)
-                if spec != tensor.spec:
-                    message = (
-                        f"expected {tensor.spec.dtype} {list(tensor.spec.shape)}, "
-                        f"found {spec.dtype} {list(spec.shape)}"
-                    )
-                    yield Finding(file=where, tensor=tensor.name, message=message)
-    for name, found in places.items():
-        for where, _ in found:
-            yield Finding(file=where, tensor=name, message="is not part of the expansion")
+def _is_new(plan: Plan, name: str) -> bool:
+    parts = split_name(name, plan.layer_prefix)
+    return parts is not None and parts[0] < len(plan.layer_map) and plan.layer_map[parts[0]].is_new
 
 
-def _compare_side_files(plan: Plan, out: Path, report: Report) -> Iterator[Finding]:
-    for file in plan.side_files:
-        path = out / file.name
-        if not path.is_file():
-            continue
-        nbytes = path.stat().st_size
-        if nbytes != file.nbytes:
-            message = f"expected {file.nbytes} bytes, found {nbytes}"
-            yield Finding(file=file.name, message=message)
-            continue
-        offset = 0
-        source = plan.path(file.name)
-        with source.open("rb") as one, path.open("rb") as other:
-            check_same(source, file, os.fstat(one.fileno()))
-            while expected := one.read(1 << 20):
-                found = other.read(1 << 20)
-                if expected != found:
-                    at = offset + differing_byte(expected, found)
-                    yield Finding(file=file.name, message=f"differs from byte {at} on")
-                    break
-                offset += len(expected)
-            check_same(source, file, os.fstat(one.fileno()))
-        report(file.nbytes)
+def _compare_saved(
+    expectation: Expectation,
+    saved: Checkpoint,
+    plan: Plan,
+    out: Path,
+    progress: Progress,
+    result: _Result,
+) -> None:
+    """Compare an output that another program saved by what it means."""
+    progress.begin("comparing", sum(spec.nbytes for spec in saved.specs.values()))
+    compared = compare_saved(expectation, saved, progress)
+    take_saved(compared, result)
+    findings, notes = compare_configs(expectation.config, _read_config(out))
+    result.findings += findings
+    result.notes += [
+        "its files are not those that blockexpand writes: another program saved it, so tensors "
+        "and config were compared by what they mean",
+        *notes,
+    ]
+    apart = [f.file for f in compare_side_files(plan, out, lambda nbytes: None)]
+    apart += [file.name for file in plan.side_files if not (out / file.name).is_file()]
+    if apart:
+        result.notes.append(f"side files that differ or are missing: {and_more(sorted(apart), 5)}")
+
+
+def take_saved(compared: SavedComparison, result: _Result) -> None:
+    result.findings += compared.findings
+    result.trained += compared.trained
+    result.notes += compared.notes
+    result.active = compared.active
+    result.originals, result.identical = compared.originals, compared.identical
+
+
+def _read_config(out: Path) -> Mapping[str, object]:
+    return parse_json_object((out / CONFIG_FILE).read_bytes(), CONFIG_FILE)

@@ -20,7 +20,8 @@ from ..fs.threads import work_through
 from ..models.layer_map import LayerEntry
 from ..planning.origins import Extent
 from ..progress import Report
-from .difference import Difference, TensorStatistics, find_extents, place_files
+from .difference import Difference, TensorStatistics
+from .expectation import find_extents, place_files
 from .matching import Matching, TensorKey, match_tensors
 
 if TYPE_CHECKING:

@@ -71,7 +71,7 @@ COMMANDS = [
     (3, "--recipe nowhere.yaml --out made"),
     (3, "verify ./nowhere out"),
     (3, "verify source ./nowhere"),
-    (3, "verify source source"),
+    (0, "verify source source"),
     (3, "diff source ./nowhere"),
     (3, "diff ./nowhere out"),
     (3, "batch nowhere.yaml"),

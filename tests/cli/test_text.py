@@ -6,8 +6,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from blockexpand.cli.text import describe_verification
 from blockexpand.cli.text_difference import describe_difference
+from blockexpand.cli.text_verification import describe_verification
 from blockexpand.verification.difference import Difference, TensorDifference
 from blockexpand.verification.findings import Finding
 
@@ -16,7 +16,9 @@ STRANGE = "zz\nout: verified: 30 tensors\x1b[2J\u202e"
 
 def test_a_finding_stays_on_its_line() -> None:
     finding = Finding(file=STRANGE, message="is an extra file")
-    verification: Any = SimpleNamespace(findings=(finding, finding))
+    verification: Any = SimpleNamespace(
+        findings=(finding, finding), wrong_source=None, trained=(), notes=(), stated=()
+    )
     text = describe_verification(verification, None, Path("out"), verbose=False)
     assert len(text.splitlines()) == 2
     assert all(line.isprintable() and line.startswith("zz\\n") for line in text.splitlines())

@@ -74,6 +74,7 @@ class Repo:
 
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
     refs: dict[str, str] = field(default_factory=dict)
+    branches: dict[str, str] = field(default_factory=dict)
     gated: bool = False
     private: bool = False
     readers: set[str] = field(default_factory=set)
@@ -185,6 +186,7 @@ class HubServer:
         commit = digest.hexdigest()
         repo.commits[commit] = files
         repo.refs[revision] = commit
+        repo.branches[commit] = revision
         for data in files.values():
             digest = hashlib.sha256(data).hexdigest()
             self.uploads.setdefault(digest, data)
@@ -360,6 +362,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._with_commit(match[1], match[2], self._tell_paths)
         elif match := re.fullmatch(r"/api/models/(.+?)/branch/(.+)", path):
             self._with_repo(match[1], lambda repo: self._create_branch(repo, match[2]))
+        elif match := re.fullmatch(r"/api/models/(.+?)/commits/(.+)", path):
+            self._with_commit(match[1], match[2], self._list_commits)
         elif match := re.fullmatch(r"/api/models/(.+?)/revision/(.+)", path):
             self._with_commit(match[1], match[2], self._describe)
         elif match := re.fullmatch(r"/api/models/(.+?)/tree/([^/]+(?:/pr/\d+)?)", path):
@@ -441,6 +445,23 @@ class _Handler(BaseHTTPRequestHandler):
             if self.hub.tells_xet:
                 entry["xetHash"] = xet_hash(data)
         return entry
+
+    def _list_commits(self, repo_id: str, repo: Repo, commit: str, files: object) -> None:
+        """A branch's commits, the newest first; every other ref stands beside it."""
+        branch = next((ref for ref, head in repo.refs.items() if head == commit), None)
+        history = [number for number in repo.commits if repo.branches[number] == branch]
+        self._send_json(
+            [
+                {
+                    "id": number,
+                    "title": "change",
+                    "message": "",
+                    "authors": [{"user": "user"}],
+                    "date": "2026-01-01T00:00:00.000Z",
+                }
+                for number in reversed(history)
+            ]
+        )
 
     def _list_tree(self, repo_id: str, repo: Repo, commit: str, files: dict[str, bytes]) -> None:
         entries = [self._entry(name, data) for name, data in sorted(files.items())]

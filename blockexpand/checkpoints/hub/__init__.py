@@ -5,7 +5,7 @@ meanwhile mixes nothing. It knows nothing of layers, writes to the Hub's cache o
 HubError with one line, never a token in it. These names are its face; start with download.py.
 """
 
-from .client import cache_folder
+from .client import cache_folder, find_cached
 from .download import (
     count_uncached,
     download_checkpoint,
@@ -15,6 +15,7 @@ from .download import (
     fetch_headers,
 )
 from .files import RepoSnapshot, parse_repo_ref
+from .history import is_in_history
 from .pieces import stream_pieces
 from .snapshot import list_tree, open_snapshot
 from .stream import stream_shards
@@ -28,6 +29,8 @@ __all__ = [
     "download_side_files",
     "fetch_document",
     "fetch_headers",
+    "find_cached",
+    "is_in_history",
     "list_tree",
     "open_snapshot",
     "parse_repo_ref",

@@ -49,6 +49,9 @@ _REFUSED = {
     "residual_weight": "passthrough has no such parameter; remove it",
 }
 
+# Each is tried on every tensor.
+_MOST_CONDITIONS = 256
+
 _A_MODEL = "a folder or a Hub repository org/name"
 
 
@@ -143,8 +146,16 @@ def _read_modules(nodes: NodeReader, node: yaml.Node, common: _Common) -> tuple[
 def _read_stack(nodes: NodeReader, members: Members, common: _Common) -> tuple[MergeSlice, ...]:
     if "slices" in members:
         items = nodes.items(members["slices"], "slices", "a list of slices")
+        if len(items) > MAX_LAYERS:
+            nodes.fault(items[0], f"slices: expected at most {MAX_LAYERS}, found {len(items)}")
+            return ()
         read = [_read_slice(nodes, item, common) for item in items]
-        return tuple(part for part in read if part is not None)
+        slices = tuple(part for part in read if part is not None)
+        layers = sum((part.last or 0) - (part.first or 0) for part in slices)
+        if layers > MAX_LAYERS:
+            nodes.fault(items[0], f"slices: expected at most {MAX_LAYERS} layers, found {layers}")
+            return slices[:1]
+        return slices
     if "models" in members:
         return _read_models(nodes, members["models"], common)
     return ()
@@ -279,6 +290,10 @@ def _read_parameters(nodes: NodeReader, members: Members) -> tuple[Scale, ...]:
 def _read_scale(nodes: NodeReader, node: yaml.Node) -> Scale:
     if isinstance(node, yaml.MappingNode):
         return (_read_condition(nodes, node),)
+    if isinstance(node, yaml.SequenceNode) and len(node.value) > _MOST_CONDITIONS:
+        expected = f"at most {_MOST_CONDITIONS} values or conditions"
+        nodes.fault(node, f"scale: expected {expected}, found {len(node.value)}")
+        return ()
     if isinstance(node, yaml.SequenceNode) and any(
         isinstance(item, yaml.MappingNode) for item in node.value
     ):

@@ -1,0 +1,132 @@
+"""What a manifest claims of its output's origin: checked where it can be, else said to be a claim.
+
+Nothing here is believed: the source is the one that the user gave. It opens and fetches nothing.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import PurePath
+
+from ..checkpoints.checkpoint import Checkpoint
+from ..checkpoints.files import MANIFEST_FILE
+from ..checkpoints.sources import ModelRef
+from ..errors import CheckpointError
+from ..messages import and_more, show
+from ..models.decoder import find_decoder
+from ..planning.manifest import Claims, Manifest
+from ..planning.mergekit.parsing import parse_recipe
+from ..planning.mergekit.plan import make_merge_plan
+from ..planning.mergekit.vocabulary import read_vocabularies
+from ..planning.plan import Plan, make_plan
+
+# A plan of so many tensors takes seconds and 200 MB, whatever a stranger's manifest asks for.
+_MOST_TENSORS = 200_000
+
+
+def check_models(manifest: Manifest, claims: Claims) -> None:
+    """Raises: CheckpointError where the further models are not exactly those of the recipe.
+
+    The recipe's own model is always the source as the user gave it: a manifest that names another
+    for it would have the source compared with nothing.
+    """
+    stated = claims.models.keys() | claims.aliases
+    if claims.recipe_text is None:
+        if stated:
+            raise CheckpointError(
+                f"{manifest.file}: field 'models': expected none without a recipe, found "
+                f"{and_more(sorted(map(show, stated)), 3)}"
+            )
+        return
+    merge = parse_recipe(claims.recipe_text.encode(), MANIFEST_FILE)
+    if merge.base in stated:
+        raise CheckpointError(
+            f"{manifest.file}: field 'models' names {show(merge.base)}, the recipe's own model; "
+            "that is the source as you give it, and no other"
+        )
+    named = set(merge.models) - {merge.base}
+    # Older releases left out what is the source under another name.
+    missing = named - stated if manifest.schema_version > 1 else set()
+    if stated - named or missing:
+        expected, found = (
+            and_more(sorted(map(show, names)), 5) or "none" for names in (named, stated)
+        )
+        raise CheckpointError(
+            f"{manifest.file}: field 'models': expected the recipe's further models ({expected}), "
+            f"found {found}"
+        )
+
+
+def plan_again(
+    manifest: Manifest,
+    claims: Claims,
+    checkpoint: Checkpoint,
+    others: Mapping[str, Checkpoint],
+) -> Plan:
+    """Make the plan again from the recipe that the manifest states.
+
+    Raises: CheckpointError, RecipeError, UnsupportedModelError for what is no recipe for the
+    source.
+    """
+    decoder = find_decoder(checkpoint.config, checkpoint.specs)
+    per_layer = Counter(placed.layer for placed in decoder.placed.values())
+    tensors = max(per_layer.values()) * len(manifest.layer_map)
+    if tensors > max(_MOST_TENSORS, 4 * len(checkpoint.specs)):
+        raise CheckpointError(
+            f"{manifest.file}: states {len(manifest.layer_map)} layers, which would be {tensors} "
+            f"tensors of a source that has {len(checkpoint.specs)}; is it damaged?"
+        )
+    if claims.recipe is not None:
+        return make_plan(checkpoint, claims.recipe)
+    assert claims.recipe_text is not None
+    merge = parse_recipe(claims.recipe_text.encode(), MANIFEST_FILE)
+    checkpoints = {model: others.get(model, checkpoint) for model in merge.models}
+    return make_merge_plan(
+        merge,
+        checkpoints,
+        vocabularies=read_vocabularies(merge, checkpoints),
+        max_shard_nbytes=claims.max_shard_nbytes,
+        block_nbytes=claims.block_nbytes,
+    )
+
+
+def find_wrong_source(
+    manifest: Manifest, claims: Claims, checkpoint: Checkpoint, name: ModelRef
+) -> str | None:
+    """Say on one line that an output was made of another model, where types or depths show it.
+
+    Raises: CheckpointError, UnsupportedModelError for a source that cannot be expanded.
+    """
+    stated, found = manifest.model_type, checkpoint.config.get("model_type")
+    layers = None
+    if stated in (None, found):
+        layers = find_decoder(checkpoint.config, checkpoint.specs).layers
+        if claims.recipe_text is not None or layers == manifest.original_layers:
+            return None
+    depth = "" if layers is None else f", {layers} layers"
+    return (
+        f"was made from {show(claims.source.model)} ({show_name(stated or found)}, "
+        f"{manifest.original_layers} layers), not from {name.model} ({show_name(found)}{depth})"
+    )
+
+
+def show_name(value: object) -> str:
+    """Spell a model type without quotes where it is one."""
+    return value if isinstance(value, str) and value.isidentifier() else show(value)
+
+
+def compare_claims(claims: Claims, name: ModelRef) -> tuple[list[str], list[str]]:
+    """Return what a manifest says falsely of its source, and what nothing here can confirm."""
+    made = claims.source
+    faults, stated = [], []
+    where = f"{made.repo} at commit {made.commit}" if made.commit else str(made.repo)
+    if name.repo is not None and made.repo not in (None, name.repo):
+        faults.append(f"field 'source': says {where}, which is not the source, {name.repo}")
+    elif made.repo is not None and name.repo is None:
+        stated.append(f"made from {where}: not checked, the source given is a folder")
+    elif made.commit and name.commit and made.commit != name.commit:
+        stated.append(f"made from {where}: compared with commit {name.commit} instead")
+    elif made.repo is None and PurePath(made.model).name != PurePath(name.model).name:
+        stated.append(f"made from {made.model}: not checked")
+    return faults, stated
