@@ -19,6 +19,7 @@ from ..formats.safetensors import TensorSpec
 from .decoder_checks import check_tensors, refuse_unknown_fields
 from .families import FAMILIES, MULTIMODAL
 from .families.family import Family
+from .families.form import FamilyForm, make_family
 from .families.layer_fields import (
     FieldRule,
     get_field,
@@ -113,7 +114,8 @@ def place_layers(
 ) -> tuple[str, dict[str, LayerTensor]]:
     """Find which prefix the layers have; a checkpoint of the bare decoder lacks its first part."""
     spellings = dict.fromkeys(prefixes)
-    spellings |= dict.fromkeys(prefix.partition(".")[2] for prefix in prefixes)
+    bare = (prefix.partition(".")[2] for prefix in prefixes)
+    spellings |= dict.fromkeys(prefix for prefix in bare if prefix)
     found: dict[str, dict[str, LayerTensor]] = {}
     for prefix in spellings:
         placed = {}
@@ -212,17 +214,25 @@ class Decoder:
     quantization: Quantization | None = None
 
 
-def find_decoder(config: Mapping[str, Any], tensors: Mapping[str, TensorSpec]) -> Decoder:
+def find_decoder(
+    config: Mapping[str, Any], tensors: Mapping[str, TensorSpec], form: FamilyForm | None = None
+) -> Decoder:
     """Find the decoder layers that `config` and the names of `tensors` agree on.
 
+    `form` is a row for a model type that the table does not have.
     Raises: UnsupportedModelError for a model that the table does not cover, is quantized in a way
     that no row covers, or has tensors that the table does not know; CheckpointError when config and
     tensors disagree.
     """
     model_type = find_model_type(config)
-    path, text_type, prefixes = find_text_model(config, model_type)
-    text = descend(config, path)
-    family = find_family(text, text_type)
+    if form is None:
+        path, text_type, prefixes = find_text_model(config, model_type)
+        text = descend(config, path)
+        family = find_family(text, text_type)
+    else:
+        path, text_type, prefixes = form.config, form.model_type, ()
+        text = descend(config, path)
+        family = make_family(form)
     prefix, placed = place_layers(tensors, prefixes or family.prefixes)
     layers, tail_layers = count_layers(family, text, placed, prefix)
     quantization = find_quantization(config, tensors)

@@ -46,7 +46,8 @@ class Family:
 
     `prefixes` are the spellings of what stands before the layer number; `count` are the fields
     that hold the number of layers, the first of which is written where none is there. `constants`
-    are set in a new layer besides its branches (a factor on the residual stream). `tail` permits
+    are set in a new layer besides its branches (a factor on the residual stream), `copied` are
+    tensors beyond the vocabulary of those that are copied as they are. `tail` permits
     layers stored past the end, for multi-token prediction. `float32` are tensors that the model
     computes in float32 whatever its dtype. `places` say why a layer map is impossible, if it is;
     `index_scaled` says what depends on a layer's number, so that no original may move.
@@ -58,6 +59,7 @@ class Family:
     count: tuple[str, ...] = ("num_hidden_layers",)
     fields: tuple[FieldRule, ...] = ()
     constants: tuple[tuple[str, float], ...] = ()
+    copied: tuple[str, ...] = ()
     tail: bool = False
     float32: tuple[str, ...] = ()
     first_layer_differs: bool = False

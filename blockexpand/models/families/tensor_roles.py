@@ -52,7 +52,8 @@ def is_silenced(family: Family, suffixes: Collection[str], zeroed: Collection[st
 
 def is_known(family: Family, suffix: str) -> bool:
     """Tell whether the family's row, or the vocabulary of copied tensors, has this tensor."""
-    return is_output(family, suffix) or any(path in COPIED for path in module_paths(suffix))
+    copied = any(path in COPIED for path in module_paths(suffix))
+    return copied or is_output(family, suffix) or matches(suffix, family.copied)
 
 
 def is_output(family: Family, suffix: str) -> bool:

@@ -1,0 +1,251 @@
+"""A row for a model type that the table does not have, from names, shapes and the config.
+
+A guess, and said to be one: nothing may be written with it unless a proof has held. What it knows
+of names it takes from the table itself. It runs no model and reads no tensor data.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from ..errors import UnsupportedModelError
+from ..formats.safetensors import TensorSpec
+from .decoder import COUNT_FIELDS, find_model_type
+from .decoder_checks import BUFFER, NOT_PER_LAYER
+from .families import FAMILIES
+from .families.family import Branch, Form
+from .families.form import FamilyForm
+from .families.layer_vocabulary import COPIED
+from .families.tensor_roles import module_paths
+
+_TOWERS = re.compile(r"visi|visual|vit|audio|image|speech|mtp|talker|patch|resampler")
+
+# What the last projection of a branch is called, where no known family has its whole name.
+_ENDINGS = frozenset(
+    {
+        *("o_proj", "out_proj", "wo", "dense", "c_proj", "output", "out_lin", "proj_out", "to_out"),
+        *("down_proj", "w2", "fc2", "fc_out", "dense_4h_to_h", "lin2", "linear_2", "output_linear"),
+    }
+)
+
+_MLP = re.compile(r"mlp|ffn|feed_?forward|ff\b|moe|expert|fc[_0-9]|dense_4h|channel", re.IGNORECASE)
+
+_CLOSE_ATTENTION = ("post_self_attn_layernorm", "post_attn_norm", "post_norm1")
+
+_CLOSE_MLP = ("post_mlp_layernorm", "post_feedforward_layernorm", "post_ffn_norm", "post_norm2")
+
+_BEFORE_MLP = ("pre_feedforward_layernorm", "pre_mlp_layernorm", "pre_ff_layernorm")
+
+_LEADING = ("first_k_dense_replace", "num_dense_layers", "max_window_layers")
+
+_INDICES = ("mlp_only_layers", "attn_layer_indices", "full_attn_idxs", "moe_layers")
+
+_DERIVED = ("layer_types", "mlp_layer_types", "layers_block_type", "no_rope_layers")
+
+_HIDDEN = ("hidden_size", "n_embd", "d_model", "embed_dim")
+
+_OUTPUTS: Mapping[str, bool] = {
+    # Whether it ends an MLP: the first branch of a row is attention or what stands for it.
+    output: index > 0 or bool(_MLP.search(output))
+    for family in FAMILIES.values()
+    for index, branch in enumerate(family.branches)
+    for form in branch
+    for output in form.outputs
+}
+
+_CONSTANTS: Mapping[str, float] = {
+    name: value for family in FAMILIES.values() for name, value in family.constants
+}
+
+Shapes = Mapping[int, Mapping[str, tuple[int, ...]]]
+
+
+def infer_forms(
+    config: Mapping[str, Any],
+    tensors: Mapping[str, TensorSpec],
+    effective: Mapping[str, Any] | None = None,
+) -> tuple[FamilyForm, ...]:
+    """Return the rows that may hold for a checkpoint, the likeliest first.
+
+    `effective` is the config with the defaults of `transformers` filled in, where it knows it.
+    Raises: UnsupportedModelError where no decoder layers, or no outputs of theirs, can be told.
+    """
+    model_type = find_model_type(config)
+    path, text = _find_text(config)
+    known = effective if effective is not None else {}
+    for key in path:
+        known = known.get(key) or {}
+    prefix, layers, count = _find_layers(text, known, tensors)
+    hidden = next((text.get(n) or known.get(n) for n in _HIDDEN if text.get(n) or known.get(n)), 0)
+    branches, constants = _find_branches(layers, int(hidden or 0))
+    suffixes = {suffix for shapes in layers.values() for suffix in shapes}
+    named = {output for branch in branches for form in branch for output in form.outputs}
+    named |= {norm for branch in branches for form in branch for norm in form.norms}
+    copied = {
+        module_paths(suffix)[4]
+        for suffix in suffixes
+        if not BUFFER.fullmatch(suffix)
+        and not any(p in COPIED or p in named or p in _CONSTANTS for p in module_paths(suffix))
+    }
+    form = FamilyForm(
+        model_type=str(text.get("model_type") or model_type),
+        prefix=prefix,
+        count=count,
+        config=path,
+        branches=branches,
+        constants=constants,
+        copied=tuple(sorted(copied)),
+        **_find_fields(text, len(layers)),
+        derived=_find_derived(text, known, len(layers)),
+    )
+    if any(one.norms for branch in branches for one in branch):
+        shifted = tuple(
+            tuple(replace(one, norm_value=-1.0 if one.norms else 0.0) for one in branch)
+            for branch in branches
+        )
+        return form, replace(form, branches=shifted)
+    return (form,)
+
+
+def _find_text(config: Mapping[str, Any]) -> tuple[tuple[str, ...], Mapping[str, Any]]:
+    for key in ("text_config", "llm_config", "language_config"):
+        text = config.get(key)
+        if isinstance(text, Mapping) and text:
+            return (key,), text
+    return (), config
+
+
+def _find_layers(
+    text: Mapping[str, Any], known: Mapping[str, Any], tensors: Mapping[str, TensorSpec]
+) -> tuple[str, Shapes, str]:
+    """Return the prefix of the decoder's layers, their shapes, and the field that counts them."""
+    found: dict[str, dict[int, dict[str, tuple[int, ...]]]] = defaultdict(dict)
+    for name, spec in tensors.items():
+        match = re.match(r"(.*?\.)(0|[1-9][0-9]{0,5})\.(.+)", f".{name}")
+        if match and not _TOWERS.search(match[1]):
+            prefix = match[1].removeprefix(".")
+            found[prefix].setdefault(int(match[2]), {})[match[3]] = spec.shape
+    fields = (*COUNT_FIELDS, "layers", "num_blocks", "depth")
+    sizes = {prefix: sum(map(len, layers.values())) for prefix, layers in found.items()}
+    for prefix in sorted(found, key=lambda prefix: ("encoder" in prefix, -sizes[prefix])):
+        layers = found[prefix]
+        if set(layers) != set(range(len(layers))):
+            continue
+        for field in fields:
+            if text.get(field, known.get(field)) == len(layers):
+                return prefix, dict(sorted(layers.items())), field
+    raise UnsupportedModelError(
+        "no row could be inferred: no tensors are numbered as the layers that config.json counts "
+        f"({', '.join(fields)})"
+    )
+
+
+def _find_branches(
+    layers: Shapes, hidden: int
+) -> tuple[tuple[Branch, ...], tuple[tuple[str, float], ...]]:
+    """Return what ends the branches of the layers, and constants that are no part of a branch."""
+    groups: dict[bool, list[set[str]]] = {False: [], True: []}
+    constants: dict[str, float] = {}
+    for number, shapes in layers.items():
+        present: dict[bool, set[str]] = {False: set(), True: set()}
+        for suffix, shape in shapes.items():
+            paths = module_paths(suffix)
+            constants |= {path: _CONSTANTS[path] for path in paths if path in _CONSTANTS}
+            output = _as_output(suffix, shape, hidden)
+            if output is not None:
+                present[_OUTPUTS.get(output, bool(_MLP.search(output)))].add(output)
+        if not present[False] and not present[True]:
+            raise UnsupportedModelError(
+                f"no row could be inferred: no tensor of layer {number} looks like the last "
+                "projection of a residual branch"
+            )
+        for is_mlp, outputs in present.items():
+            if outputs:
+                _join(groups[is_mlp], outputs)
+    norms = {suffix.removesuffix(".weight") for shapes in layers.values() for suffix in shapes}
+    closing = {False: _closing_attention(norms), True: [n for n in _CLOSE_MLP if n in norms]}
+    branches = []
+    for is_mlp, forms in groups.items():
+        if forms:
+            branches.append(
+                tuple(
+                    Form(outputs=tuple(sorted(outputs)), norms=tuple(closing[is_mlp]))
+                    for outputs in forms
+                )
+            )
+    return tuple(branches), tuple(sorted(constants.items()))
+
+
+def _as_output(suffix: str, shape: tuple[int, ...], hidden: int) -> str | None:
+    """Return the name by which a tensor ends a branch, None if it seems to end none."""
+    paths = module_paths(suffix)
+    exact = next((path for path in paths if path in _OUTPUTS), None)
+    if exact is not None:
+        return exact
+    if any(path in COPIED for path in paths) or not suffix.endswith(".weight") or len(shape) < 2:
+        return None
+    module = paths[4]
+    ends = module.rpartition(".")[2] in _ENDINGS
+    return module if ends and hidden in shape[-2:] else None
+
+
+def _closing_attention(norms: Iterable[str]) -> list[str]:
+    names = set(norms)
+    closing = [name for name in _CLOSE_ATTENTION if name in names]
+    sandwich = any(name in names for name in _BEFORE_MLP)
+    after_only = "input_layernorm" not in names and "post_feedforward_layernorm" in names
+    if "post_attention_layernorm" in names and not closing and (sandwich or after_only):
+        closing.append("post_attention_layernorm")
+    return closing
+
+
+def _join(groups: list[set[str]], outputs: set[str]) -> None:
+    """Add outputs of one layer to the group that has any of them: they are one form."""
+    touching = [group for group in groups if group & outputs]
+    for group in touching:
+        groups.remove(group)
+    groups.append(outputs.union(*touching))
+
+
+def _find_fields(text: Mapping[str, Any], layers: int) -> dict[str, tuple[str, ...]]:
+    lists, numbers = [], []
+    for name, value in text.items():
+        if name in NOT_PER_LAYER or name in _INDICES:
+            continue
+        parts = {name: value}
+        if isinstance(value, Mapping):
+            parts |= {f"{name}.{key}": part for key, part in value.items()}
+        for field, part in parts.items():
+            if field.rpartition(".")[2] in NOT_PER_LAYER:
+                continue
+            if isinstance(part, list) and len(part) == layers:
+                lists.append(field)
+            elif isinstance(part, Mapping) and part and all(str(k).isdecimal() for k in part):
+                numbers.append(field)
+    # A step alone decides too: without a list of exceptions, as with an empty one.
+    steps = "decoder_sparse_step" in text
+    return {
+        "lists": tuple(lists),
+        "leading": tuple(n for n in _LEADING if type(text.get(n)) is int),
+        "indices": tuple(
+            n for n in _INDICES if isinstance(text.get(n), list) or (steps and n == _INDICES[0])
+        ),
+        "numbered": tuple(numbers),
+    }
+
+
+def _find_derived(
+    text: Mapping[str, Any], known: Mapping[str, Any], layers: int
+) -> tuple[tuple[str, tuple[Any, ...]], ...]:
+    """Return lists that only transformers knows, where layers differ by them."""
+    found = []
+    for name in _DERIVED:
+        kinds = known.get(name)
+        absent = text.get(name) in (None, [])
+        if absent and isinstance(kinds, list) and len(kinds) == layers and len(set(kinds)) > 1:
+            found.append((name, tuple(kinds)))
+    return tuple(found)
