@@ -167,6 +167,7 @@ _FLAGS = (
     "untrained",
     "fail_fast",
     "stats",
+    "no_proof",
 )
 
 _CHECKS: Mapping[str, Callable[[object], object]] = {
@@ -186,6 +187,7 @@ _CHECKS: Mapping[str, Callable[[object], object]] = {
     "quantized": _one_of(QUANTIZED),
     "max_shard_size": _optional(check_size),
     "reflink": _one_of(REFLINKS),
+    "family": _optional(_text),
     "phase": _optional(_one_of(PHASES)),
     "verify_after": _optional(_one_of(PROOFS)),
     "parallel": check_count,

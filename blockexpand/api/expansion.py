@@ -39,6 +39,7 @@ from .pipeline import (
     write_and_publish,
 )
 from .readiness import Preview, check_output
+from .rows import choose_row, read_row
 
 
 def expand(
@@ -49,6 +50,8 @@ def expand(
     position: str | Sequence[int] = "end",
     layers: str | None = None,
     phase: Phase | None = None,
+    family: str | None = None,
+    no_proof: bool = False,
     dtype: Dtype | None = None,
     quantized: Quantized = "keep",
     max_shard_size: str | int | None = None,
@@ -78,6 +81,8 @@ def expand(
     `layers` lists every layer of the output instead (`0-31,31*4`): one that repeats, drops or moves
     layers changes what the model computes, which the plan's `keeps_function` says.
     `phase` "keep" makes layers that readers which go by a layer's number see as they were;
+    `family` is a row for a model type that the table does not have: a .yaml file, or the family
+    that the model is built like; it is proven first unless `no_proof`.
     `stream` fetches one shard of a Hub source at a time; `verify_after` is `tensors` or `logits`;
     `push_to_hub` names the repository that a complete (and verified) output is uploaded to. The
     workers of an `executor` write a file each at a time; they have to see source and output under
@@ -96,6 +101,8 @@ def expand(
         position=position,
         layers=layers,
         phase=phase,
+        family=family,
+        no_proof=no_proof,
         dtype=dtype,
         quantized=quantized,
         max_shard_size=max_shard_size,
@@ -125,10 +132,12 @@ def expand(
     options = make_write_options(reflink, hardlink, overwrite, overwrite_anything)
     hub = make_hub_options(revision, token, cache_dir, progress)
     check_out(target, options, push_to_hub=push_to_hub, token=token, create_pr=create_pr)
+    row = read_row(family) if family is not None else None
     if stream:
         _check_stream(verify_after, reflink, hardlink, executor)
         options = replace(options, reflink="never")
     source = open_headers(str(src), hub)
+    recipe = choose_row(source.checkpoint, recipe, row, needs_proof=not no_proof)
     shown = command or render_command(str(src), str(out), recipe, max_shard_size)
     name = name_base(source.name, base_model)
 
@@ -230,6 +239,8 @@ def preview_expansion(
     position: str | Sequence[int] = "end",
     layers: str | None = None,
     phase: Phase | None = None,
+    family: str | None = None,
+    no_proof: bool = False,
     dtype: Dtype | None = None,
     quantized: Quantized = "keep",
     max_shard_size: str | int | None = None,
@@ -255,6 +266,8 @@ def preview_expansion(
         position=position,
         layers=layers,
         phase=phase,
+        family=family,
+        no_proof=no_proof,
         dtype=dtype,
         quantized=quantized,
         max_shard_size=max_shard_size,
@@ -280,6 +293,8 @@ def preview_expansion(
         _check_stream(None, reflink, hardlink, None)
         options = replace(options, reflink="never")
     source = open_headers(str(src), hub)
+    row = read_row(family) if family is not None else None
+    recipe = choose_row(source.checkpoint, recipe, row, needs_proof=not no_proof)
     plan = make_plan(source.checkpoint, recipe)
     _check_provable(plan, check, None)
     if stream:

@@ -82,6 +82,19 @@ def make_parser(description: str = _DESCRIPTION) -> Parser:
         "take whole periods of blocks",
     )
     add(
+        "--family",
+        type=not_empty,
+        metavar="ROW",
+        help="for a model type that is not in the table (see `blockexpand families`): a .yaml "
+        "file with its row, or the family that it is built like; without it a row is inferred. "
+        "Either is proven first, with the class of transformers for the model type",
+    )
+    add(
+        "--no-proof",
+        action="store_true",
+        help="with --family: use the row unproven, which the run, the card and the manifest say",
+    )
+    add(
         "--recipe",
         type=not_empty,
         metavar="FILE",
@@ -125,6 +138,8 @@ def make_parser(description: str = _DESCRIPTION) -> Parser:
 
 
 def run(options: argparse.Namespace, words: Sequence[str]) -> int:
+    if options.no_proof and options.family is None:
+        raise UsageError("--no-proof needs --family: an inferred row is never used unproven")
     if options.private and options.push_to_hub is None:
         raise UsageError("--private needs --push-to-hub REPO")
     if options.on_hub:
@@ -147,6 +162,8 @@ def run(options: argparse.Namespace, words: Sequence[str]) -> int:
         "position": options.position or "end",
         "layers": options.layers,
         "phase": options.phase,
+        "family": options.family,
+        "no_proof": options.no_proof,
         "dtype": options.dtype,
         "quantized": options.quantized or "keep",
         "max_shard_size": options.max_shard_size,
@@ -257,7 +274,17 @@ def _check_layers(options: argparse.Namespace) -> None:
 
 
 def _refuse_beside_recipe(options: argparse.Namespace) -> None:
-    for option in ("new_layers", "position", "layers", "phase", "dtype", "quantized", "stream"):
+    for option in (
+        "new_layers",
+        "position",
+        "layers",
+        "phase",
+        "family",
+        "no_proof",
+        "dtype",
+        "quantized",
+        "stream",
+    ):
         if getattr(options, option):
             raise UsageError(f"--{option.replace('_', '-')} does not go with --recipe")
 

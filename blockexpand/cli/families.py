@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
+from ..errors import UsageError
 from .arguments import add_output_options
 from .console import print_outcome
 from .parsing import Parser
@@ -17,12 +18,18 @@ _WIDTH = 79
 def make_parser() -> Parser:
     parser = Parser(
         prog="blockexpand families",
-        usage="blockexpand families [NAME] [--json]",
+        usage="blockexpand families [NAME | --infer DIR] [--json]",
         description="List the model types that can be expanded, or say what holds for one of "
         "them: what is zeroed in its new blocks, and what cannot be done.",
         epilog="examples:\n  blockexpand families qwen3\n  blockexpand families --json",
     )
     parser.add_argument("name", nargs="?", metavar="NAME", help="the 'model_type' of a config.json")
+    parser.add_argument(
+        "--infer",
+        metavar="DIR",
+        help="print the row that would be inferred for the checkpoint in DIR, as YAML to edit and "
+        "to give to --family; it is a guess until --family has proven it",
+    )
     add_output_options(parser)
     return parser
 
@@ -30,11 +37,28 @@ def make_parser() -> Parser:
 def run(options: argparse.Namespace, words: Sequence[str]) -> int:
     from ..api.support import list_families, look_up_family
 
+    if options.infer is not None:
+        return _infer(options)
     if options.name is None:
         print_outcome(options, _list_as_json, _describe_list, list_families())
         return 0
     print_outcome(options, _family_as_json, _describe_family, look_up_family(options.name))
     return 0
+
+
+def _infer(options: argparse.Namespace) -> int:
+    from ..api.rows import infer_folder
+
+    if options.name is not None:
+        raise UsageError("NAME does not go with --infer DIR")
+    print_outcome(options, lambda row: row, _describe_row, infer_folder(options.infer))
+    return 0
+
+
+def _describe_row(row: dict[str, Any], *, verbose: bool) -> str:
+    import yaml
+
+    return str(yaml.safe_dump(row, sort_keys=False, default_flow_style=None)).rstrip()
 
 
 def _describe_list(support: Any, *, verbose: bool) -> str:

@@ -19,7 +19,7 @@ from ..formats.safetensors import TensorSpec
 from .decoder_checks import check_tensors, refuse_unknown_fields
 from .families import FAMILIES, MULTIMODAL
 from .families.family import Family
-from .families.form import FamilyForm, make_family
+from .families.form import FamilyForm, Row, make_family
 from .families.layer_fields import (
     FieldRule,
     get_field,
@@ -107,6 +107,15 @@ def descend(config: Mapping[str, Any], path: Sequence[str]) -> Mapping[str, Any]
     for key in path:
         config = config[key]
     return config
+
+
+def _descend_checked(config: Mapping[str, Any], path: Sequence[str]) -> Mapping[str, Any]:
+    if path and not isinstance(get_field(config, ".".join(path)), Mapping):
+        raise UnsupportedModelError(
+            f"config.json: {'.'.join(path)!r} is missing; the row of the model says that the "
+            "decoder's fields are there"
+        )
+    return descend(config, path)
 
 
 def place_layers(
@@ -215,24 +224,24 @@ class Decoder:
 
 
 def find_decoder(
-    config: Mapping[str, Any], tensors: Mapping[str, TensorSpec], form: FamilyForm | None = None
+    config: Mapping[str, Any], tensors: Mapping[str, TensorSpec], row: Row | None = None
 ) -> Decoder:
     """Find the decoder layers that `config` and the names of `tensors` agree on.
 
-    `form` is a row for a model type that the table does not have.
+    `row` is that of a model type that the table does not have.
     Raises: UnsupportedModelError for a model that the table does not cover, is quantized in a way
     that no row covers, or has tensors that the table does not know; CheckpointError when config and
     tensors disagree.
     """
     model_type = find_model_type(config)
-    if form is None:
-        path, text_type, prefixes = find_text_model(config, model_type)
-        text = descend(config, path)
-        family = find_family(text, text_type)
+    path: tuple[str, ...] = ()
+    prefixes: tuple[str, ...] = ()
+    if isinstance(row, FamilyForm):
+        path, text_type, family = row.config, row.model_type, make_family(row)
     else:
-        path, text_type, prefixes = form.config, form.model_type, ()
-        text = descend(config, path)
-        family = make_family(form)
+        path, text_type, prefixes = find_text_model(config, row or model_type)
+        family = find_family(_descend_checked(config, path), text_type)
+    text = _descend_checked(config, path)
     prefix, placed = place_layers(tensors, prefixes or family.prefixes)
     layers, tail_layers = count_layers(family, text, placed, prefix)
     quantization = find_quantization(config, tensors)

@@ -18,6 +18,7 @@ from ..checkpoints.sources import ModelRef
 from ..errors import CheckpointError, RecipeError
 from ..formats.json_object import parse_json_object
 from ..messages import show
+from ..models.families.form import Row, parse_form, render_form
 from ..models.layer_map import MAX_LAYERS, LayerEntry, LayerMap
 from .plan import Plan
 from .recipe import Recipe, parse_choice
@@ -205,7 +206,20 @@ def _parse_recipe(manifest: Manifest, max_shard_nbytes: int | None, block_nbytes
         block_nbytes=block_nbytes,
         keeps_phase=content.get("phase") == "keep",
         quantized=parse_quantized(file, content)[1],
+        row=_parse_row(file, content.get("family")),
+        row_proof=_parse_text(file, "family_proof", content.get("family_proof", "")),
     )
+
+
+def _parse_row(file: str, stated: object) -> Row | None:
+    if stated is None:
+        return None
+    if isinstance(stated, str):
+        return _parse_text(file, "family", stated)
+    try:
+        return parse_form(stated, f"{file}: family")
+    except RecipeError as error:
+        raise CheckpointError(str(error)) from None
 
 
 def parse_quantized(file: str, content: Mapping[str, Any]) -> tuple[str | None, str]:
@@ -277,6 +291,10 @@ def render_manifest(
         "command": command,
         "fingerprint": plan.fingerprint,
     }
+    if options.row is not None:
+        row = options.row
+        manifest["family"] = row if isinstance(row, str) else render_form(row)
+        manifest["family_proof"] = options.row_proof
     if options.keeps_phase:
         manifest["phase"] = "keep"
     if plan.recipe_text is not None or not plan.keeps_function:

@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
 
 from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.files import CONFIG_FILE, INDEX_FILE
@@ -21,6 +21,7 @@ from ..formats.json_object import edit_json_object
 from ..formats.safetensors import TensorSpec
 from ..fs.reading import FileStat
 from ..models.decoder import Decoder, descend, find_decoder
+from ..models.families.form import FamilyForm, Row
 from ..models.layer_map import (
     LayerEntry,
     LayerMap,
@@ -52,6 +53,8 @@ class PlanOptions:
     block_nbytes: int
     keeps_phase: bool = False
     quantized: str = "keep"
+    row: Row | None = None
+    row_proof: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,7 +125,7 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
     the expansion would not compute the same function, or how the source is quantised is unknown.
     """
     with _naming(checkpoint):
-        decoder = find_decoder(checkpoint.config, checkpoint.specs)
+        decoder = find_decoder(checkpoint.config, checkpoint.specs, recipe.row)
     layer_map = _map_layers(checkpoint, decoder, recipe)
     options = _resolve_options(recipe, decoder)
     keeps_function = keeps_originals(decoder.layers, layer_map)
@@ -159,7 +162,8 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
         source_files=tuple(shard.file for shard in checkpoint.shards),
         source_card=checkpoint.card,
         left_behind=checkpoint.left_behind,
-        notes=checkpoint.notes
+        notes=_row_notes(recipe)
+        + checkpoint.notes
         + surgery.notes
         + _position_notes(recipe, layer_map)
         + _quantized_notes(decoder, recipe),
@@ -177,6 +181,8 @@ def _resolve_options(recipe: Recipe, decoder: Decoder) -> PlanOptions:
         max_shard_nbytes=recipe.max_shard_nbytes,
         block_nbytes=recipe.block_nbytes,
         keeps_phase=recipe.keeps_phase,
+        row=recipe.row,
+        row_proof=recipe.row_proof,
         quantized=recipe.quantized,
     )
 
@@ -321,6 +327,19 @@ def _quantized_notes(decoder: Decoder, recipe: Recipe) -> tuple[str, ...]:
         return ()
     warning = decoder.quantization.method.warnings.get(recipe.quantized)
     return (warning,) if warning else ()
+
+
+def _row_notes(recipe: Recipe) -> tuple[str, ...]:
+    match recipe.row:
+        case None:
+            return ()
+        case FamilyForm(model_type=model_type):
+            row = f"the row for model type {model_type!r} is not in the table of families"
+        case str(name):
+            row = f"the model is taken to be named and built like {name!r}"
+        case _ as unreachable:
+            assert_never(unreachable)
+    return (f"{row}: {recipe.row_proof or 'NOT PROVEN to keep the function'}",)
 
 
 def _position_notes(recipe: Recipe, layer_map: LayerMap) -> tuple[str, ...]:

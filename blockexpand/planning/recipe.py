@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from ..errors import RecipeError
+from ..models.families.form import Row
 from ..models.layer_map import LayerMap, parse_layers, spell_layers
 
 
@@ -22,6 +23,7 @@ class Recipe:
     mirrors the source's shards; `block_nbytes` is the file system's block, for alignment.
     `layers` says every layer of the output itself, whatever `position` and `new_layers` are.
     `keeps_phase` asks for layers that readers which go by a layer's number see as they were.
+    `row` is that of a model type that the table does not have, `row_proof` says who proved it.
     """
 
     new_layers: int | None = None
@@ -32,6 +34,8 @@ class Recipe:
     keeps_phase: bool = False
     layers: LayerMap | None = None
     quantized: str = "keep"
+    row: Row | None = None
+    row_proof: str = ""
 
 
 def parse_position(position: str | Sequence[int]) -> str | tuple[int, ...]:
@@ -89,6 +93,8 @@ def render_command(src: str, out: str, recipe: Recipe, max_shard_size: str | int
         if recipe.new_layers is not None:
             words += ["--new-layers", str(recipe.new_layers)]
         words += ["--position", spell_position(recipe.position)]
+    if isinstance(recipe.row, str):
+        words += ["--family", recipe.row]
     if recipe.keeps_phase:
         words += ["--phase", "keep"]
     if recipe.dtype is not None:

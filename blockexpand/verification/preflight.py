@@ -27,6 +27,7 @@ from ..planning.plan import Plan, make_plan
 from ..planning.quantizing import drop_quantization, unquantized
 from ..planning.recipe import Recipe
 from ..planning.shards import PlannedTensor
+from .layer_traits import find_odd_layer
 from .toy_config import Narrowing, apply_toy_fields, make_toy_fields
 from .toy_model import (
     TOKENS,
@@ -54,10 +55,12 @@ _TOYS = (
 )
 
 
-def check_plan(checkpoint: Checkpoint, plan: Plan) -> str:
+def check_plan(checkpoint: Checkpoint, plan: Plan, *, strict: bool = False) -> str:
     """Compare source and output at toy width, exactly; return in one line what was proven.
 
-    The line says so where no toy can be made of the source: that is no failure of the plan.
+    `strict` asks more, for a row that is a guess: that every layer is built like its source, and
+    that all that is set to a constant in a new layer can learn. The line says so where no toy can
+    be made of the source: that is no failure of the plan.
     Raises: ProofError where the output's toy does not load or computes anything else.
     """
     if not plan.keeps_function:
@@ -75,7 +78,7 @@ def check_plan(checkpoint: Checkpoint, plan: Plan) -> str:
             tempfile.TemporaryDirectory(prefix="blockexpand-check-") as folder,
         ):
             try:
-                return _prove(checkpoint, plan, sources, Path(folder), toy)
+                return _prove(checkpoint, plan, sources, Path(folder), toy, strict=strict)
             except NoToyError as error:
                 reasons.append(one_line(error))
     return f"--check proved nothing: no toy model could be made of this source ({reasons[0]})"
@@ -109,6 +112,8 @@ def _prove(
     sources: Mapping[str, str],
     folder: Path,
     toy: Narrowing,
+    *,
+    strict: bool,
 ) -> str:
     effective = write_config(checkpoint.config, folder / "real")
     toys = make_toy_fields(checkpoint.config, effective, toy)
@@ -134,7 +139,12 @@ def _prove(
 
     def compare(what: str, roles: Mapping[int, bool]) -> None:
         made = dict(_output_weights(plan, tensors, sources, weights, roles))
-        fault = _find_fault(expected, run_toy(out, made, ids))
+        found = run_toy(out, made, ids)
+        fault = _find_fault(expected, found)
+        if strict and not fault and not roles:
+            fault = find_odd_layer(expected.model, found.model, plan, ids)
+        if fault and strict:
+            raise ProofError(f"{what} {fault}")
         if fault:
             raise ProofError(
                 f"{what} {fault}: blockexpand is wrong about {plan.model_type!r} in this release "

@@ -38,11 +38,12 @@ class NoToyError(BlockExpandError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What a toy computes, and what `transformers` did not find or know of it."""
+    """What a toy computes, and what `transformers` did not find or know of it, with the toy."""
 
     logits: torch.Tensor
     missing: tuple[str, ...]
     unexpected: frozenset[str]
+    model: Any = None
 
 
 def write_config(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -128,6 +129,7 @@ def run_toy(folder: Path, weights: Mapping[str, torch.Tensor], ids: torch.Tensor
         missing=tuple(sorted(missing)),
         # Layers have other numbers in the output.
         unexpected=frozenset(re.sub(r"[0-9]+", "*", str(name)) for name in unexpected),
+        model=model,
     )
 
 

@@ -43,6 +43,10 @@ class FamilyForm:
     derived: tuple[tuple[str, tuple[Any, ...]], ...] = field(default=())
 
 
+Row = FamilyForm | str
+"""A row that is not looked up: a form, or the family that a model is named and built like."""
+
+
 def make_family(form: FamilyForm) -> Family:
     """Return the row that a form describes."""
     return Family(
@@ -60,13 +64,9 @@ def _rules(form: FamilyForm) -> list[FieldRule]:
     rules = [listed(name) for name in form.lists]
     rules += [listed(name, derive=_fixed_at_depth(kinds)) for name, kinds in form.derived]
     # Where a list says the same of each layer, it is what counts.
-    listing = {*form.lists, *(name for name, _ in form.derived)} & {
-        "layer_types",
-        "mlp_layer_types",
-    }
+    is_listed = "mlp_layer_types" in {*form.lists, *(name for name, _ in form.derived)}
     rules += [
-        leading(name, advisory=bool(listing) or name == "max_window_layers")
-        for name in form.leading
+        leading(name, advisory=is_listed or name == "max_window_layers") for name in form.leading
     ]
     rules += [
         # Experts in every n-th layer but these: two fields that make one rule.

@@ -1,0 +1,226 @@
+"""Model types that the table does not have: rows inferred, given, proven, refused and unproven."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from checkpoints import edit_json
+from family_check import run
+from family_zoo import Zoo, make_checkpoint
+from zoo import ZOO
+
+import blockexpand
+from blockexpand.api.rows import infer_folder
+from blockexpand.errors import RecipeError, UnsupportedModelError
+from blockexpand.models import families
+from blockexpand.models.families.form import parse_form, render_form
+
+
+def recipe_of(name: str) -> Zoo:
+    return next(recipe for recipe in ZOO if recipe.name == name)
+
+
+def forget(monkeypatch: pytest.MonkeyPatch, recipe: Zoo) -> None:
+    """Take a model type out of the table."""
+    for table in (families.FAMILIES, families.MULTIMODAL):
+        if recipe.model_type in table:
+            monkeypatch.delitem(table, recipe.model_type)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("position", ["end", "interleaved"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("llama_tied_biased", "phi", "gemma2", "olmo2", "smollm3_legacy", "gpt2_hub", "mpt"),
+        *("mixtral", "qwen3_moe_step", "deepseek_v2", "gpt_oss", "qwen3_next", "bamba", "mamba2"),
+        *("gemma3", "qwen3_5_moe_text"),
+    ],
+)
+def test_a_row_that_is_missing_is_inferred_and_proven(
+    name: str, position: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipe_of(name)
+    make_checkpoint(recipe, tmp_path / "source")
+    forget(monkeypatch, recipe)
+    made = blockexpand.expand(
+        tmp_path / "source",
+        tmp_path / "out",
+        new_layers=2,
+        position=position,
+        dtype="source",
+        verify_after="tensors",
+    )
+    assert "inferred and proven with transformers" in made.notes[0]
+    source, out = run(tmp_path / "source", 6), run(tmp_path / "out", 8)
+    assert all(torch.equal(source.logits[dtype], out.logits[dtype]) for dtype in source.logits)
+    assert torch.equal(source.tokens, out.tokens)
+    for index, entry in enumerate(made.plan.layer_map):
+        assert out.layers[index] == source.layers[entry.source]
+
+
+@pytest.mark.parametrize(
+    ("name", "position", "reason"),
+    [
+        ("minicpm3", "end", "computes something else"),  # branches scaled by the depth
+        ("diffllama", "end", "lambda_init is"),  # a constant of the layer's number
+        ("diffllama", "interleaved", "computes something else"),
+        ("gpt2_scaled_by_index", "end", "scaling is"),
+        ("jamba", "interleaved", "of the same kind"),  # a period that no list can hold
+    ],
+)
+def test_a_row_that_does_not_hold_is_refused_with_what_differed(
+    name: str, position: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipe_of(name)
+    make_checkpoint(recipe, tmp_path / "source")
+    forget(monkeypatch, recipe)
+    with pytest.raises(UnsupportedModelError, match=reason):
+        blockexpand.expand(tmp_path / "source", tmp_path / "out", new_layers=2, position=position)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("rows") / "llama"
+    make_checkpoint(recipe_of("llama"), folder)
+    return folder
+
+
+def write_row(path: Path, **changes: Any) -> str:
+    row = {
+        "model_type": "llama",
+        "prefix": "model.layers.",
+        "count": "num_hidden_layers",
+        "branches": [{"outputs": ["self_attn.o_proj"]}, {"outputs": ["mlp.down_proj"]}],
+    }
+    path.write_text(yaml.safe_dump(row | changes))
+    return str(path)
+
+
+def test_a_row_of_the_users_own_is_proven(llama: Path, tmp_path: Path) -> None:
+    row = write_row(tmp_path / "row.yaml")
+    made = blockexpand.expand(
+        llama, tmp_path / "out", new_layers=2, family=row, verify_after="logits"
+    )
+    assert "given and proven with transformers" in made.notes[0]
+    manifest = json.loads((tmp_path / "out" / "block_expansion.json").read_text())
+    assert manifest["family"]["branches"] == [
+        [{"outputs": ["self_attn.o_proj"]}],
+        [{"outputs": ["mlp.down_proj"]}],
+    ]
+    assert "given and proven" in manifest["family_proof"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        # A second output that is not silenced.
+        (
+            {"branches": [{"outputs": ["mlp.down_proj"]}], "copied": ["self_attn.o_proj"]},
+            "computes something else",
+        ),
+        # One that is silenced without need, so that neither could learn.
+        (
+            {
+                "branches": [
+                    {"outputs": ["self_attn.o_proj", "self_attn.v_proj"]},
+                    {"outputs": ["mlp.down_proj"]},
+                ]
+            },
+            "could never learn",
+        ),
+        (
+            {"branches": [{"outputs": ["mlp.dwon_proj"]}]},
+            r"'model\.layers\.0\.mlp\.down_proj\.weight' is unknown",
+        ),
+        ({"count": "n_layer", "prefix": "h."}, "no tensor of a decoder layer"),
+        ({"config": "text_config"}, "'text_config' is missing"),
+    ],
+)
+def test_a_wrong_row_is_refused(
+    changes: dict[str, Any], reason: str, llama: Path, tmp_path: Path
+) -> None:
+    row = write_row(tmp_path / "row.yaml", **changes)
+    with pytest.raises(UnsupportedModelError, match=reason):
+        blockexpand.expand(llama, tmp_path / "out", new_layers=2, family=row)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"branches": []}, "branches: expected a list of residual branches"),
+        ({"prefix": "model.layers"}, "prefix: expected what stands before"),
+        ({"prefxi": "h."}, "'prefxi': unknown; expected one of"),
+        ({"branches": [{"norms": ["a"]}]}, "outputs: expected a list of tensors"),
+        ({"constants": {"a": "b"}}, "constants: expected an object"),
+        ({"lists": "layer_types"}, "lists: expected a list of names"),
+    ],
+)
+def test_a_faulty_row_names_its_file_and_part(
+    changes: dict[str, Any], reason: str, tmp_path: Path
+) -> None:
+    row = write_row(tmp_path / "row.yaml", **changes)
+    with pytest.raises(RecipeError, match=f"row.yaml: {reason}"):
+        blockexpand.expand(tmp_path, tmp_path / "out", new_layers=2, family=row)
+
+
+@pytest.fixture
+def custom(tmp_path: Path, llama: Path) -> Path:
+    """A checkpoint of a type that only its own code knows."""
+    folder = tmp_path / "custom"
+    folder.mkdir()
+    for file in llama.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    edit_json(
+        folder / "config.json",
+        model_type="newformer",
+        auto_map={"AutoModelForCausalLM": "modeling_new.New"},
+    )
+    (folder / "modeling_new.py").write_text("raise SystemExit('this must never run')\n")
+    return folder
+
+
+def test_a_model_that_only_its_own_code_knows_is_not_guessed(custom: Path, tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModelError, match="the checkpoint's own code is never run"):
+        blockexpand.expand(custom, tmp_path / "out", new_layers=2)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_row_that_nothing_can_prove_is_used_on_demand_and_called_unproven(
+    custom: Path, llama: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(UnsupportedModelError, match="nothing was proven"):
+        blockexpand.expand(custom, out, new_layers=2, family="llama")
+    made = blockexpand.expand(
+        custom, out, new_layers=2, family="llama", no_proof=True, verify_after="tensors"
+    )
+    assert "built like 'llama': NOT PROVEN to keep the function" in made.notes[0]
+    assert "NOT PROVEN" in (out / "README.md").read_text()
+    manifest = json.loads((out / "block_expansion.json").read_text())
+    assert (manifest["family"], manifest["family_proof"]) == ("llama", "")
+    # It is in fact a Llama: the same bytes come of it.
+    blockexpand.expand(llama, tmp_path / "like", new_layers=2)
+    for file in out.glob("*.safetensors"):
+        assert file.read_bytes() == (tmp_path / "like" / file.name).read_bytes()
+
+
+def test_a_row_is_the_same_after_it_was_written_and_read(llama: Path) -> None:
+    row = infer_folder(llama)
+    assert row["branches"] == [
+        [{"outputs": ["self_attn.o_proj"]}],
+        [{"outputs": ["mlp.down_proj"]}],
+    ]
+    assert render_form(parse_form(yaml.safe_load(yaml.safe_dump(row)), "row")) == row
+
+
+def test_no_family_of_that_name(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="is no family of the table"):
+        blockexpand.expand(tmp_path, tmp_path / "out", new_layers=2, family="lama")
+    with pytest.raises(RecipeError, match="cannot read"):
+        blockexpand.expand(tmp_path, tmp_path / "out", new_layers=2, family="./lama.yaml")
