@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import PurePath
 from typing import Any
@@ -137,10 +137,10 @@ def _render_card(
         block("\n".join(draw_layers(plan.layer_map))),
         _render_numbers(plan),
         f"## Use\n\n{block(_snippet(plan), 'python')}",
-        *([_render_training(plan.new_layers)] if plan.new_layers else []),
+        *([_render_training(plan)] if plan.new_layers else []),
         f"## Proof\n\n{_render_proof(plan, source)}",
         f"## Layers\n\n{_render_layers(plan, source, others)}",
-        _render_dtype(plan),
+        _render_dtype(plan) + _render_quantization(plan),
         f"## How it was made\n\nWith [blockexpand]({HOMEPAGE}) {__version__}:",
     ]
     after = [_render_recipe(plan, source, others)]
@@ -156,6 +156,12 @@ def _introduce(plan: Plan, source: ModelRef) -> list[str]:
     blocks = "block" if count == 1 else "blocks"
     verb = "is" if count == 1 else "are"
     where = f" in {plan.dtype}" if _is_converted(plan) else ""
+    if not count:
+        return [
+            f"# {escape(_short(source))}, dequantized",
+            f"This is {_link(source)} with every quantized weight in {plan.dtype}, each value as "
+            "its format defines it.",
+        ]
     return [
         f"# {escape(_short(source))}, expanded by {count} {blocks}",
         f"**The new {blocks} {verb} untrained.** This is {_link(source)} with {count} new "
@@ -282,8 +288,28 @@ def _render_dtype(plan: Plan) -> str:
     )
 
 
-def _render_training(new: Sequence[int]) -> str:
-    numbers = ", ".join(map(str, new))
+_QUANTIZED = {
+    "keep": " The weights are quantized ({}) as in the source, those of the new blocks too.",
+    "new-blocks-full": " The original layers are quantized ({}) as in the source; the new blocks "
+    "are not: they are stored in {}, and named in the config's list of unquantized modules.",
+    "dequantize": " The source is quantized ({}); here every weight is stored in {}.",
+}
+
+
+def _render_quantization(plan: Plan) -> str:
+    if plan.quantization is None:
+        return ""
+    return _QUANTIZED[plan.options.quantized].format(plan.quantization, plan.dtype)
+
+
+def _render_training(plan: Plan) -> str:
+    numbers = ", ".join(map(str, plan.new_layers))
+    if plan.quantization is not None and plan.options.quantized == "keep":
+        return (
+            "## Training\n\n"
+            f"The new blocks (layers {numbers}) are quantized: train LoRA adapters in them. "
+            "`blockexpand train-config --framework peft` prints the settings."
+        )
     return (
         "## Training\n\n"
         f"Train the new blocks (layers {numbers}) and freeze everything else: "

@@ -223,3 +223,74 @@ def test_the_logits_would_show_a_wrong_zero(kind: str, tmp_path: Path) -> None:
     assert unpacked.abs().sum() > 0
     if kind == "copied-values":
         assert not torch.equal(zoo.logits(zoo.load(out)), expected)
+
+
+def test_the_card_says_what_is_quantised(tmp_path: Path) -> None:
+    source = fp8(zoo.make_base(tmp_path / "source", "llama"))
+    cards = {}
+    for mode in MODES:
+        expand(source, tmp_path / mode, "end", mode)
+        cards[mode] = (tmp_path / mode / "README.md").read_text()
+        manifest = json.loads((tmp_path / mode / "block_expansion.json").read_text())
+        assert manifest["quantized"] == {"method": "fp8", "mode": mode}
+        assert f"--quantized {mode}" in cards[mode] or mode == "keep"
+    assert "quantized (fp8) as in the source, those of the new blocks too" in cards["keep"]
+    assert "train LoRA adapters" in cards["keep"]
+    assert "the new blocks are not: they are stored in bfloat16" in cards["new-blocks-full"]
+    blockexpand.expand(source, tmp_path / "flat", new_layers=0, quantized="dequantize")
+    flat = (tmp_path / "flat" / "README.md").read_text()
+    assert "dequantized" in flat and "untrained" not in flat
+
+
+def test_refusals_say_what_to_do(tmp_path: Path) -> None:
+    plain = zoo.make_base(tmp_path / "plain", "llama")
+    with pytest.raises(blockexpand.RecipeError, match="the source is not quantized"):
+        blockexpand.expand(plain, tmp_path / "out", new_layers=1, quantized="dequantize")
+    source = fp8(plain)
+    with pytest.raises(blockexpand.BlockExpandError, match="whole number from 1"):
+        blockexpand.expand(source, tmp_path / "out", new_layers=0)
+    recipe = tmp_path / "recipe.yml"
+    recipe.write_text(
+        f"merge_method: passthrough\nslices:\n- sources: [{{model: {source}, "
+        "layer_range: [0, 4]}]\n"
+    )
+    with pytest.raises(blockexpand.UnsupportedModelError, match="--quantized dequantize"):
+        blockexpand.merge(recipe, tmp_path / "out")
+    for method in ("hqq", "torchao", "modelopt", "quanto", "nonesuch"):
+        zoo.write_quantized(source, zoo.read_tensors(source), {"quant_method": method})
+        with pytest.raises(blockexpand.UnsupportedModelError, match=f"{method}.*use the unquant"):
+            blockexpand.expand(source, tmp_path / "out", new_layers=1)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_module_without_one_of_its_parts_is_refused(tmp_path: Path) -> None:
+    source = fp8(zoo.make_base(tmp_path / "source", "llama"))
+    tensors = zoo.read_tensors(source)
+    del tensors["model.layers.1.mlp.up_proj.weight_scale_inv"]
+    zoo.write_quantized(source, tensors, zoo.fp8_settings())
+    with pytest.raises(blockexpand.CheckpointError, match=r"layers\.1\.mlp\.up_proj.*no scale"):
+        blockexpand.expand(source, tmp_path / "out", new_layers=1)
+
+
+def test_layers_may_differ_in_what_is_quantised(tmp_path: Path) -> None:
+    source = zoo.make_base(tmp_path / "source", "llama")
+    kept = ("model.layers.1.self_attn.o_proj", "model.layers.3.mlp.down_proj")
+    tensors = zoo.quantize(
+        zoo.read_tensors(source),
+        zoo.fp8_blocks(),
+        lambda name: zoo.is_linear(name) and not name.startswith(kept),
+    )
+    settings = zoo.fp8_settings(modules_to_not_convert=["lm_head", *kept])
+    zoo.write_quantized(source, tensors, settings, shards=2)
+    expected = zoo.logits(zoo.load(source))
+    for mode in MODES:
+        for position in POSITIONS:
+            out = tmp_path / f"{mode}-{position}"
+            expand(source, out, position, mode)
+            assert torch.equal(zoo.logits(zoo.load(out)), expected), (mode, position)
+    names = json.loads((tmp_path / "keep-list" / "config.json").read_text())
+    assert names["quantization_config"]["modules_to_not_convert"] == [
+        "lm_head",
+        *(f"model.layers.{n}.self_attn.o_proj" for n in (1, 2, 3)),
+        "model.layers.6.mlp.down_proj",
+    ]

@@ -23,7 +23,7 @@ def make_recipe(plan: Plan, model: str) -> dict[str, Any] | None:
     """
     dtype = {"dtype": plan.options.dtype} if _names_dtype(plan) else {}
     tensors = [tensor for file in plan.files for tensor in file.tensors]
-    if any(isinstance(tensor.origin, Fill) for tensor in tensors):
+    if plan.quantization is not None or any(isinstance(t.origin, Fill) for t in tensors):
         return None
     zeroed: dict[int, dict[str, bool]] = {}
     outside: list[str] = []
