@@ -27,6 +27,26 @@ POSITIONS = ("end", "interleaved", "start")
 EXACT = "exact"
 LIBRARIES = ("transformers", "torch", "safetensors")
 
+# What flagship checkpoints of a family are published in, where that is not bfloat16 alone.
+PUBLISHED = {
+    "deepseek_v3": "FP8 (V3, R1, V3.1)",
+    "deepseek_v32": "FP8 (V3.2)",
+    "glm4_moe": "bfloat16, FP8",
+    "gpt_oss": "MXFP4",
+    "kimi_k25": "compressed-tensors INT4 (K2.5)",
+    "llama4": "bfloat16, compressed-tensors FP8",
+    "minimax_m2": "FP8",
+    "ministral3": "FP8",
+    "mistral4": "FP8",
+    "qwen3": "bfloat16, FP8",
+    "qwen3_5": "bfloat16, FP8",
+    "qwen3_5_moe": "bfloat16, FP8",
+    "qwen3_moe": "bfloat16, FP8",
+    "qwen3_next": "bfloat16, FP8",
+    "qwen3_vl": "bfloat16, FP8",
+    "qwen3_vl_moe": "bfloat16, FP8",
+}
+
 INTRODUCTION = """\
 # What was found for every family
 
@@ -38,6 +58,9 @@ source and output without a missing or unexpected tensor, that all logits are eq
 bfloat16 and in float32, that greedy generation with the cache gives the same tokens, and that
 `--check` found the same at toy width beforehand. A refusal comes before anything is written; the
 number leads to its reason below.
+
+The last column says in what flagship checkpoints are published, where that is not bfloat16 alone;
+[quantized.md](quantized.md) says what `--quantized` makes of each.
 
 Versions: {versions}.
 """
@@ -144,8 +167,8 @@ def render(rows: Sequence[Row]) -> str:
     versions += [f"{name} {version(name)}" for name in LIBRARIES]
     lines = [
         INTRODUCTION.format(layers="6 layers", exact=EXACT, versions=", ".join(versions)),
-        "| model_type | checkpoint | " + " | ".join(POSITIONS) + " |",
-        "|---|---|" + "---|" * len(POSITIONS),
+        "| model_type | checkpoint | " + " | ".join(POSITIONS) + " | published in |",
+        "|---|---|" + "---|" * len(POSITIONS) + "---|",
     ]
     reasons: dict[str, int] = {}
     for row in rows:
@@ -158,6 +181,7 @@ def render(rows: Sequence[Row]) -> str:
             else:
                 cells.append(result)
         variant = "" if row.name == row.model_type else row.name
+        cells.append(PUBLISHED.get(row.model_type, ""))
         lines.append(f"| `{row.model_type}` | {variant} | " + " | ".join(cells) + " |")
     lines += ["", "## Reasons", ""]
     lines += [f"{number}. {reason}" for reason, number in reasons.items()]
