@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -528,3 +529,57 @@ def test_every_output_is_uploaded(
     sent = len(hub.seen("/upload/", method="PUT"))
     assert main(words) == 0
     assert len(hub.seen("/upload/", method="PUT")) == sent
+
+
+def test_a_job_that_another_batch_finishes_meanwhile_is_skipped(
+    write_jobs: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Two whole batches at once: what one holds the other puts off, and both end well."""
+    path = write_jobs(MATRIX)
+    both: dict[str, tuple[JobResult, ...]] = {}
+    meet = threading.Barrier(2)
+    met: set[str] = set()
+
+    def run(name: str) -> None:
+        def wait_once(nbytes: int) -> None:
+            if name not in met:
+                met.add(name)
+                with contextlib.suppress(threading.BrokenBarrierError):
+                    meet.wait(60)
+
+        both[name] = expand_batch(path, progress=Progress(advance=wait_once))
+
+    threads = [threading.Thread(target=run, args=(name,)) for name in ("one", "other")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for results in both.values():
+        assert {result.state for result in results} <= {"done", "skipped"}
+        assert [result.error for result in results] == [None] * 3
+    made = [{result.state for result in pair} for pair in zip(*both.values(), strict=True)]
+    assert made == [{"done", "skipped"}] * 3
+    assert names(tmp_path / "family") == NAMES
+
+
+def test_a_skipped_job_says_what_was_compared(write_jobs: Callable[[str], Path]) -> None:
+    path = write_jobs(MATRIX)
+    expand_batch(path)
+    for result in expand_batch(path):
+        assert result.expansion is not None
+        assert (
+            "already there: the same plan, sizes and headers, and a block of"
+            in (result.expansion.notes[-1])
+        )
+
+
+def test_an_output_with_the_jobs_file_in_it_is_not_replaced(
+    write_jobs: Callable[[str], Path], tmp_path: Path
+) -> None:
+    path = write_jobs("jobs: [{src: SRC, out: out, new-layers: 1}]")
+    expand_batch(path)
+    inside = tmp_path / "out" / "tokenizer_config.json"
+    inside.write_text(path.read_text().replace("1}", "2, overwrite: true}"))
+    before = snapshot(tmp_path / "out")
+    assert "which this run reads; --overwrite replaces only" in refuse(inside)
+    assert snapshot(tmp_path / "out") == before

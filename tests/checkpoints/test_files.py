@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 
-from blockexpand.checkpoints.files import is_foreign_weights, is_hidden, split_side_files
+from blockexpand.checkpoints.files import (
+    is_foreign_weights,
+    is_hidden,
+    list_files,
+    split_side_files,
+)
+from blockexpand.errors import CheckpointError
 
 
 @pytest.mark.parametrize(
@@ -101,3 +111,32 @@ def test_a_file_below_with_a_name_that_is_rewritten_at_the_top_comes_along() -> 
 def test_both_lists_are_sorted() -> None:
     side, left = split_side_files(["b", "a", "d.bin", "c.bin"], [])
     assert (side, left) == (("a", "b"), ("c.bin", "d.bin"))
+
+
+def make_socket(path: Path) -> None:
+    import socket
+
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind(str(path))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such files")
+@pytest.mark.parametrize(("make", "name"), [(os.mkfifo, "a named pipe"), (make_socket, "a socket")])
+def test_what_cannot_be_copied_is_named(
+    make: Callable[[Path], object], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "extra").mkdir()
+    monkeypatch.chdir(tmp_path / "extra")  # a socket's path has to be short
+    make(Path("odd"))
+    with pytest.raises(CheckpointError, match=f"extra/odd is {name}, which cannot be copied; rem"):
+        list_files(tmp_path)
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() != 0, reason="only root makes devices")
+def test_a_device_is_named(tmp_path: Path) -> None:
+    try:
+        os.mknod(tmp_path / "null", 0o20666, os.makedev(1, 3))
+    except OSError:
+        pytest.skip("devices cannot be made here")
+    with pytest.raises(CheckpointError, match="null is a device, which cannot be copied; remove"):
+        list_files(tmp_path)
