@@ -262,7 +262,7 @@ def prove_logits(
             f"{folder}: its new blocks were trained, so its logits cannot be those of the source; "
             "leave --logits out"
         )
-    if not verification.keeps_function:
+    if verification.keeps_function is False:
         raise RecipeError(
             f"{folder}: every byte is as its recipe says, which changes what the model "
             "computes: the logits cannot be those of the source; leave --logits out"

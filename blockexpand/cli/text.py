@@ -144,7 +144,7 @@ def plan_fields(plan: Plan, name: ModelRef) -> dict[str, Any]:
         "layers": len(plan.layer_map),
         "layer_map": [entry.source for entry in plan.layer_map],
         "new_layers": list(plan.new_layers),
-        "keeps_function": plan.keeps_function,
+        "keeps_function": None if plan.is_unproven else plan.keeps_function,
         "readers": [
             {
                 "reader": view.reader,
@@ -215,6 +215,9 @@ def _layer_lines(plan: Plan) -> list[str]:
         lines.append(f"  zeroed in each new layer: {', '.join(zeroed)}")
     if changed:
         lines.append(f"  set in each new layer: {', '.join(changed)}")
+    if plan.is_unproven:
+        lines.append("  whether it computes what its source computes is NOT PROVEN")
+        return lines
     lines.append(
         "  it computes exactly what its source computes"
         if plan.keeps_function

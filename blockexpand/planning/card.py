@@ -162,12 +162,15 @@ def _introduce(plan: Plan, source: ModelRef) -> list[str]:
             f"This is {_link(source)} with every quantized weight in {plan.dtype}, each value as "
             "its format defines it.",
         ]
+    computes = f"Until they are trained, it computes exactly what its source computes{where}"
+    if plan.is_unproven:
+        computes = "It is meant to compute what its source computes, which is NOT PROVEN"
     return [
         f"# {escape(_short(source))}, expanded by {count} {blocks}",
         f"**The new {blocks} {verb} untrained.** This is {_link(source)} with {count} new "
-        f"{blocks}: {plan.original_layers} layers became {len(plan.layer_map)}. Until they are "
-        f"trained, it computes exactly what its source computes{where}: each new block is a clone "
-        "of an existing layer whose residual branches add nothing, so it passes its input through.",
+        f"{blocks}: {plan.original_layers} layers became {len(plan.layer_map)}. {computes}: each "
+        "new block is a clone of an existing layer whose residual branches add nothing, so it "
+        "passes its input through.",
     ]
 
 

@@ -96,6 +96,11 @@ class Plan:
     quantization: str | None = None
 
     @property
+    def is_unproven(self) -> bool:
+        """Whether its family's row was given and nothing has shown that it holds."""
+        return self.options.row is not None and not self.options.row_proof
+
+    @property
     def nbytes(self) -> int:
         """The size of the whole output."""
         return (

@@ -69,7 +69,8 @@ def plan_again(
     Raises: CheckpointError, RecipeError, UnsupportedModelError for what is no recipe for the
     source.
     """
-    decoder = find_decoder(checkpoint.config, checkpoint.specs)
+    row = claims.recipe.row if claims.recipe else None
+    decoder = find_decoder(checkpoint.config, checkpoint.specs, row)
     per_layer = Counter(placed.layer for placed in decoder.placed.values())
     tensors = max(per_layer.values()) * len(manifest.layer_map)
     if tensors > max(_MOST_TENSORS, 4 * len(checkpoint.specs)):
@@ -101,7 +102,8 @@ def find_wrong_source(
     stated, found = manifest.model_type, checkpoint.config.get("model_type")
     layers = None
     if stated in (None, found):
-        layers = find_decoder(checkpoint.config, checkpoint.specs).layers
+        row = claims.recipe.row if claims.recipe else None
+        layers = find_decoder(checkpoint.config, checkpoint.specs, row).layers
         if claims.recipe_text is not None or layers == manifest.original_layers:
             return None
     depth = "" if layers is None else f", {layers} layers"

@@ -54,7 +54,7 @@ class Expectation:
 
 def expect_plan(plan: Plan, checkpoint: Checkpoint) -> Expectation:
     """Return what a plan makes."""
-    decoder = find_decoder(checkpoint.config, checkpoint.specs)
+    decoder = find_decoder(checkpoint.config, checkpoint.specs, plan.options.row)
     extents = find_extents(checkpoint)
     by_place = {placed: name for name, placed in decoder.placed.items()}
     tensors = {}

@@ -107,7 +107,9 @@ def verify_output(
         tensors=sum(len(file.tensors) for file in plan.files),
         nbytes=plan.nbytes,
         dtype=plan.dtype,
-        keeps_function=None if result.findings else plan.keeps_function and not result.active,
+        keeps_function=None
+        if result.findings or plan.options.row is not None
+        else plan.keeps_function and not result.active,
         is_unpacked=plan.options.quantized == "dequantize",
         findings=tuple(result.findings),
         trained=tuple(result.trained),
@@ -169,6 +171,12 @@ def _refuse_source(stated: Stated, checkpoint: Checkpoint, source: ModelRef) -> 
 def _notes(plan: Plan, claims: Claims, unknown: list[str], out: Path) -> list[str]:
     """Say what differs without making another model: the card, the release, unknown fields."""
     notes = []
+    if plan.options.row is not None:
+        notes.append(
+            "the table of families has no row for this model: what its new layers set to a "
+            "constant is as the output itself says, and only --logits tells whether that keeps the "
+            "function"
+        )
     card, path = next(d.data for d in plan.documents if d.name == CARD_FILE), out / CARD_FILE
     if not path.is_file():
         notes.append(f"{CARD_FILE} is missing")

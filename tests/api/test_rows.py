@@ -16,7 +16,7 @@ from zoo import ZOO
 
 import blockexpand
 from blockexpand.api.rows import infer_folder
-from blockexpand.errors import RecipeError, UnsupportedModelError
+from blockexpand.errors import ProofError, RecipeError, UnsupportedModelError
 from blockexpand.models import families
 from blockexpand.models.families.form import parse_form, render_form
 
@@ -201,13 +201,30 @@ def test_a_row_that_nothing_can_prove_is_used_on_demand_and_called_unproven(
         custom, out, new_layers=2, family="llama", no_proof=True, verify_after="tensors"
     )
     assert "built like 'llama': NOT PROVEN to keep the function" in made.notes[0]
-    assert "NOT PROVEN" in (out / "README.md").read_text()
+    card = (out / "README.md").read_text()
+    assert "which is NOT PROVEN" in card and "computes exactly" not in card
+    assert made.verification is not None and made.verification.keeps_function is None
     manifest = json.loads((out / "block_expansion.json").read_text())
     assert (manifest["family"], manifest["family_proof"]) == ("llama", "")
     # It is in fact a Llama: the same bytes come of it.
     blockexpand.expand(llama, tmp_path / "like", new_layers=2)
     for file in out.glob("*.safetensors"):
         assert file.read_bytes() == (tmp_path / "like" / file.name).read_bytes()
+
+
+def test_verify_does_not_believe_a_row_that_an_output_states(llama: Path, tmp_path: Path) -> None:
+    """An output made with a wrong row is as its manifest says, and computes something else."""
+    row = write_row(
+        tmp_path / "row.yaml",
+        branches=[{"outputs": ["mlp.down_proj"]}],
+        copied=["self_attn.o_proj"],
+    )
+    blockexpand.expand(llama, tmp_path / "out", new_layers=2, family=row, no_proof=True)
+    verified = blockexpand.verify(llama, tmp_path / "out").verification
+    assert verified.findings == () and verified.keeps_function is None
+    assert any("only --logits tells" in note for note in verified.notes)
+    with pytest.raises(ProofError, match="logits differ"):
+        blockexpand.verify(llama, tmp_path / "out", logits=True)
 
 
 def test_a_row_is_the_same_after_it_was_written_and_read(llama: Path) -> None:
