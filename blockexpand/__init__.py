@@ -18,6 +18,8 @@ from .errors import (
     CheckpointError,
     HeaderError,
     HubError,
+    InputError,
+    NoProofError,
     OutputBusyError,
     OutputError,
     ProofError,
@@ -26,6 +28,7 @@ from .errors import (
     TrainingError,
     TransferError,
     UnsupportedModelError,
+    UsageError,
 )
 
 if TYPE_CHECKING:
@@ -114,11 +117,13 @@ __all__ = [
     "Finding",
     "HeaderError",
     "HubError",
+    "InputError",
     "JobResult",
     "LogitsProof",
     "Manifest",
     "ModelRef",
     "Moved",
+    "NoProofError",
     "OutputBusyError",
     "OutputError",
     "Parameters",
@@ -133,6 +138,7 @@ __all__ = [
     "TrainingError",
     "TransferError",
     "UnsupportedModelError",
+    "UsageError",
     "Verification",
     "Verified",
     "__version__",

@@ -254,6 +254,7 @@ def preview_expansion(
     overwrite_anything: str | Path | None = None,
     base_model: str | None = None,
     check: bool = False,
+    command: str | None = None,
 ) -> Preview:
     """Return what `expand` would do; of a Hub repository only headers are fetched.
 
@@ -281,6 +282,7 @@ def preview_expansion(
         overwrite_anything=overwrite_anything,
         base_model=base_model,
         check=check,
+        command=command,
     )
     target = resolve_target(expand_home(out))
     recipe = make_recipe(
@@ -300,7 +302,8 @@ def preview_expansion(
     if stream:
         _check_streamed(str(src), source, plan)
     name = name_base(source.name, base_model)
-    plan = add_card(plan, name, render_command(str(src), str(out), recipe, max_shard_size))
+    shown = command or render_command(str(src), str(out), recipe, max_shard_size)
+    plan = add_card(plan, name, shown)
     is_here = source.snapshot is None
     note = None if options.replaces else use_finished(plan, target, name, is_here=is_here)
     write = None

@@ -145,6 +145,7 @@ def plan_merge(
     cache_dir: str | Path | None = None,
     base_model: str | None = None,
     check: bool = False,
+    command: str | None = None,
 ) -> tuple[Plan, ModelRef]:
     """Return the plan of a recipe; of Hub repositories only headers are fetched."""
     check_arguments(
@@ -161,7 +162,7 @@ def plan_merge(
     target = resolve_target(expand_home(out))
     hub = make_hub_options(revision, token, cache_dir)
     request = _read_request(recipe, target, src, max_shard_size, hub)
-    shown = _render_command(recipe, src, out, max_shard_size)
+    shown = command or _render_command(recipe, src, out, max_shard_size)
     output = _open(request, shown, base_model, headers_only=True)
     return (_check(output, recipe) if check else output.plan), output.name
 
@@ -181,6 +182,7 @@ def preview_merge(
     overwrite_anything: str | Path | None = None,
     base_model: str | None = None,
     check: bool = False,
+    command: str | None = None,
 ) -> Preview:
     """Return what `merge` would do; of Hub repositories only headers are fetched.
 
@@ -200,6 +202,7 @@ def preview_merge(
         cache_dir=cache_dir,
         base_model=base_model,
         check=check,
+        command=command,
     )
     is_here = _is_here(plan)
     note = None if options.replaces else use_finished(plan, target, name, is_here=is_here)

@@ -10,7 +10,9 @@ from ..checkpoints.sources import HubOptions, ModelRef, OpenedSource
 from ..errors import OutputError
 from ..fs.paths import existing_folder
 from ..planning.plan import Plan
+from ..planning.segments import tally_file
 from ..writing.preflight import WriteCheck, check_write
+from ..writing.shard import Moved, count_unshared
 from ..writing.space import would_share
 from ..writing.target import WriteOptions
 
@@ -24,6 +26,33 @@ class Preview:
     source: ModelRef
     write: WriteCheck | None
     finished: str | None
+
+    @property
+    def moved(self) -> Moved:
+        """How the bytes of the shards would get there, as far as can be told."""
+        if self.write is None:
+            return Moved(reused=sum(file.nbytes for file in self.plan.files))
+        return _foresee(self.plan, self.write)
+
+
+def _foresee(plan: Plan, write: WriteCheck) -> Moved:
+    block = plan.options.block_nbytes
+    moved = Moved()
+    for file in plan.files:
+        if write.linked and file.identical_to is not None:
+            moved += Moved(linked=file.nbytes)
+            continue
+        unshared = count_unshared(file, block, shares=False)
+        needed = count_unshared(file, block, shares=True) if write.shares else unshared
+        tally = tally_file(file)
+        computed = tally.converted + tally.scaled
+        moved += Moved(
+            shared=unshared - needed,
+            copied=needed - computed,
+            converted=computed,
+            holes=file.nbytes - unshared,
+        )
+    return moved
 
 
 def check_output(

@@ -175,12 +175,14 @@ def run(options: argparse.Namespace, words: Sequence[str]) -> int:
     }
     return plan_or_make(
         options,
-        lambda: preview_expansion(
+        words,
+        lambda command: preview_expansion(
             options.src,
             options.out,
             **arguments,
             stream=options.stream,
             **target_arguments(options),
+            command=command,
         ),
         lambda executor, progress: expand(
             options.src,

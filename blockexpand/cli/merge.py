@@ -76,8 +76,13 @@ def run(options: argparse.Namespace, words: Sequence[str]) -> int:
     }
     return plan_or_make(
         options,
-        lambda: preview_merge(
-            options.recipe, options.out, **arguments, **target_arguments(options)
+        words,
+        lambda command: preview_merge(
+            options.recipe,
+            options.out,
+            **arguments,
+            **target_arguments(options),
+            command=command,
         ),
         lambda executor, progress: merge(
             options.recipe,

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from typing import TYPE_CHECKING, Any
 
+from ..errors import RecipeError
 from ..progress import Progress
 from .console import print_outcome
 
@@ -18,21 +19,45 @@ if TYPE_CHECKING:
 
 def plan_or_make(
     options: argparse.Namespace,
-    preview: Callable[[], Preview],
+    words: Sequence[str],
+    preview: Callable[[str], Preview],
     make: Callable[[Executor | None, Progress], Expansion],
 ) -> int:
-    """Plan where `--dry-run` was given, else make the output; print the result."""
+    """Plan where `--dry-run` was given, else make the output; print the result.
+
+    Both are told the command that the card shows.
+    """
+    from ..api.pipeline import CHECKING
     from ..writing.executors import open_executor
     from . import text
     from .reporting import reporting
 
     if options.dry_run:
-        print_outcome(options, text.preview_as_json, text.describe_preview, preview(), options.out)
+        with reporting(options) as progress:
+            if options.check:
+                progress.stage(CHECKING)
+            found = preview(shown_command(words))
+        _check_after(options, found)
+        print_outcome(options, text.preview_as_json, text.describe_preview, found, options.out)
         return 0
     with open_executor(options.executor) as executor, reporting(options) as progress:
         result = make(executor, progress)
     print_outcome(options, text.expansion_as_json, text.describe_expansion, result)
     return 0
+
+
+def _check_after(options: argparse.Namespace, found: Preview) -> None:
+    """Refuse what would fail after the writing. Raises: RecipeError, HubError, UsageError."""
+    if options.verify == "logits" and not found.plan.keeps_function:
+        raise RecipeError(
+            "these layers change what the model computes, so there is nothing for --verify logits "
+            "to prove; leave it out"
+        )
+    if options.push_to_hub is not None:
+        from ..publishing.target import check_push, refuse_secrets
+
+        check_push(options.push_to_hub, token=options.token)
+        refuse_secrets((file.name for file in found.plan.side_files), found.source.model)
 
 
 def writing_arguments(options: argparse.Namespace, words: Sequence[str]) -> dict[str, Any]:
@@ -59,11 +84,12 @@ def target_arguments(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def shown_command(words: Sequence[str]) -> str:
-    """Return the command as typed, but for a token."""
+    """Return the command as typed, but for a token; a dry run is of the command without it."""
     shown: list[str] = []
     skip = False
     for word in words:
-        if not skip and word != "--token" and not word.startswith("--token="):
+        is_token = skip or word == "--token" or word.startswith("--token=")
+        if not is_token and word != "--dry-run":
             shown.append(word)
         skip = word == "--token"
     return shlex.join(["python", "-m", "blockexpand", *shown])

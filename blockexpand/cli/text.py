@@ -12,12 +12,17 @@ from ..checkpoints.sources import ModelRef
 from ..fs.paths import existing_folder, expand_home
 from ..messages import and_more, join, join_lines
 from ..planning.card import describe_neutral, layer_runs
-from ..planning.parameters import Parameters
+from ..planning.parameters import Parameters, count_parameters, describe_parameters
 from ..planning.plan import Plan
 from ..planning.segments import Tally, tally_file
 from ..writing.shard import Moved
-from .text_sizes import format_size
+from .text_sizes import format_duration, format_size
 from .text_verification import describe_proof, verification_as_json
+
+# For an estimate, no promise: a disk of today, and one core that converts.
+_COPIED_NBYTES_PER_SECOND = 1_000_000_000
+
+_COMPUTED_NBYTES_PER_SECOND = 500_000_000
 
 
 def describe_plan(plan: Plan, name: ModelRef, out: Path, *, verbose: bool) -> str:
@@ -66,6 +71,7 @@ def describe_preview(preview: Preview, out: Path, *, verbose: bool) -> str:
     lines = [] if preview.finished is None else [preview.finished]
     write = preview.write
     if write is not None:
+        lines.append(f"moves {_moved(preview.moved)}; {_time(preview.moved)}")
         if write.needed is not None:
             lines.append(f"needs {format_size(write.needed)} on the disk")
         if write.found:
@@ -85,6 +91,8 @@ def preview_as_json(preview: Preview, out: Path) -> dict[str, Any]:
     gone = None if write is None else write.replaced
     return plan_as_json(preview.plan, preview.source, out) | {
         "already_there": preview.finished,
+        "would_move": _moved_fields(preview.moved),
+        "estimated_seconds": round(_seconds(preview.moved), 1),
         "needed_nbytes": None if write is None else write.needed,
         "found_nbytes": None if write is None else write.found,
         "linked_nbytes": None if write is None else write.linked,
@@ -114,19 +122,11 @@ def describe_expansion(result: Expansion, *, verbose: bool) -> str:
 
 def expansion_as_json(result: Expansion) -> dict[str, Any]:
     """Return a finished expansion for scripts."""
-    moved = result.moved
     return {
         **plan_fields(result.plan, result.source),
         "out": str(result.out),
         "files": [{"name": file.name, "nbytes": file.nbytes} for file in result.plan.files],
-        "moved": {
-            "shared": moved.shared,
-            "copied": moved.copied,
-            "converted": moved.converted,
-            "holes": moved.holes,
-            "linked": moved.linked,
-            "reused": moved.reused,
-        },
+        "moved": _moved_fields(result.moved),
         "verified": None
         if result.verification is None
         else verification_as_json(result.verification, result.proof, result.out),
@@ -160,6 +160,8 @@ def plan_fields(plan: Plan, name: ModelRef) -> dict[str, Any]:
         "neutral": dict(plan.neutral),
         "dtype": plan.dtype,
         "nbytes": plan.nbytes,
+        "position": plan.options.position,
+        "parameters": parameters_as_json(count_parameters(plan)),
         "left_behind": list(plan.left_behind),
         "fingerprint": plan.fingerprint,
     }
@@ -215,6 +217,7 @@ def _layer_lines(plan: Plan) -> list[str]:
         lines.append(f"  zeroed in each new layer: {', '.join(zeroed)}")
     if changed:
         lines.append(f"  set in each new layer: {', '.join(changed)}")
+    lines.append(f"  {describe_parameters(count_parameters(plan))}")
     if plan.is_unproven:
         lines.append("  whether it computes what its source computes is NOT PROVEN")
         return lines
@@ -247,13 +250,36 @@ def _tally_fields(tally: Tally) -> dict[str, int]:
     }
 
 
+def _moved_fields(moved: Moved) -> dict[str, int]:
+    return {
+        "shared": moved.shared,
+        "copied": moved.copied,
+        "converted": moved.converted,
+        "holes": moved.holes,
+        "linked": moved.linked,
+        "reused": moved.reused,
+    }
+
+
+def _seconds(moved: Moved) -> float:
+    """Estimate the moving; how fast a disk is, only the run tells."""
+    return moved.copied / _COPIED_NBYTES_PER_SECOND + moved.converted / _COMPUTED_NBYTES_PER_SECOND
+
+
+def _time(moved: Moved) -> str:
+    seconds = _seconds(moved)
+    if seconds < 1:
+        return format_duration(seconds)
+    return f"about {format_duration(seconds)} where the disk moves 1 GB/s"
+
+
 def _moved(moved: Moved) -> str:
     names = {
         "shared with the source": moved.shared,
         "linked to the source": moved.linked,
         "copied": moved.copied,
         "converted": moved.converted,
-        "left as holes": moved.holes,
+        "of zeros stored sparsely (no disk used)": moved.holes,
         "kept from an earlier run": moved.reused,
     }
     return ", ".join(f"{format_size(n)} {name}" for name, n in names.items() if n)
