@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from .training.settings import make_settings as make_settings
     from .verification.difference import Difference as Difference
     from .verification.difference import TensorDifference as TensorDifference
+    from .verification.difference import TensorStatistics as TensorStatistics
     from .verification.findings import Finding as Finding
     from .verification.findings import Verification as Verification
     from .verification.logits import LogitsProof as LogitsProof
@@ -85,6 +86,7 @@ _PLACES = {
     "Recipe": "planning.recipe",
     "ModelRef": "checkpoints.sources",
     "TensorDifference": "verification.difference",
+    "TensorStatistics": "verification.difference",
     "TrainerSettings": "training.settings",
     "Verification": "verification.findings",
     "Verified": "api.pipeline",
@@ -134,6 +136,7 @@ __all__ = [
     "RecipeError",
     "SourceChangedError",
     "TensorDifference",
+    "TensorStatistics",
     "TrainerSettings",
     "TrainingError",
     "TransferError",

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+from .._version import __version__
 from ..errors import OutputError
 from ..messages import join_lines, printable
 
@@ -74,7 +75,8 @@ def print_outcome(
     if options.json:
         import json
 
-        print_result(json.dumps({"schema_version": JSON_SCHEMA_VERSION, **as_json(*values)}))
+        head = {"schema_version": JSON_SCHEMA_VERSION, "blockexpand": __version__}
+        print_result(json.dumps({**head, **as_json(*values)}))
     elif not options.quiet:
         text = describe(*values, verbose=options.verbose)
         print_result(join_lines(text.split("\n")))
