@@ -25,7 +25,7 @@ from ..adapters.format import (
     render_adapter,
 )
 from ..checkpoints.checkpoint import Checkpoint
-from ..checkpoints.files import CARD_FILE
+from ..checkpoints.files import CARD_FILE, MANIFEST_FILE
 from ..checkpoints.sources import ModelRef, open_source
 from ..errors import CheckpointError
 from ..formats.json_object import edit_json_object, parse_json_object
@@ -35,15 +35,16 @@ from ..messages import and_more
 from ..models.decoder import Decoder, find_decoder
 from ..models.layer_map import LayerMap
 from ..models.surgery import plan_surgery
+from ..planning.manifest import parse_manifest
 from ..planning.plan import Plan, PlanOptions
 from ..planning.shards import Document, render_index
 from ..progress import SILENT, Progress
+from ..verification.layer_finding import find_layer_map
 from ..writing.leftovers import clear_debris
 from ..writing.preflight import check_write
 from ..writing.shard import Moved
 from ..writing.target import WriteOptions, check_target, resolve_target
 from ..writing.writer import write
-from .layer_maps import find_layer_map
 from .options import make_hub_options
 
 
@@ -93,8 +94,8 @@ def extract(
     theirs, _ = open_source(
         str(trained), make_hub_options(None, token, cache_dir), progress=progress
     )
-    layer_map = find_layer_map(base_checkpoint, theirs, str(trained), progress)
     decoder = find_decoder(base_checkpoint.config, base_checkpoint.specs)
+    layer_map = _find_layers(base_checkpoint, theirs, decoder, str(trained))
     adapter, extracted = _compare(
         base_checkpoint, base_name, theirs, decoder, layer_map, progress, str(trained)
     )
@@ -120,6 +121,23 @@ def extract(
         notes=plan.notes + written.notes,
         pushed=pushed,
     )
+
+
+def _find_layers(base: Checkpoint, trained: Checkpoint, decoder: Decoder, where: str) -> LayerMap:
+    """Return the layer map of a trained model, from its manifest or from its tensors.
+
+    Trainers do not copy the manifest, and other tools write none. Raises: CheckpointError.
+    """
+    if trained.manifest is not None:
+        return parse_manifest(trained.manifest).layer_map
+    theirs = find_decoder(trained.config, trained.specs)
+    layer_map = find_layer_map(base, trained, (decoder.prefix, theirs.prefix))
+    if layer_map is None or not any(entry.is_new for entry in layer_map):
+        raise CheckpointError(
+            f"{where}: its tensors do not tell which layers are new in it; copy {MANIFEST_FILE} "
+            "from the expansion that was trained"
+        )
+    return layer_map
 
 
 def _compare(

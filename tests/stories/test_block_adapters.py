@@ -85,6 +85,23 @@ def test_a_changed_original_is_refused_and_can_be_stored(llama: Trained, tmp_pat
     assert torch.equal(logits(load(tmp_path / "applied")), logits(model))
 
 
+def test_the_new_layers_are_found_without_a_manifest(llama: Trained, tmp_path: Path) -> None:
+    """As trainers save it: nothing but tensors and a config."""
+    shutil.copytree(llama.trained, tmp_path / "bare")
+    (tmp_path / "bare" / "block_expansion.json").unlink()
+    found = blockexpand.extract(tmp_path / "bare", tmp_path / "out", base=llama.base)
+    stated = blockexpand.extract(llama.trained, tmp_path / "stated", base=llama.base)
+    assert found.adapter.layer_map == stated.adapter.layer_map
+    with pytest.raises(CheckpointError, match="do not tell which layers are new"):
+        blockexpand.extract(llama.base, tmp_path / "none", base=llama.base)
+
+
+def test_verify_knows_an_applied_model(llama: Trained, blocks: Path, tmp_path: Path) -> None:
+    out = blockexpand.apply(llama.base, blocks, out=tmp_path / "applied").out
+    found = blockexpand.verify(llama.base, out)
+    assert found.ok and found.verification.trained
+
+
 def test_originals_saved_wider_are_known(llama: Trained, tmp_path: Path) -> None:
     """A base in bfloat16, trained and saved in float32: every value of the base is the same."""
     import torch
