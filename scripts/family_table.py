@@ -198,7 +198,8 @@ def same_decoders(built: Collection[str]) -> Iterable[str]:
     by_decoder: dict[str, list[str]] = {}
     for model_type, wrapper in MULTIMODAL.items():
         if model_type not in built:
-            by_decoder.setdefault(wrapper.text_type, []).append(f"`{model_type}`")
+            said = f" (published in {PUBLISHED[model_type]})" if model_type in PUBLISHED else ""
+            by_decoder.setdefault(wrapper.text_type, []).append(f"`{model_type}`{said}")
     for decoder, names in by_decoder.items():
         yield f"- decoder `{decoder}`, if the config names no other: {', '.join(names)}"
 
