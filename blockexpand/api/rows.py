@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoints.checkpoint import Checkpoint, open_checkpoint
-from ..errors import BlockExpandError, ProofError, RecipeError, UnsupportedModelError
+from ..errors import BlockExpandError, NoProofError, ProofError, RecipeError, UnsupportedModelError
 from ..fs.paths import expand_home
 from ..models.families import FAMILIES, MULTIMODAL
 from ..models.families.form import FamilyForm, Row, parse_form, render_form
@@ -107,14 +107,15 @@ def _prove(checkpoint: Checkpoint, recipe: Recipe, *, given: bool) -> str:
     from ..verification.preflight import check_plan
 
     plan = make_plan(checkpoint, recipe)
-    proof = check_plan(checkpoint, plan, strict=True)
-    if not proof.startswith("toy model"):
+    try:
+        check_plan(checkpoint, plan, strict=True)
+    except NoProofError as error:
         has_code = checkpoint.config.get("auto_map")
         custom = " and the checkpoint's own code is never run" if has_code else ""
         raise ProofError(
-            f"nothing was proven{custom} ({proof.removeprefix('--check proved nothing: ')}); "
+            f"nothing was proven{custom} ({str(error).removeprefix('--check proves nothing: ')}); "
             "a row of your own (--family FILE.yaml) can be used unproven with --no-proof"
-        )
+        ) from None
     return (
         f"{'given' if given else 'inferred'} and proven with transformers {version('transformers')}"
     )

@@ -18,9 +18,11 @@ if TYPE_CHECKING:
 _CRITICAL = 50  # as in Python's logging
 
 
-def load_model(folder: Path, dtype: str) -> tuple[Any, dict[str, Any]]:
+def load_model(folder: Path, dtype: str, *, needs_head: bool = True) -> tuple[Any, dict[str, Any]]:
     """Load a checkpoint's language model with `transformers`, and the report of its loading.
 
+    One that only embeds or scores is taken for what its config names unless it `needs_head`: as a
+    language model it would get a head at random.
     Raises: NoProofError where `transformers` cannot.
     """
     import transformers
@@ -35,7 +37,7 @@ def load_model(folder: Path, dtype: str) -> tuple[Any, dict[str, Any]]:
             trust_remote_code=False,
             use_safetensors=True,
         )
-        if model.get_output_embeddings() is not None:
+        if not needs_head or model.get_output_embeddings() is not None:
             # Loaded weights can be views of the mapped file, and CPU kernels may round otherwise
             # where memory is aligned otherwise: give every tensor memory of its own.
             for tensor in (*model.parameters(), *model.buffers()):

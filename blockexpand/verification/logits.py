@@ -6,12 +6,13 @@ It needs memory for one of the two models at a time. Custom code of a checkpoint
 from __future__ import annotations
 
 import gc
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import BlockExpandError, NoProofError, ProofError
-from ..messages import one_line
+from ..messages import and_more, one_line
 
 if TYPE_CHECKING:
     import torch
@@ -37,6 +38,16 @@ class LogitsProof:
     what: str = "logits"
 
 
+class _Outcome(NamedTuple):
+    """What a model computes, which tensors did not load, what was computed (`logits`), and whether
+    all that it was computed with was in the checkpoint."""
+
+    computed: torch.Tensor
+    report: dict[str, list[str]]
+    what: str
+    is_complete: bool
+
+
 def compare_logits(source: Path, out: Path, dtype: str) -> LogitsProof:
     """Compare the logits of two checkpoint folders, both loaded in `dtype` (`bfloat16`, …).
 
@@ -46,32 +57,51 @@ def compare_logits(source: Path, out: Path, dtype: str) -> LogitsProof:
 
     with quiet_transformers():
         ids = _token_ids(source)
-        expected, source_report = _run(source, dtype, ids)
-        found, out_report = _run(out, dtype, ids)
-    if out_report != source_report:
+        expected, source_report, what, is_complete = _run(source, dtype, ids)
+        found, out_report, other_what, _ = _run(out, dtype, ids)
+    if (out_report, other_what) != (source_report, what):
         raise ProofError(
             f"{out}: transformers loads it with other missing or unexpected tensors than its "
             f"source: expected {source_report}, found {out_report}"
         )
+    if not is_complete:
+        raise NoProofError(
+            f"{source}: transformers misses tensors of it and fills them at random "
+            f"({and_more(source_report['missing_keys'], 3)}): nothing can be proven with it"
+        )
     if not expected.isfinite().all():
-        raise NoProofError(f"{source}: its own logits are not finite in {dtype}: nothing is proven")
+        raise NoProofError(f"{source}: its own {what} are not finite in {dtype}: nothing is proven")
     if expected.shape != found.shape:
         raise ProofError(
-            f"{out}: logits of shape {list(found.shape)}; expected {list(expected.shape)}"
+            f"{out}: {what} of shape {list(found.shape)}; expected {list(expected.shape)}"
         )
     if not torch.equal(expected, found):
         worst = (expected.double() - found.double()).abs().max().item()
-        raise ProofError(f"{out}: the logits differ from the source's, by up to {worst:g}")
-    return LogitsProof(tokens=ids.shape[1], vocabulary=expected.shape[-1], dtype=dtype)
+        raise ProofError(f"{out}: the {what} differ from the source's, by up to {worst:g}")
+    return LogitsProof(tokens=ids.shape[1], vocabulary=expected.shape[-1], dtype=dtype, what=what)
 
 
-def _run(folder: Path, dtype: str, ids: torch.Tensor) -> tuple[torch.Tensor, dict[str, list[str]]]:
+def _run(folder: Path, dtype: str, ids: torch.Tensor) -> _Outcome:
+    """Run a checkpoint's model; of one without its head, what lies below the head."""
     import torch
 
     try:
-        model, report = load_model(folder, dtype)
+        model, report = load_model(folder, dtype, needs_head=False)
+        absent = _absent(model, report)
+        inner = getattr(model, "base_model", model)
+        own = {id(parameter) for parameter in inner.parameters()}
+        is_complete = not any(id(parameter) in own for parameter in absent)
+        if absent and is_complete:
+            # A head that the checkpoint does not have gets other values each time it is loaded.
+            model = inner
         with torch.no_grad():
-            logits: torch.Tensor = model(input_ids=ids).logits.clone()
+            outputs = model(input_ids=ids)
+        what, computed = "logits", getattr(outputs, "logits", None)
+        if computed is None:
+            what, computed = "hidden states", outputs.last_hidden_state
+        elif model.get_output_embeddings() is None:
+            what = "scores"
+        computed = computed.clone()
     except BlockExpandError:
         raise
     except Exception as error:
@@ -79,7 +109,16 @@ def _run(folder: Path, dtype: str, ids: torch.Tensor) -> tuple[torch.Tensor, dic
     del model
     gc.collect()
     kept = ("missing_keys", "mismatched_keys", "error_msgs")
-    return logits, {key: sorted(map(str, report.get(key, ()))) for key in kept}
+    missing = {key: sorted(map(str, report.get(key, ()))) for key in kept}
+    return _Outcome(computed, missing, what, is_complete)
+
+
+def _absent(model: Any, report: Mapping[str, Any]) -> list[torch.Tensor]:
+    """Return the parameters that no tensor of the checkpoint has filled, tied ones with it."""
+    names = set(map(str, report.get("missing_keys", ())))
+    state = dict(model.named_parameters(remove_duplicate=False))
+    filled = {id(tensor) for name, tensor in state.items() if name not in names}
+    return [state[name] for name in names if name in state and id(state[name]) not in filled]
 
 
 def _reason(error: Exception) -> str:

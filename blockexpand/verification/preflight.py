@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.files import CONFIG_FILE
-from ..errors import ProofError
+from ..errors import NoProofError, ProofError
 from ..messages import one_line
 from ..models.decoder import split_name
 from ..models.families import FAMILIES
@@ -59,12 +59,15 @@ def check_plan(checkpoint: Checkpoint, plan: Plan, *, strict: bool = False) -> s
     """Compare source and output at toy width, exactly; return in one line what was proven.
 
     `strict` asks more, for a row that is a guess: that every layer is built like its source, and
-    that all that is set to a constant in a new layer can learn. The line says so where no toy can
-    be made of the source: that is no failure of the plan.
-    Raises: ProofError where the output's toy does not load or computes anything else.
+    that all that is set to a constant in a new layer can learn.
+    Raises: ProofError where the output's toy does not load or computes anything else; NoProofError
+    where no toy can be made of the source, which is no failure of the plan.
     """
     if not plan.keeps_function:
-        return "--check proved nothing: this recipe does not keep what its source computes"
+        raise NoProofError(
+            "--check proves nothing: this recipe does not keep what its source computes; leave "
+            "--check out"
+        )
     if plan.quantization is not None:
         if not plan.new_layers:
             return "--check has nothing to prove: no layer is new"
@@ -81,7 +84,10 @@ def check_plan(checkpoint: Checkpoint, plan: Plan, *, strict: bool = False) -> s
                 return _prove(checkpoint, plan, sources, Path(folder), toy, strict=strict)
             except NoToyError as error:
                 reasons.append(one_line(error))
-    return f"--check proved nothing: no toy model could be made of this source ({reasons[0]})"
+    raise NoProofError(
+        f"--check proves nothing: no toy model could be made of this source ({reasons[0]}); leave "
+        "--check out, and prove the output with --verify logits"
+    )
 
 
 def _unquantized_twin(checkpoint: Checkpoint, plan: Plan) -> tuple[Checkpoint, Plan]:

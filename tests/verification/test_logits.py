@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpoints import copy_tree, edit_json, read_file
+from checkpoints import copy_tree, edit_json, read_file, read_tensors
 
 import blockexpand
-from blockexpand.errors import ProofError
+from blockexpand.errors import NoProofError, ProofError
 from blockexpand.models.loading import load_model
 from blockexpand.verification.logits import compare_logits
 
@@ -170,3 +170,72 @@ def test_transformers_says_nothing_and_is_left_as_it_was(
     compare_logits(tiny_mistral, expanded, "bfloat16")
     assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
     assert capfd.readouterr() == ("", "")
+
+
+def save(model: Any, folder: Path) -> Path:
+    """Save a model of random values, norms and heads too."""
+    import torch
+
+    torch.manual_seed(7)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.3)
+    model.to(torch.bfloat16).save_pretrained(folder)
+    return folder
+
+
+def tiny_config(**fields: Any) -> dict[str, Any]:
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "vocab_size": 99}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 3}
+    return sizes | heads | fields
+
+
+@pytest.mark.parametrize(
+    ("kind", "what"),
+    [
+        ("embeddings", "hidden states"),
+        ("scores", "scores"),
+        ("untied without its head", "hidden states"),
+    ],
+)
+def test_a_model_without_a_language_models_head_is_compared_as_what_it_is(
+    kind: str, what: str, tmp_path: Path
+) -> None:
+    """Its head as a language model would be another one each time that it is loaded."""
+    import transformers
+    from safetensors.torch import load_file, save_file
+
+    if kind == "embeddings":
+        model = transformers.MistralModel(transformers.MistralConfig(**tiny_config()))
+    elif kind == "scores":
+        config = transformers.LlamaConfig(**tiny_config(num_labels=1, pad_token_id=0))
+        model = transformers.LlamaForSequenceClassification(config)
+    else:
+        model = transformers.MistralForCausalLM(transformers.MistralConfig(**tiny_config()))
+    source = save(model, tmp_path / "source")
+    if kind == "untied without its head":
+        tensors = load_file(source / "model.safetensors")
+        del tensors["lm_head.weight"]
+        save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    out = tmp_path / "out"
+    made = blockexpand.expand(source, out, new_layers=2, dtype="source", verify_after="logits")
+    assert made.proof is not None and made.proof.what == what
+    for _ in range(2):
+        assert blockexpand.verify(source, out, logits=True).proof == made.proof
+    name = next(n for n in read_tensors(out) if n.endswith("layers.4.mlp.down_proj.weight"))
+    poke(out, name, b"\x80\x3f" * 20)
+    with pytest.raises(ProofError, match=f"the {what} differ from the source's"):
+        compare_logits(source, out, "bfloat16")
+
+
+def test_a_source_that_lacks_a_tensor_proves_nothing(tmp_path: Path) -> None:
+    import transformers
+    from safetensors.torch import load_file, save_file
+
+    model = transformers.MistralForCausalLM(transformers.MistralConfig(**tiny_config()))
+    source = save(model, tmp_path / "source")
+    tensors = load_file(source / "model.safetensors")
+    del tensors["model.norm.weight"]
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(NoProofError, match=r"at random \(model\.norm\.weight\): nothing can be"):
+        compare_logits(source, source, "bfloat16")

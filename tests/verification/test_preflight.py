@@ -18,7 +18,7 @@ from zoo import ZOO as EVERY_RECIPE
 from blockexpand.api.expansion import expand
 from blockexpand.checkpoints.checkpoint import Checkpoint, assemble_checkpoint, open_checkpoint
 from blockexpand.cli.app import main
-from blockexpand.errors import ProofError
+from blockexpand.errors import NoProofError, ProofError
 from blockexpand.formats.safetensors import TensorSpec, render_header
 from blockexpand.fs.reading import FileStat
 from blockexpand.planning.origins import Copy, Fill, Scale, Zeros
@@ -249,8 +249,8 @@ def test_new_layers_that_are_no_clones_are_named(tmp_path: Path) -> None:
 
 def test_a_recipe_that_changes_the_model_is_not_proven(qwen: tuple[Checkpoint, Plan]) -> None:
     checkpoint, plan = qwen
-    note = check_plan(checkpoint, replace(plan, keeps_function=False))
-    assert note == "--check proved nothing: this recipe does not keep what its source computes"
+    with pytest.raises(NoProofError, match="proves nothing: this recipe does not keep what its s"):
+        check_plan(checkpoint, replace(plan, keeps_function=False))
 
 
 def test_a_tensor_that_is_scaled_is_found(qwen: tuple[Checkpoint, Plan]) -> None:
@@ -282,9 +282,12 @@ def test_it_says_where_no_toy_can_be_made(
 ) -> None:
     checkpoint, plan = qwen
     unknown = replace(checkpoint, config=checkpoint.config | fields)
-    note = check_plan(unknown, plan)
-    assert note.startswith("--check proved nothing: no toy model could be made of this source (")
+    with pytest.raises(NoProofError) as raised:
+        check_plan(unknown, plan)
+    note = str(raised.value)
+    assert note.startswith("--check proves nothing: no toy model could be made of this source (")
     assert reason in note and "\n" not in note
+    assert raised.value.status == 3
 
 
 def test_a_source_that_lacks_a_tensor_proves_nothing(qwen: tuple[Checkpoint, Plan]) -> None:
@@ -299,7 +302,8 @@ def test_a_source_that_lacks_a_tensor_proves_nothing(qwen: tuple[Checkpoint, Pla
         [(FileStat(name="model.safetensors", nbytes=nbytes, mtime_ns=0), header)],
     )
     plan = make_plan(incomplete, Recipe(new_layers=1))
-    assert "misses 'model.norm.weight' in the source itself" in check_plan(incomplete, plan)
+    with pytest.raises(NoProofError, match=r"misses 'model\.norm\.weight' in the source itself"):
+        check_plan(incomplete, plan)
 
 
 def test_custom_code_of_the_checkpoint_is_not_run(tmp_path: Path) -> None:
