@@ -282,3 +282,21 @@ def test_odd_white_space_outside_the_value_stays(
     assert edited.endswith(after)
     found = edited[len(before) : len(edited) - len(after)]
     assert json.loads(found) == value
+
+
+def test_a_million_members_are_edited_in_seconds() -> None:
+    members = ",\n".join(f'  "key{i}": {i}' for i in range(10**6))
+    data = f'{{\n  "num_hidden_layers": 2,\n{members}\n}}\n'.encode()
+    start = time.process_time()
+    edited = edit_json_object(
+        data,
+        [
+            JsonEdit(path=("num_hidden_layers",), value=3),
+            JsonEdit(path=("nowhere",), value=REMOVE),
+            JsonEdit(path=("dtype",), value="bfloat16"),
+            JsonEdit(path=("key7",), value=8),
+        ],
+    )
+    assert time.process_time() - start < 5
+    expected = json.loads(data) | {"num_hidden_layers": 3, "dtype": "bfloat16", "key7": 8}
+    assert json.loads(edited) == expected
