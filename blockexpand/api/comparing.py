@@ -23,7 +23,7 @@ from ..verification.other_tools import verify_other
 from ..verification.output import check_stated, read_stated, verify_output
 from .arguments import check_arguments
 from .opening import open_others
-from .options import make_hub_options
+from .options import check_revision, make_hub_options
 from .pipeline import Verified, prove_logits
 
 
@@ -55,6 +55,7 @@ def verify(
         cache_dir=cache_dir,
         progress=progress,
     )
+    check_revision(src, revision)
     hub = make_hub_options(revision, token, cache_dir, progress)
     folder = expand_home(out)
     source = open_headers(str(src), hub)
@@ -176,6 +177,7 @@ def diff(
         cache_dir=cache_dir,
         progress=progress,
     )
+    check_revision(base, revision)
     hub = make_hub_options(revision, token, cache_dir, progress)
     theirs = open_checkpoint(expand_home(other))
     mine, _ = open_source(str(base), hub, progress=progress)

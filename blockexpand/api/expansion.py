@@ -28,7 +28,14 @@ from ..progress import SILENT, Progress
 from ..writing.target import check_target, resolve_target
 from .arguments import Dtype, Phase, Proof, Quantized, Reflink, check_arguments
 from .finished import use_finished
-from .options import make_hub_options, make_recipe, make_write_options, name_base, note_base
+from .options import (
+    check_revision,
+    make_hub_options,
+    make_recipe,
+    make_write_options,
+    name_base,
+    note_base,
+)
 from .pipeline import (
     CHECKING,
     Expansion,
@@ -125,6 +132,7 @@ def expand(
         progress=progress,
         command=command,
     )
+    check_revision(src, revision)
     target = resolve_target(expand_home(out))
     recipe = make_recipe(
         target, new_layers, position, dtype, max_shard_size, phase, layers, quantized
@@ -284,6 +292,7 @@ def preview_expansion(
         check=check,
         command=command,
     )
+    check_revision(src, revision)
     target = resolve_target(expand_home(out))
     recipe = make_recipe(
         target, new_layers, position, dtype, max_shard_size, phase, layers, quantized

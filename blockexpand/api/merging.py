@@ -29,7 +29,7 @@ from ..writing.target import WriteOptions, check_target, resolve_target
 from .arguments import Proof, Reflink, check_arguments
 from .finished import use_finished
 from .opening import find_others, open_models, read_recipe
-from .options import make_hub_options, make_write_options, name_base, note_base
+from .options import check_revision, make_hub_options, make_write_options, name_base, note_base
 from .pipeline import (
     CHECKING,
     Expansion,
@@ -99,6 +99,8 @@ def merge(
     kept = (expand_home(recipe),)
     options = make_write_options(reflink, hardlink, overwrite, overwrite_anything, kept)
     hub = make_hub_options(revision, token, cache_dir, progress)
+    if src is not None:
+        check_revision(src, revision)
     request = _read_request(recipe, target, src, max_shard_size, hub)
     check_out(target, options, push_to_hub=push_to_hub, token=token, create_pr=create_pr)
     shown = command or _render_command(recipe, src, out, max_shard_size)
@@ -161,6 +163,8 @@ def plan_merge(
     )
     target = resolve_target(expand_home(out))
     hub = make_hub_options(revision, token, cache_dir)
+    if src is not None:
+        check_revision(src, revision)
     request = _read_request(recipe, target, src, max_shard_size, hub)
     shown = command or _render_command(recipe, src, out, max_shard_size)
     output = _open(request, shown, base_model, headers_only=True)

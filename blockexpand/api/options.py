@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..checkpoints.sources import HubOptions, ModelRef
-from ..errors import ArgumentError, RecipeError
+from ..errors import ArgumentError, RecipeError, UsageError
 from ..fs.paths import existing_folder, expand_home
 from ..fs.sharing import file_system_block
 from ..models.layer_map import parse_layers
@@ -67,6 +67,15 @@ def note_base(name: ModelRef) -> tuple[str, ...]:
     if name.repo is not None or name.base_model is not None:
         return ()
     return ("the card names no base model: for a folder, base-model says its name on the Hub",)
+
+
+def check_revision(src: str | Path, revision: str | None) -> None:
+    """Refuse a revision of what is no repository of the Hub. Raises: UsageError."""
+    if revision is not None and expand_home(src).exists():
+        raise UsageError(
+            f"--revision {revision} is for a repository of the Hub, and {src} is a folder here; "
+            "leave it out"
+        )
 
 
 def make_hub_options(

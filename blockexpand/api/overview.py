@@ -23,7 +23,7 @@ from ..models.layer_map import LayerEntry, LayerMap
 from ..planning.dtypes import name_main_dtype
 from ..planning.manifest import Manifest, parse_claims, parse_manifest
 from ..planning.parameters import Parameters, count_tensors
-from .options import make_hub_options
+from .options import check_revision, make_hub_options
 
 _CHUNK_NBYTES = 1 << 24
 
@@ -70,6 +70,7 @@ def show(
 
     Raises: CheckpointError, HubError.
     """
+    check_revision(model, revision)
     source = open_headers(str(model), make_hub_options(revision, token, cache_dir))
     checkpoint = source.checkpoint
     manifest = _find_manifest(checkpoint)

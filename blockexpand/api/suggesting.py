@@ -15,7 +15,7 @@ from ..models.layer_map import MAX_LAYERS, list_equal_groups
 from ..planning.parameters import Parameters, count_parameters
 from ..planning.plan import make_plan
 from ..planning.recipe import Recipe
-from .options import make_hub_options
+from .options import check_revision, make_hub_options
 
 # LLaMA Pro's own: 8 blocks in 32 layers did best of 1, 2, 4, 8, 16 and 32.
 _PAPERS_GROUP = 4
@@ -65,6 +65,7 @@ def suggest(
     Where new blocks cannot stand between a model's layers, the same counts at its end.
     Raises: CheckpointError, HubError, UnsupportedModelError.
     """
+    check_revision(src, revision)
     source = open_headers(str(src), make_hub_options(revision, token, cache_dir))
     checkpoint = source.checkpoint
     decoder = find_decoder(checkpoint.config, checkpoint.specs)

@@ -77,6 +77,8 @@ def open_checkpoint(root: Path) -> Checkpoint:
     """
     if not root.is_dir():
         what = "is a file, not a folder" if root.exists() else "no such folder"
+        if root.suffix.lower() == ".gguf":
+            raise CheckpointError(f"{root}: {_GGUF}")
         raise CheckpointError(f"{root}: {what}; give a folder with config.json and safetensors")
     if not (root / CONFIG_FILE).is_file():
         raise CheckpointError(
@@ -205,6 +207,12 @@ def _read_document(root: Path, name: str) -> bytes:
         return stream.read(nbytes)
 
 
+_GGUF = (
+    "GGUF files, which cannot be expanded: expand the original repository, and convert the result "
+    "with llama.cpp's convert_hf_to_gguf.py"
+)
+
+
 def explain_missing_weights(names: frozenset[str]) -> str:
     """Say what a folder or repository without safetensors weights has instead, and what to do."""
     top = sorted(name for name in names if "/" not in name)
@@ -219,6 +227,8 @@ def explain_missing_weights(names: frozenset[str]) -> str:
             f"neither {WEIGHTS_FILE} nor {INDEX_FILE}, only {and_more(loose)}: the index is "
             f"missing; fetch {INDEX_FILE} too"
         )
+    if any(name.lower().endswith(".gguf") for name in top):
+        return f"no safetensors weights, only {_GGUF}"
     if any(name.endswith(PICKLES) for name in top):
         return (
             "no safetensors weights, only PyTorch pickles, which are never loaded: convert them "

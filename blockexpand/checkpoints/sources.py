@@ -75,7 +75,11 @@ def open_headers(src: str, options: HubOptions) -> OpenedSource:
         ref = hub.parse_repo_ref(src, options.revision)
     except HubError as error:
         raise CheckpointError(f"{src}: no such folder, and {error}") from None
-    snapshot = hub.open_snapshot(ref, **_access(options))
+    try:
+        snapshot = hub.open_snapshot(ref, **_access(options))
+    except HubError as error:
+        # A folder's name that was mistyped looks like a repository.
+        raise HubError(f"{error}; nor is there a folder {src} here") from None
     name = ModelRef(
         model=snapshot.repo_id,
         repo=snapshot.repo_id,

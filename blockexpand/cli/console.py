@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -75,7 +76,11 @@ def print_outcome(
     if options.json:
         import json
 
-        head = {"schema_version": JSON_SCHEMA_VERSION, "blockexpand": __version__}
+        head = {
+            "schema_version": JSON_SCHEMA_VERSION,
+            "blockexpand": __version__,
+            "seconds": round(time.monotonic() - options.started, 3),
+        }
         print_result(json.dumps({**head, **as_json(*values)}))
     elif not options.quiet:
         text = describe(*values, verbose=options.verbose)

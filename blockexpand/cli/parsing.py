@@ -11,6 +11,7 @@ import itertools
 import re
 import shutil
 import textwrap
+import time
 from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
@@ -63,6 +64,7 @@ class Parser(argparse.ArgumentParser):
         if mistyped:
             self.error("; ".join(map(self._explain_unknown, mistyped)))
         options, unknown = self.parse_known_args(args, namespace)
+        options.started = time.monotonic()
         if unknown:
             self.error("; ".join(map(self._explain_unknown, unknown)))
         return options

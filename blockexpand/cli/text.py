@@ -111,7 +111,7 @@ def describe_expansion(result: Expansion, *, verbose: bool) -> str:
         lines += [f"  {file.name}  {format_size(file.nbytes)}" for file in plan.files]
         lines += [f"  {document.name}" for document in plan.documents]
         lines += [f"  {file.name}" for file in plan.side_files]
-    lines.append(f"{_shown(result.out)}: {format_size(plan.nbytes)}, {_moved(result.moved)}")
+    lines.append(f"{shorten_path(result.out)}: {format_size(plan.nbytes)}, {_moved(result.moved)}")
     if result.verification is not None:
         lines.append(describe_proof(result.verification, result.proof))
     if result.pushed is not None:
@@ -294,7 +294,7 @@ def _remarks(notes: tuple[str, ...], left_behind: tuple[str, ...]) -> list[str]:
     return lines
 
 
-def _shown(out: Path) -> Path:
+def shorten_path(out: Path) -> Path:
     """Return a path as a user would type it here."""
     return out.relative_to(Path.cwd()) if out.is_relative_to(Path.cwd()) else out
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from ..api.batch import JobResult
 from ..api.batch_plan import Batch, PlannedJob, name_layers
-from ..messages import join_lines
-from .text import expansion_as_json, plan_as_json
+from ..messages import and_more, join_lines
+from .text import expansion_as_json, plan_as_json, shorten_path
 from .text_sizes import format_size
+
+_LONGEST_OUT = 34
 
 
 def describe_batch(batch: Batch, *, verbose: bool) -> str:
@@ -20,8 +23,7 @@ def describe_batch(batch: Batch, *, verbose: bool) -> str:
         lines.append(
             f"needs {format_size(need.nbytes)}, {format_size(need.free)} free at {need.folder}"
         )
-    if verbose:
-        lines += [f"{job.out}: {note}" for job in batch.jobs for note in job.plan.notes]
+    lines += _notes([(job.out, note) for job in batch.jobs for note in job.plan.notes])
     return join_lines(lines)
 
 
@@ -50,11 +52,10 @@ def describe_results(results: Sequence[JobResult], *, verbose: bool) -> str:
     for result in results:
         if result.error is not None:
             lines.append(f"{result.planned.job.where}: {explain_error(result.error)}")
-        elif result.expansion is not None:
-            if result.expansion.pushed is not None:
-                lines.append(f"{result.planned.out}: uploaded: {result.expansion.pushed}")
-            if verbose:
-                lines += [f"{result.planned.out}: {note}" for note in result.expansion.notes]
+        elif result.expansion is not None and result.expansion.pushed is not None:
+            lines.append(f"{result.planned.out}: uploaded: {result.expansion.pushed}")
+    made = [result.expansion for result in results if result.expansion is not None]
+    lines += _notes([(expansion.out, note) for expansion in made for note in expansion.notes])
     return join_lines(lines)
 
 
@@ -86,10 +87,24 @@ def explain_error(error: Exception) -> str:
     return said if isinstance(error, BlockExpandError) else f"{type(error).__name__}: {said}"
 
 
+def _notes(notes: Sequence[tuple[Path, str]]) -> list[str]:
+    """Return each note once, with the jobs that it holds for."""
+    outs: dict[str, list[str]] = {}
+    for out, note in notes:
+        outs.setdefault(note, []).append(str(shorten_path(out)))
+    return [f"note: {and_more(names, 3)}: {note}" for note, names in outs.items()]
+
+
+def _shorten(path: Path) -> str:
+    """Return the end of a path, so that a row fits into 80 columns."""
+    text = str(path)
+    return text if len(text) <= _LONGEST_OUT else f"…{text[1 - _LONGEST_OUT :]}"
+
+
 def _columns(job: PlannedJob) -> tuple[str, str, str, str]:
     plan = job.plan
     return (
-        str(job.out),
+        _shorten(shorten_path(job.out)),
         f"{plan.original_layers} + {len(plan.new_layers)}",
         name_layers(job.job),
         format_size(plan.nbytes),

@@ -161,6 +161,22 @@ def list_equal_groups(layers: int) -> tuple[int, ...]:
     return tuple(count for count in range(1, layers + 1) if layers % count == 0)
 
 
+def suggest_counts(layer_map: LayerMap) -> str:
+    """Say which numbers of new layers near that of a map would make equal groups."""
+    originals = sum(not entry.is_new for entry in layer_map)
+    new = len(layer_map) - originals
+    fitting = list_equal_groups(originals)
+    below = [count for count in fitting if 1 < count <= new][-2:]
+    above = [count for count in fitting if count > max(new, 1)][: 4 - len(below)]
+    counts = [*below, *above]
+    *first, last = map(str, counts)
+    return (
+        f"{', '.join(first)} or {last} new layers make equal groups"
+        if first
+        else (f"{last} new layers make equal groups")
+    )
+
+
 def _group_ends(layers: int, groups: int) -> list[int]:
     """Return the last layer of each of `groups` groups, as even as possible.
 

@@ -29,6 +29,7 @@ from ..models.layer_map import (
     has_equal_groups,
     keeps_originals,
     map_position,
+    suggest_counts,
 )
 from ..models.readers import ReaderView, keep_phase
 from ..models.surgery import Surgery, plan_rearrangement, plan_surgery
@@ -351,6 +352,7 @@ def _position_notes(recipe: Recipe, layer_map: LayerMap) -> tuple[str, ...]:
     if recipe.position == "interleaved" and not has_equal_groups(layer_map):
         return (
             "the groups between new blocks are not equal: trainers that take every k-th layer for "
-            "new (LLaMA-Factory's and ms-swift's llama_pro) do not match this model",
+            "new (LLaMA-Factory's and ms-swift's llama_pro) do not match this model; "
+            + suggest_counts(layer_map),
         )
     return ()

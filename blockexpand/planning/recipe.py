@@ -71,14 +71,27 @@ _LAYERS = "layers "
 
 
 def parse_size(size: str | int | None) -> int | None:
-    """Return bytes: of `5GB`, `800MB` (1 GB is 10⁹ bytes), or of a plain number.
+    """Return bytes: of a text such as `5GB` or `800MB` (1 GB is 10⁹ bytes), or of a number.
 
+    A text needs a unit: `5` would be bytes here and gigabytes to whoever typed it.
     Raises: RecipeError.
     """
     if size is None:
         return None
-    match = re.fullmatch(r"([0-9]{1,19}(?:\.[0-9]{1,9})?)\s*([KMGT]?)B?", str(size).strip().upper())
-    nbytes = int(Fraction(match[1]) * 1000 ** " KMGT".index(match[2] or " ")) if match else 0
+    text = f"{size}B" if isinstance(size, int) else size.strip()
+    match = re.fullmatch(r"([0-9]{1,19}(?:\.[0-9]{1,9})?)\s*([KMGT]?)(I?)(B?)", text.upper())
+    if match and not match[2] and not match[4] and Fraction(match[1]):
+        raise RecipeError(
+            f"size {size!r} has no unit: expected something like {text}GB, {text}MB or {text}B"
+        )
+    power = " KMGT".index(match[2] or " ") if match else 0
+    if match and match[3]:
+        gigabytes = Fraction(match[1]) * 1024**power / 1000**power
+        raise RecipeError(
+            f"size {size!r}: sizes are decimal here (1 GB is 10⁹ bytes); expected "
+            f"{float(gigabytes):.4g}{match[2]}B for this one"
+        )
+    nbytes = int(Fraction(match[1]) * 1000**power) if match else 0
     if not 0 < nbytes < 1 << 62:
         raise RecipeError(f"size {size!r}: expected something like 5GB or 800MB")
     return nbytes

@@ -21,7 +21,7 @@ from ..fs.paths import expand_home
 from ..messages import join
 from ..models.decoder import split_name
 from ..models.families import MULTIMODAL
-from ..models.layer_map import has_equal_groups
+from ..models.layer_map import has_equal_groups, suggest_counts
 from ..models.runtime import runtime_prefixes
 from ..planning.manifest import Manifest
 from .freezing import open_manifest
@@ -105,7 +105,8 @@ def _llamafactory(manifest: Manifest, out: str) -> TrainerSettings:
         raise TrainingError(
             f"LLaMA-Factory cannot express the new layers {join(new)} of {layers}: it trains the "
             "first or last N layers, or the last layer of each of N equal groups, and these groups "
-            "are uneven; use axolotl, ms-swift, peft or transformers"
+            "are uneven; use axolotl, ms-swift, peft or transformers, or expand again: "
+            + suggest_counts(manifest.layer_map)
         )
     notes = [*_notes(manifest)]
     if confused := sorted(_inner_numbers(out, manifest) & set(new)):

@@ -152,7 +152,7 @@ def _write_alone(
             raise
         raise failure from error
     if moved.reused:
-        published += (f"{moved.reused} bytes were there from an earlier run of the same plan",)
+        published += (f"{moved.reused:,} bytes were there from an earlier run of the same plan",)
     return Written(out=out, moved=moved, notes=published + notes)
 
 

@@ -568,7 +568,7 @@ def test_a_failed_proof_names_the_output(
         ("5GB", 5 * 10**9),
         ("800MB", 800 * 10**6),
         ("1.5kb", 1500),
-        ("7", 7),
+        ("7B", 7),
         (7, 7),
         (" 2 TB ", 2 * 10**12),
         ("0.1GB", 10**8),
@@ -587,7 +587,6 @@ def test_sizes_are_decimal(text: str | int | None, nbytes: int | None) -> None:
         "0",
         "0.4B",
         "-5GB",
-        "5GiB",
         "GB",
         "1e9",
         "5 GB 3",
@@ -600,6 +599,19 @@ def test_sizes_are_decimal(text: str | int | None, nbytes: int | None) -> None:
 )
 def test_other_sizes_are_refused(text: str) -> None:
     with pytest.raises(RecipeError, match="expected something like 5GB"):
+        parse_size(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "advice"),
+    [
+        ("5", "has no unit: expected something like 5GB, 5MB or 5B"),
+        ("5GiB", "decimal here .* expected 5.369GB for this one"),
+        ("512MiB", "expected 536.9MB for this one"),
+    ],
+)
+def test_a_size_that_may_mean_two_things_is_asked_about(text: str, advice: str) -> None:
+    with pytest.raises(RecipeError, match=advice):
         parse_size(text)
 
 

@@ -275,7 +275,7 @@ def test_the_home_of_a_user_that_is_none_is_a_name_like_others(
         (["--position", "0,1,7"], "position 7: the model has layers 0 to 1"),
         (["--position", "0,1", "--new-layers", "3"], "contradict a list of 2"),
         (["--new-layers", "1", "--max-shard-size", "0"], "expected something like 5GB"),
-        (["--new-layers", "1", "--max-shard-size", "5GiB"], "expected something like 5GB"),
+        (["--new-layers", "1", "--max-shard-size", "5GiB"], "sizes are decimal here"),
         (["--new-layers", "1", "--max-shard-size", "9" * 400 + "GB"], "expected something like"),
     ],
 )

@@ -209,7 +209,7 @@ def check_reuse(
     result = json.loads(rerun.out)
     reused = result["moved"]["reused"]
     assert reused + moved_again == pytest.approx(total, rel=0.01)
-    assert f"{reused} bytes were there from an earlier run of the same plan" in result["notes"]
+    assert f"{reused:,} bytes were there from an earlier run of the same plan" in result["notes"]
     assert snapshot(out) == wanted
     assert names_beside(out) == []
 
