@@ -26,6 +26,7 @@ from ..planning.plan import Plan, PlanOptions, make_constant, make_documents, ta
 from ..planning.recipe import Recipe, spell_choice
 from ..planning.shards import plan_files
 from ..planning.tensor_map import SourceModel, TensorUse, map_tensors
+from .extraction import refuse_quantized_base
 from .opening import OpenedAdapter
 
 
@@ -79,6 +80,7 @@ def plan_application(
     Raises: CheckpointError where an adapter does not fit the base; UnsupportedModelError.
     """
     decoder = find_decoder(checkpoint.config, checkpoint.specs)
+    refuse_quantized_base(decoder, str(checkpoint.root))
     for opened in adapters:
         _check_fit(decoder, checkpoint, opened)
     composition = compose(adapters)

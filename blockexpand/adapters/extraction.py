@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..checkpoints.checkpoint import Checkpoint
-from ..errors import CheckpointError
+from ..errors import CheckpointError, UnsupportedModelError
 from ..formats.json_object import JsonObject
 from ..formats.safetensors import TensorSpec
 from ..messages import and_more
@@ -53,6 +53,19 @@ class Extracted:
     new: Mapping[str, str]
     changed: Mapping[str, str]
     widened: tuple[str, ...]
+
+
+def refuse_quantized_base(decoder: Decoder, base: str) -> None:
+    """Refuse a base whose tensors are parts of modules: trainers save originals unquantised.
+
+    Raises: UnsupportedModelError.
+    """
+    if decoder.quantization is not None:
+        raise UnsupportedModelError(
+            f"{base}: the base is quantized, and what trainers save of it is not; make an "
+            "unquantized base (--quantized dequantize --new-layers 0) and give that one: its "
+            "values are those that were trained with"
+        )
 
 
 def expected_tensors(

@@ -21,17 +21,33 @@ _UNPACKING = {
     "mxfp4": ("Mxfp4Config", "transformers trains nothing in MXFP4: dequantize=True"),
 }
 
+_CONVERSIONS = "from transformers.conversion_mapping import get_model_conversion_mapping\n"
+
+# Loaded unpacked, these are packed again by transformers when it saves.
+_SAVED_AGAIN = ("fp8", "mxfp4")
+
+_REFUSED_BY_TRAINER = ("bitsandbytes", "gptq", "awq")
+
+_SAVES_PLAINLY = (
+    "model.hf_quantizer = None\nmodel._weight_conversions = get_model_conversion_mapping(model)\n"
+)
+
 _SAVING = (
-    "a trainer saves the original layers in another form than they had: keep the new blocks' own "
-    "tensors of what it saves, and the expansion's files for the rest"
+    "a trainer saves the original layers in another form than they had: `blockexpand extract` "
+    "takes the new blocks out of it, against the source made with --quantized dequantize "
+    "--new-layers 0"
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantizedLoading:
-    """What a script needs besides `from_pretrained(out)`: an import, an argument, a line after."""
+    """What a script needs besides `from_pretrained(out)`: imports, an argument, a line after.
+
+    `imported` is a class of transformers, `imported_from` a whole line.
+    """
 
     imported: str = ""
+    imported_from: str = ""
     argument: str = ""
     after: str = ""
     notes: tuple[str, ...] = ()
@@ -51,21 +67,31 @@ def describe_loading(manifest: Manifest, *, is_adapter: bool) -> QuantizedLoadin
             "train them (--framework peft); to train them in full, make the expansion with "
             "--quantized new-blocks-full"
         )
-    notes = (f"the original layers stay quantized ({method}), frozen", _SAVING)
+    notes: tuple[str, ...] = (f"the original layers stay quantized ({method}), frozen", _SAVING)
+    imported = argument = after = imported_from = ""
     if method in _UNPACKING:
-        name, reason = _UNPACKING[method]
-        return QuantizedLoading(
-            imported=name,
-            argument=f", quantization_config={name}(dequantize=True)",
-            notes=(f"{reason} (quantization_config={name}(dequantize=True))", *notes),
+        imported, reason = _UNPACKING[method]
+        argument = f", quantization_config={imported}(dequantize=True)"
+        notes = (f"{reason} (quantization_config={imported}(dequantize=True))", *notes)
+    if method in _SAVED_AGAIN and not is_adapter:
+        imported_from, after = _CONVERSIONS, _SAVES_PLAINLY
+        notes = (
+            "transformers 5 undoes its unpacking when it saves: it quantizes the new blocks too, "
+            "or gives them the names of quantized ones, and drops quantization_config. The line "
+            "with _weight_conversions makes it save what was trained",
+            *notes,
         )
-    if method in ("bitsandbytes", "gptq", "awq") and not is_adapter:
-        return QuantizedLoading(
-            after="model.is_quantized = False\n",
-            notes=(
-                "Trainer refuses a quantized model without an adapter, and does not see that the "
-                "new blocks are none: model.is_quantized = False lets it train them",
-                *notes,
-            ),
+    if method in _REFUSED_BY_TRAINER and not is_adapter:
+        after = "model.is_quantized = False\n"
+        notes = (
+            "Trainer refuses a quantized model without an adapter, and does not see that the new "
+            "blocks are none: model.is_quantized = False lets it train them",
+            *notes,
         )
-    return QuantizedLoading(notes=notes)
+    return QuantizedLoading(
+        imported=imported,
+        imported_from=imported_from,
+        argument=argument,
+        after=after,
+        notes=notes,
+    )

@@ -237,7 +237,9 @@ def _transformers(manifest: Manifest, out: str) -> TrainerSettings:
         + "import shutil\n\nimport blockexpand\nimport torch\n"
         + "from transformers import "
         + _names(model_class, quantized.imported, "Trainer", "TrainingArguments")
-        + "\n\n"
+        + "\n"
+        + quantized.imported_from
+        + "\n"
         + _loading(model_class, out, quantized)
         + f'arguments = TrainingArguments(\n    output_dir="trained",\n{arguments})\n'
         + "trainer = Trainer(model=model, args=arguments, train_dataset=...)\n"
@@ -255,6 +257,7 @@ def _trl(manifest: Manifest, out: str) -> TrainerSettings:
         "".join(f"# {note}\n" for note in notes)
         + "import shutil\n\nimport blockexpand\nimport torch\n"
         + f"from transformers import {_names(_model_class(manifest), quantized.imported)}\n"
+        + quantized.imported_from
         + "from trl import SFTConfig, SFTTrainer\n\n"
         + _loading(_model_class(manifest), out, quantized)
         + f'arguments = SFTConfig(\n    output_dir="trained",\n{arguments})\n'

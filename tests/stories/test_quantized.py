@@ -17,10 +17,12 @@ import quantized_zoo as zoo
 import torch
 from checkpoints import read_tensors
 from safetensors.torch import load_file, save_file
+from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.utils import logging
 
 import blockexpand
 from blockexpand.errors import NoProofError
+from blockexpand.training.settings import make_settings
 
 torch.set_num_threads(1)
 
@@ -294,3 +296,34 @@ def test_layers_may_differ_in_what_is_quantised(tmp_path: Path) -> None:
         *(f"model.layers.{n}.self_attn.o_proj" for n in (1, 2, 3)),
         "model.layers.6.mlp.down_proj",
     ]
+
+
+def test_trained_blocks_are_extracted_against_the_unpacked_base(tmp_path: Path) -> None:
+    logging.set_verbosity_error()
+    source = fp8(zoo.make_base(tmp_path / "source", "llama"))
+    out = tmp_path / "out"
+    expand(source, out, "interleaved", "new-blocks-full")
+    model = zoo.load(out)
+    blockexpand.freeze_original_layers(model, out)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.01)
+    trained = tmp_path / "trained"
+    # As train-config prints it: transformers would quantise the new blocks when it saves them.
+    text = make_settings(out, "transformers").text
+    assert "model._weight_conversions = get_model_conversion_mapping(model)" in text
+    model.hf_quantizer = None
+    model._weight_conversions = get_model_conversion_mapping(model)
+    model.save_pretrained(trained)
+    (trained / "block_expansion.json").write_bytes((out / "block_expansion.json").read_bytes())
+    with pytest.raises(blockexpand.UnsupportedModelError, match="--quantized dequantize"):
+        blockexpand.extract(trained, tmp_path / "adapter", base=source)
+    blockexpand.expand(source, tmp_path / "base", new_layers=0, quantized="dequantize")
+    made = blockexpand.extract(trained, tmp_path / "adapter", base=tmp_path / "base")
+    new = ("model.layers.2.", "model.layers.5.")
+    assert all(name.startswith(new) for name in made.adapter.tensors)
+    blockexpand.apply(tmp_path / "base", tmp_path / "adapter", out=tmp_path / "applied")
+    assert torch.equal(zoo.logits(zoo.load(tmp_path / "applied")), zoo.logits(model))
+    with pytest.raises(blockexpand.UnsupportedModelError, match="the base is quantized"):
+        blockexpand.apply(source, tmp_path / "adapter", out=tmp_path / "again")
