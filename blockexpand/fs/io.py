@@ -244,6 +244,8 @@ def sync_folder(path: Path) -> None:
 
 def make_folders(folder: Path) -> None:
     """Make a folder and those above it, each forced onto the disk."""
+    if folder.is_dir():
+        return
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     for path in reversed(missing):
         attempt("create", path, lambda path=path: path.mkdir(exist_ok=True))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import filecmp
 import logging
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
@@ -181,11 +182,11 @@ def _settle(staging: Staging, out: Path, *, complete: bool, hopeless: bool) -> s
 
 def _check_complete(plan: Plan, staging: Staging) -> None:
     """Refuse to publish anything but the plan's files, whoever put them there."""
-    found = {
-        path.relative_to(staging.files).as_posix()
-        for path in staging.files.rglob("*")
-        if path.is_symlink() or not path.is_dir()
-    }
+    found: set[str] = set()
+    for folder, subfolders, files in os.walk(staging.files):
+        inside = Path(folder).relative_to(staging.files).as_posix()
+        links = [name for name in subfolders if (Path(folder) / name).is_symlink()]
+        found.update(name if inside == "." else f"{inside}/{name}" for name in (*files, *links))
     for name in sorted(found ^ list_names(plan)):
         raise OutputError(
             f"{staging.files / name}: {'is no file of this plan' if name in found else 'is gone'}, "
@@ -252,8 +253,8 @@ def _fill(
     for document in plan.documents:
         write_document(staging.files / document.name, document.data)
         progress.advance(len(document.data))
-    for folder in [staging.files, *(path for path in staging.files.rglob("*") if path.is_dir())]:
-        sync_folder(folder)
+    for folder, _, _ in os.walk(staging.files):
+        sync_folder(Path(folder))
     return moved
 
 
