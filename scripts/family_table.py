@@ -188,7 +188,8 @@ def render(rows: Sequence[Row]) -> str:
     lines += [f"{number}. {reason}" for reason, number in reasons.items()]
     built = {row.model_type for row in rows}
     lines += ["", "## Multimodal models without a row", "", *same_decoders(built)]
-    lines += ["", "## Never possible", "", *never_possible(), ""]
+    lines += ["", "## Never possible", "", *never_possible()]
+    lines += ["", "## Readers that tell what a layer is from its number", "", *by_number(), ""]
     return "\n".join(lines)
 
 
@@ -203,6 +204,26 @@ def same_decoders(built: Collection[str]) -> Iterable[str]:
             by_decoder.setdefault(wrapper.text_type, []).append(f"`{model_type}`{said}")
     for decoder, names in by_decoder.items():
         yield f"- decoder `{decoder}`, if the config names no other: {', '.join(names)}"
+
+
+def by_number() -> Iterable[str]:
+    """Yield the table of readers that go by a layer's number."""
+    from blockexpand.models.readers import NUMBER_RULES
+
+    yield (
+        "Layers count from 0; layer i is of the first kind where i + 1 is a multiple of the "
+        "period. `--phase keep` makes outputs that these readers read alike; without it the run "
+        "says what they would make of the output."
+    )
+    yield ""
+    yield "| model_type | reader | period | kinds |"
+    yield "|---|---|---|---|"
+    for model_type, rules in NUMBER_RULES.items():
+        for rule in rules:
+            named = f"`{rule.period}`, else {rule.default}"
+            period = named if isinstance(rule.period, str) else rule.period
+            kinds = ", else ".join(rule.kinds)
+            yield f"| `{model_type}` | {rule.reader} {rule.versions} | {period} | {kinds} |"
 
 
 def never_possible() -> Iterable[str]:

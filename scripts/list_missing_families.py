@@ -9,11 +9,13 @@ row, or a reason in `models/families/refused.py`; until then its row is inferred
 
 from __future__ import annotations
 
+import argparse
 import sys
 
 
 def main() -> int:
     """Print the missing types, one to a line, and how many there are of how many."""
+    argparse.ArgumentParser(description=__doc__.partition("\n\n")[0]).parse_args()
     import transformers
     from transformers.models.auto import modeling_auto
 

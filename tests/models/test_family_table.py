@@ -19,7 +19,7 @@ def test_the_page_names_every_family() -> None:
 
 
 def test_the_page_has_only_exact_results_and_refusals() -> None:
-    text = family_table.TARGET.read_text(encoding="utf-8")
+    text = family_table.TARGET.read_text(encoding="utf-8").partition("## Reasons")[0]
     rows = [line.split("|")[3:6] for line in text.splitlines() if line.startswith("| `")]
     assert rows
     for cells in rows:
@@ -42,3 +42,8 @@ def test_the_page_tells_results_from_refusals(monkeypatch: pytest.MonkeyPatch) -
     assert "| `a` |  | exact | refused [1](#reasons) | refused [2](#reasons) |" in text
     assert "| `a` | b | exact | exact | refused [1](#reasons) |" in text
     assert "1. x\n2. y\n" in text
+
+
+def test_the_page_has_every_reader_that_goes_by_numbers() -> None:
+    text = family_table.TARGET.read_text(encoding="utf-8")
+    assert "\n".join(family_table.by_number()) in text
