@@ -8,7 +8,7 @@ from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.files import CARD_FILE
@@ -33,6 +33,10 @@ from ..writing.writer import write
 
 CHECKING = "testing the plan on a tiny model"
 """What is told to be going on while `--check` is at work."""
+
+if TYPE_CHECKING:
+    from ..checkpoints.hub.files import RepoSnapshot
+    from ..publishing.commit import ServerCopy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,10 +195,16 @@ def verify_and_push(
         result = replace(result, verification=verification, proof=proof)
         _note_in_card(out, verification, proof)
     if publish.push_to_hub is not None:
+        from ..publishing.commit import find_copies
         from ..publishing.folder import push_folder
         from ..publishing.target import parse_push_target
 
         progress.stage(f"uploading to {publish.push_to_hub}")
+        # What the source's repository holds too, the Hub can copy itself.
+        repo, commit_id = result.source.repo, result.source.commit
+        known: tuple[RepoSnapshot | None, tuple[ServerCopy, ...]] = None, ()
+        if repo is not None and commit_id is not None and result.plan.recipe_text is None:
+            known = find_copies(result.plan, repo, commit_id, publish.token, progress.tell)
         try:
             pushed = push_folder(
                 out,
@@ -208,6 +218,8 @@ def verify_and_push(
                 token=publish.token,
                 show_progress=progress.is_shown,
                 tell=progress.tell,
+                copies=known[1],
+                source=known[0],
             )
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"{out} is complete, but not uploaded") from None

@@ -7,6 +7,7 @@ the repository sees all of it or nothing.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from ..checkpoints.hub.files import RepoFile, RepoSnapshot
 from ..checkpoints.hub.snapshot import list_tree
 from ..errors import HubError
 from ..messages import and_more, show
+from ..planning.plan import Plan
 from .target import PushTarget
 
 # Made by the Hub itself in every repository.
@@ -57,6 +59,32 @@ def can_copy(snapshot: RepoSnapshot, file: RepoFile) -> str | None:
     if file.sha256 is None or file.xet_hash is None:
         return f"{snapshot.repo_id} does not tell the Xet hash of {file.name}"
     return None
+
+
+def find_copies(
+    plan: Plan, repo: str, commit_id: str, token: str | None, tell: Tell = tell_nobody
+) -> tuple[RepoSnapshot, tuple[ServerCopy, ...]]:
+    """Return which of a plan's shards repeat one of a repository's commit, and can be copied there.
+
+    A repository that cannot be listed has none.
+    """
+    files: tuple[RepoFile, ...] = ()
+    with (
+        contextlib.suppress(HubError),
+        explaining(repo, revision=commit_id, token=token, tell=tell),
+    ):
+        files = list_tree(repo, commit_id, token)
+    snapshot = RepoSnapshot(repo_id=repo, revision=commit_id, commit=commit_id, files=files)
+    listed = {file.name: file for file in files}
+    copies = [
+        ServerCopy(name=file.name, source=original)
+        for file in plan.files
+        if file.identical_to is not None
+        and (original := listed.get(file.identical_to)) is not None
+        and original.nbytes == file.nbytes
+        and can_copy(snapshot, original) is None
+    ]
+    return snapshot, tuple(copies)
 
 
 def open_target(

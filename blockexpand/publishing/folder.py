@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from .._version import __version__
@@ -16,7 +16,9 @@ from ..checkpoints.files import MANIFEST_FILE
 from ..checkpoints.hub.answers import Tell, tell_nobody
 from ..checkpoints.hub.client import client_utils
 from ..checkpoints.hub.failures import explaining
+from ..checkpoints.hub.files import RepoSnapshot
 from ..errors import HubError
+from .commit import CopyRefusedError, ServerCopy, commit, make_target, open_target, upload_file
 from .target import PushTarget, check_push, parse_push_target, refuse_secrets
 
 # A model of a recipe that is a folder of this machine, as YAML or JSON spells it.
@@ -31,11 +33,14 @@ def push_folder(
     token: str | None = None,
     show_progress: bool = False,
     tell: Tell = tell_nobody,
+    copies: Sequence[ServerCopy] = (),
+    source: RepoSnapshot | None = None,
 ) -> str:
     """Upload a folder to a model repository, made if there is none; return the commit's address.
 
     A repository that exists keeps its visibility and its other files. `show_progress` lets the
-    client draw its own bars on stderr.
+    client draw its own bars on stderr. `copies` are files of the folder that lie in `source` too:
+    to a repository without files the Hub copies them itself.
     Raises: HubError, which says that the folder is complete and how to go on.
     """
     from huggingface_hub import HfApi
@@ -49,6 +54,10 @@ def push_folder(
         _warn_of_paths(folder, tell)
         with explaining(repo_id, revision=None, token=token, tell=tell), bars(show_progress):
             check_push(target, token=token, tell=tell)
+            if source is not None and copies:
+                address = _push_with_copies(folder, names, target, copies, source, token, tell)
+                if address is not None:
+                    return address
             api = HfApi(token=token, library_name="blockexpand", library_version=__version__)
             made = api.create_repo(repo_id, private=target.private or None, exist_ok=True)
             if target.branch is not None:
@@ -71,6 +80,38 @@ def push_folder(
             f"{error}; {folder} is complete, only the upload is not: go on with "
             f"`{shlex.join(words)}`"
         ) from None
+
+
+def _push_with_copies(
+    folder: Path,
+    names: Sequence[str],
+    target: PushTarget,
+    copies: Sequence[ServerCopy],
+    source: RepoSnapshot,
+    token: str | None,
+    tell: Tell,
+) -> str | None:
+    """Have the Hub copy what it holds already, and send the rest; None where it cannot be so."""
+    opened = open_target(target, overwrite=True, token=token, tell=tell)
+    if any(file.name != ".gitattributes" for file in opened.files):
+        return None
+    opened = make_target(opened, token=token, tell=tell)
+    files: dict[str, Path | bytes] = {
+        name: folder / name for name in names if name not in {copy.name for copy in copies}
+    }
+    uploaded = []
+    for name in [name for name in files if name.endswith(".safetensors")]:
+        done = upload_file(opened, folder / name, name, token=token, tell=tell)
+        if done is not None:
+            uploaded.append(done)
+            del files[name]
+    try:
+        return commit(
+            opened, source, copies=copies, uploaded=uploaded, files=files, token=token, tell=tell
+        )
+    except CopyRefusedError as error:
+        tell(f"the Hub does not copy the shards ({error}): they are sent instead")
+        return None
 
 
 def _warn_of_paths(folder: Path, tell: Tell) -> None:

@@ -146,7 +146,7 @@ def test_upload_that_cannot_succeed_is_refused_first(
 
 def test_dry_run_uploads_nothing(push: Callable[..., int], hub: HubServer) -> None:
     assert push("--dry-run") == 0
-    assert not hub.requests
+    assert not [request for request in hub.requests if request.method != "GET"]
 
 
 def test_private_alone_is_wrong_usage(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -221,3 +221,22 @@ def test_no_path_of_this_machine_is_published(
     for name, data in hub.files(REPO).items():
         assert str(tmp_path).encode() not in data, name
         assert str(Path.home()).encode() not in data or name.endswith(".safetensors"), name
+
+
+@pytest.mark.parametrize("how", ["copied", "refused", "there are files"])
+def test_shards_that_the_hub_holds_are_copied_there(
+    push: Callable[..., int], hub: HubServer, tiny_mistral: Path, tmp_path: Path, how: str
+) -> None:
+    hub.add_repo("org/base", tiny_mistral)
+    if how == "refused":
+        body = json.dumps({"failed": [{"sha256": "ab", "error": "quota"}]}).encode()
+        hub.fail("duplicate", status=200, body=body)
+    elif how == "there are files":
+        hub.add_repo(REPO, {"mine.txt": b"mine"})
+    assert push("--dtype", "source", source=Path("org/base")) == 0
+    more = {"mine.txt": b"mine"} if how == "there are files" else {}
+    assert hub.files(REPO) == read_folder(tmp_path / "out") | more
+    sent = {r.path for r in hub.seen("/upload/", "PUT")}
+    shards = list((tmp_path / "out").glob("*.safetensors"))
+    # Only the new shard, unless the Hub does not copy.
+    assert len(sent) == (1 if how == "copied" else len(shards))
