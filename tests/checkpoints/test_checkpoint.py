@@ -402,6 +402,28 @@ def test_a_model_with_an_adapter_beside_it_is_refused(weights: str, two_shards: 
         wanted_files({*snapshot(two_shards)}, {SHARD, OTHER}, "org/name")
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_transformers_applies_an_adapter_that_lies_beside_a_model(
+    tiny_mistral: Path, tmp_path: Path
+) -> None:
+    """Why such a folder is refused: it is another model than its weights are."""
+    peft = pytest.importorskip("peft")
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    folder = copy_tree(tiny_mistral, tmp_path / "both")
+    before = AutoModelForCausalLM.from_pretrained(folder)
+    config = peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False)
+    peft.get_peft_model(AutoModelForCausalLM.from_pretrained(folder), config).save_pretrained(
+        folder
+    )
+    after = AutoModelForCausalLM.from_pretrained(folder)
+    tokens = torch.arange(3, 9)[None]
+    with torch.no_grad():
+        assert not torch.equal(before(tokens).logits, after(tokens).logits)
+    assert "are a PEFT adapter" in refusal(folder)
+
+
 def test_what_is_left_of_an_adapter_stays_behind(two_shards: Path) -> None:
     (two_shards / "adapter_config.json").write_bytes(b"{}")
     checkpoint = open_checkpoint(two_shards)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -22,7 +23,9 @@ from blockexpand.checkpoints.hub.listing import check_files, make_repo_file, par
 from blockexpand.checkpoints.hub.snapshot import open_snapshot
 from blockexpand.checkpoints.hub.stream import stream_shards
 from blockexpand.errors import HubError
+from blockexpand.publishing.target import check_push
 
+TOKEN = "hf_abcdefghijklmnopqrstuvwxyz012345"
 REPO = "org/name"
 REF = RepoRef(repo_id=REPO, revision=None)
 FILES = checkpoint_files(nbytes=400_000)
@@ -329,3 +332,31 @@ def test_twenty_thousand_listed_files_cost_no_square(hub: HubServer, hub_cache: 
         assert snapshot.file(file.name) is file
     check_files(files, REPO)
     assert time.monotonic() - started < 2
+
+
+# ------------------------------------------------------------------- the token
+
+
+@pytest.mark.parametrize(
+    "what",
+    ["whoami", "auth-check", "revision", "tree", "HEAD /.*config.json", "GET /.*resolve"],
+)
+def test_no_token_goes_to_another_host(
+    hub: HubServer, hub_cache: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """A redirect is followed, if at all, without what the Hub alone may see."""
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    hub.allow(TOKEN)
+    hub.add_repo(REPO, FILES)
+    hub.lists_sizes = what != "tree"
+    elsewhere = {"Location": f"{hub.cdn_url}/elsewhere"}
+    hub.fail(what, times=99, status=302, headers=elsewhere)
+    for action in (
+        lambda: check_push(REPO, token=TOKEN),
+        lambda: download_checkpoint(open_snapshot(REF, token=TOKEN), token=TOKEN),
+        lambda: fetch_headers(open_snapshot(REF, token=TOKEN), token=TOKEN),
+    ):
+        with contextlib.suppress(HubError):
+            action()
+    assert any(request.token == TOKEN for request in hub.requests if request.origin == "hub")
+    assert {request.token for request in hub.requests if request.origin == "cdn"} <= {None}
