@@ -67,6 +67,22 @@ def tell_failure(kind: str, message: str, status: int, *, as_json: bool) -> int:
     return status
 
 
+def note_unused_options(options: argparse.Namespace, src: str) -> None:
+    """Say on stderr which options for the Hub have no effect, because SRC is a folder."""
+    from ..fs.paths import expand_home
+
+    if options.quiet or not expand_home(src).exists():
+        return
+    given = {
+        "--token": options.token and not getattr(options, "push_to_hub", None),
+        "--cache-dir": options.cache_dir,
+    }
+    for option, is_unused in given.items():
+        if is_unused:
+            line = f"note: {option} has no effect: {src} is a folder here"
+            print(printable(line), file=sys.stderr)
+
+
 def print_outcome(
     options: argparse.Namespace,
     as_json: Callable[..., dict[str, Any]],

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import OutputError
 from .arguments import add_hub_options, add_output_options
-from .console import print_outcome, tell_difference
+from .console import note_unused_options, print_outcome, tell_difference
 from .parsing import Parser
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ def make_parser() -> Parser:
 
 
 def run(options: argparse.Namespace, words: Sequence[str]) -> int:
+    note_unused_options(options, options.base)
     from ..api.comparing import diff
     from . import text_difference as report_difference
     from .reporting import reporting

@@ -21,6 +21,7 @@ from .arguments import (
     add_writing_options,
     not_empty,
 )
+from .console import note_unused_options
 from .parsing import Parser, advise, did_you_mean
 from .running import plan_or_make, target_arguments, writing_arguments
 
@@ -155,6 +156,7 @@ def run(options: argparse.Namespace, words: Sequence[str]) -> int:
         _refuse_beside_recipe(options)
         return merge_command.run(options, words)
     _check_layers(options)
+    note_unused_options(options, options.src)
     from ..api.expansion import expand, preview_expansion
 
     arguments: dict[str, Any] = {

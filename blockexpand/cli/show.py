@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .arguments import add_hub_options, add_output_options, not_empty
-from .console import print_outcome
+from .console import note_unused_options, print_outcome
 from .parsing import Parser
 
 _STRIP_WIDTH = 72
@@ -38,6 +38,7 @@ def make_parser() -> Parser:
 
 
 def run(options: argparse.Namespace, words: Sequence[str]) -> int:
+    note_unused_options(options, options.model)
     from ..api.overview import show
 
     overview = show(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .arguments import add_hub_options, add_output_options, not_empty
-from .console import print_outcome
+from .console import note_unused_options, print_outcome
 from .parsing import Parser
 
 _REMARKS = """\
@@ -33,6 +33,7 @@ def make_parser() -> Parser:
 
 
 def run(options: argparse.Namespace, words: Sequence[str]) -> int:
+    note_unused_options(options, options.src)
     from ..api.suggesting import suggest
 
     found = suggest(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .arguments import add_hub_options, add_output_options, not_empty
-from .console import print_outcome, tell_difference
+from .console import note_unused_options, print_outcome, tell_difference
 from .parsing import Parser
 
 
@@ -38,6 +38,7 @@ def make_parser() -> Parser:
 
 
 def run(options: argparse.Namespace, words: Sequence[str]) -> int:
+    note_unused_options(options, options.src)
     from ..api.comparing import verify
     from . import text_verification as report
     from .reporting import reporting

@@ -57,6 +57,16 @@ def test_a_revision_of_a_folder_is_refused(words: str, run: Run) -> None:
     assert "--revision v2 is for a repository of the Hub, and model is a folder here" in err
 
 
+@pytest.mark.parametrize("words", ["show model", "suggest model", "diff model model"])
+def test_options_without_effect_are_noted(words: str, run: Run) -> None:
+    status, _, err = run(f"{words} --cache-dir x --token hf_secret")
+    assert status == 0
+    assert "note: --cache-dir has no effect: model is a folder here" in err
+    assert "note: --token has no effect: model is a folder here" in err
+    assert "secret" not in err
+    assert "note:" not in run(f"{words} --cache-dir x -q")[2] + run(words)[2]
+
+
 def test_gguf_files_are_named_with_the_way_to_go(run: Run, tmp_path: Path) -> None:
     (tmp_path / "gguf").mkdir()
     (tmp_path / "gguf" / "config.json").write_text("{}")
