@@ -74,8 +74,8 @@ def describe_differences(verification: Verification, out: Path) -> str:
     )
     if v.trained:
         return f"{text}; its new blocks were trained: keep it, and see blockexpand diff"
-    if any(finding.tensor is not None for finding in v.findings):
-        return f"{text}; if it was trained, keep it; else make it again beside this one"
+    if any(finding.file.endswith(".safetensors") for finding in v.findings):
+        return f"{text}; if it was trained or saved anew, keep it; else make it again beside it"
     return text
 
 

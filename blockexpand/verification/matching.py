@@ -15,7 +15,8 @@ from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.files import MANIFEST_FILE
 from ..models.decoder import COUNT_FIELDS, split_name
 from ..models.layer_map import LayerEntry, LayerMap
-from ..planning.manifest import Manifest, parse_manifest
+from ..planning.manifest import SCHEMA_VERSION, Manifest, parse_manifest
+from .layer_finding import find_deeper_prefix, find_layer_map
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,8 @@ class Matching:
 def match_tensors(base: Checkpoint, other: Checkpoint) -> Matching:
     """Key the tensors of two checkpoints. Raises: CheckpointError for a damaged manifest."""
     mine, theirs, matched_by = _match_layers(base, other)
+    if mine is None and (found := _find_layers(base, other)) is not None:
+        mine, theirs, matched_by = found
     if mine is None or theirs is None:
         keys = [{name: TensorKey(name) for name in side.specs} for side in (base, other)]
         return Matching(base=keys[0], other=keys[1], matched_by=matched_by)
@@ -117,7 +120,46 @@ def _match_layers(
         if manifest and base_layers == other_layers == len(manifest.layer_map):
             both = _Layers(manifest=manifest, expanded=True)
             return both, both, describe(side, manifest)
-    return None, None, f"tensors matched by name: no {MANIFEST_FILE} relates the two"
+    return (
+        None,
+        None,
+        f"tensors matched by name: no {MANIFEST_FILE} relates the two{_cure(base, other)}",
+    )
+
+
+def _cure(base: Checkpoint, other: Checkpoint) -> str:
+    """Say what helps where layers moved, and neither file nor tensors tell where to."""
+    if find_deeper_prefix(base.specs, other.specs) is None:
+        return ""
+    return (
+        ", and OTHER has more layers; if BASE was expanded and trained as a whole, compare with "
+        f"the expansion's own folder, or copy its {MANIFEST_FILE} into OTHER"
+    )
+
+
+def _find_layers(base: Checkpoint, other: Checkpoint) -> tuple[_Layers, _Layers, str] | None:
+    """Find from the tensors which layers of a deeper OTHER are BASE's, where nothing says so."""
+    prefixes = find_deeper_prefix(base.specs, other.specs)
+    layer_map = None if prefixes is None else find_layer_map(base, other, prefixes)
+    if prefixes is None or layer_map is None:
+        return None
+    manifest = Manifest(
+        file="",
+        schema_version=SCHEMA_VERSION,
+        model_type=None,
+        original_layers=sum(not entry.is_new for entry in layer_map),
+        layer_map=layer_map,
+        layer_prefix=prefixes[0],
+        neutral={},
+        content={},
+    )
+    new = len(manifest.new_layers)
+    return (
+        _Layers(manifest=manifest, expanded=False),
+        _Layers(manifest=manifest, expanded=True),
+        f"layers matched by their tensors, as no {MANIFEST_FILE} relates the two: "
+        f"{manifest.original_layers} + {new} new",
+    )
 
 
 def _find_manifest(checkpoint: Checkpoint) -> Manifest | None:

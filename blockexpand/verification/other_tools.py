@@ -97,5 +97,5 @@ def verify_other(
         originals=compared.originals,
         identical=compared.identical,
         active=compared.active,
-        wrong_source=find_other_weights(compared.identical, compared.originals, source, None),
+        wrong_source=find_other_weights(compared.different, compared.originals, source, None),
     )

@@ -58,6 +58,7 @@ class _Result:
     active: tuple[int, ...] = ()
     originals: int = 0
     identical: int = 0
+    different: int = 0
 
 
 def read_stated(out: Path) -> Stated:
@@ -119,19 +120,19 @@ def verify_output(
         active=result.active,
         recipe=claims.recipe_text,
         stated=tuple(unconfirmed),
-        wrong_source=find_other_weights(result.identical, result.originals, source, claims),
+        wrong_source=find_other_weights(result.different, result.originals, source, claims),
     )
 
 
 def find_other_weights(
-    identical: int, originals: int, source: ModelRef, claims: Claims | None
+    different: int, originals: int, source: ModelRef, claims: Claims | None
 ) -> str | None:
     """Say on one line that an output has another model's weights, if most of them differ."""
-    if 2 * identical >= originals:
+    if 2 * different <= originals:
         return None
     made = f"was made from {show(claims.source.model)} (as it says)" if claims else "is of another"
     return (
-        f"{originals - identical} of {originals} original tensors are not those of {source.model}: "
+        f"{different} of {originals} original tensors are not those of {source.model}: "
         f"it {made}, or all of it was trained"
     )
 
@@ -262,6 +263,7 @@ def _compare_exactly(
     equal = {t.name for tensors in placed.values() for t in tensors} - mismatches.keys()
     result.active = tuple(sorted(active))
     result.originals, result.identical = len(planned.keys() - new), len(equal - new)
+    result.different = len(mismatches.keys() - new)
     # Where a tensor is named, that the header's bytes differ says nothing more.
     named = {finding.file for finding in result.findings}
     result.findings += [finding for finding in strange if finding.file not in named]
@@ -304,6 +306,7 @@ def take_saved(compared: SavedComparison, result: _Result) -> None:
     result.notes += compared.notes
     result.active = compared.active
     result.originals, result.identical = compared.originals, compared.identical
+    result.different = compared.different
 
 
 def _read_config(out: Path) -> Mapping[str, object]:

@@ -42,6 +42,7 @@ class SavedComparison:
     active: tuple[int, ...]
     originals: int
     identical: int
+    different: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +78,7 @@ def compare_saved(
         active=active,
         originals=sum(tensor.layer is None for tensor in expectation.tensors.values()),
         identical=sum(pair.found.name not in missing for pair in originals),
+        different=sum(pair.found.name in mismatches for pair in originals),
     )
 
 

@@ -188,11 +188,44 @@ def test_a_trained_expansion_and_the_expansion(kept: str, tmp_path: Path) -> Non
     assert difference.lost == ()
 
 
-def test_without_any_manifest_names_are_compared(tmp_path: Path) -> None:
+def test_without_any_manifest_layers_are_found_by_their_tensors(tmp_path: Path) -> None:
     base = write(tmp_path / "base", model(1, 2))
     difference = diff(base, write(tmp_path / "other", model(1, 1, 2), layers=3))
-    assert {tensor.name for tensor in difference.lost} == {"model.layers.1.w"}
+    assert difference.lost == () and by_status(difference)["new"] == {"model.layers.1.w"}
+    assert difference.matched_by == (
+        "layers matched by their tensors, as no block_expansion.json relates the two: 2 + 1 new"
+    )
+
+
+def test_where_no_layers_are_the_same_names_are_compared(tmp_path: Path) -> None:
+    base = write(tmp_path / "base", model(1, 2))
+    difference = diff(base, write(tmp_path / "other", model(5, 6, 7), layers=3))
+    assert {tensor.name for tensor in difference.lost} == {"model.layers.0.w", "model.layers.1.w"}
     assert difference.matched_by.startswith("tensors matched by name")
+    assert difference.matched_by.endswith("copy its block_expansion.json into OTHER")
+
+
+@pytest.mark.parametrize("position", ["end", "interleaved"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_what_a_trainer_saved_is_matched_by_its_tensors(
+    position: str, dtype: str, tiny_mistral: Path, tmp_path: Path
+) -> None:
+    """Trainers leave block_expansion.json behind, and some save float32 copies."""
+    from transformers import AutoModelForCausalLM
+
+    expand(tiny_mistral, tmp_path / "out", new_layers=2, position=position)
+    stated = json.loads((tmp_path / "out" / "block_expansion.json").read_text())
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=getattr(torch, dtype))
+    new = stated["new_layers"]
+    with torch.no_grad():
+        for layer in new:
+            for parameter in model.model.layers[layer].parameters():
+                parameter.add_(0.125)
+    model.save_pretrained(tmp_path / "trained", max_shard_size="60KB")
+    difference = diff(tiny_mistral, tmp_path / "trained")
+    assert difference.lost == ()
+    assert {layer_of(name) for name in by_status(difference)["new"]} == set(new)
+    assert main(["diff", str(tiny_mistral), str(tmp_path / "trained"), "-q"]) == 0
 
 
 def test_two_expansions_of_one_source(tmp_path: Path) -> None:
