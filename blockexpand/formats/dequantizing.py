@@ -8,7 +8,7 @@ gives the same bytes.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from typing_extensions import assert_never
@@ -26,8 +26,10 @@ from .codecs import (
     TableCoded,
     TransposedE2M1,
 )
+from .dequantizing_columns import fill_awq, fill_gptq
 from .elements import check_result, torch_dtypes
-from .nibbles import e2m1_as_f16, unpack_awq, unpack_columns, unpack_rows
+from .nibbles import e2m1_as_f16, unpack_columns, unpack_rows
+from .small_floats import element_values, scale_values, tiles
 
 if TYPE_CHECKING:
     import torch
@@ -35,8 +37,6 @@ if TYPE_CHECKING:
     Tensor: TypeAlias = torch.Tensor
 
 Parts = Mapping[str, memoryview]
-
-_TILE_ELEMENTS = 1 << 19
 
 # What a magnitude of 127 in bitsandbytes' int8 is divided by, in float32.
 _ONE_OF_127 = 7.874015718698502e-3
@@ -79,9 +79,9 @@ def dequantize_rows(
         case RowMaximum():
             _fill_row_maximum(tensors, rows, out)
         case Gptq():
-            _fill_gptq(codec, specs, tensors, shape, rows, out)
+            fill_gptq(codec, specs, tensors, shape, rows, out)
         case Awq():
-            _fill_awq(codec, tensors, shape, rows, out)
+            fill_awq(codec, tensors, shape, rows, out)
         case _:
             assert_never(codec)
     check_result(None, flat, f"{to_dtype}; use --dtype bfloat16 or float32", tensor)
@@ -93,56 +93,6 @@ def _view(data: memoryview, dtype: str) -> Tensor:
 
     known = torch_dtypes() | {"I8": torch.int8, "I32": torch.int32, "I64": torch.int64}
     return torch.frombuffer(data, dtype=torch.uint8).view(known.get(dtype, torch.uint8))
-
-
-def _tiles(rows: int, cols: int) -> Iterator[slice]:
-    step = max(1, _TILE_ELEMENTS // max(cols, 1))
-    for start in range(0, rows, step):
-        yield slice(start, min(start + step, rows))
-
-
-def _scale_values(scale: Tensor, dtype: str) -> Tensor:
-    """Return scales in float32, each exactly."""
-    import torch
-
-    if dtype == "F8_E4M3":
-        return _e4m3_values(scale) * 256
-    if dtype not in ("F8_E8M0", "U8"):
-        return scale.to(torch.float32)
-    # A power of two is its own exponent; that of byte 0 is below the normal numbers.
-    bits = scale.to(torch.int32) << 23
-    bits[scale == 0] = 0x00400000
-    bits[scale == 255] = 0x7FC00000
-    return bits.view(torch.float32)
-
-
-def _e4m3_values(q: Tensor) -> Tensor:
-    """Return float8 values (e4m3fn), divided by 256, in float32.
-
-    Moved into the place of a float16 they are divided by the difference of the exponents' biases,
-    and processors convert float16 quickly.
-    """
-    import torch
-
-    x = q.view(torch.int8).to(torch.int16)
-    magnitude = (x << 7).bitwise_and_(0x3F80)
-    values = (magnitude | (x & -32768)).view(torch.float16).to(torch.float32)
-    if bool((magnitude == 0x3F80).any()):
-        values.masked_fill_(magnitude == 0x3F80, float("nan"))
-    return values
-
-
-def _element_values(q: Tensor, dtype: str) -> tuple[Tensor, float]:
-    """Return values in float32 and the factor that they still need."""
-    import torch
-
-    match dtype:
-        case "F8_E4M3":
-            return _e4m3_values(q), 256.0
-        case "F8_E5M2":
-            return (q.to(torch.int16) << 8).view(torch.float16).to(torch.float32), 1.0
-        case _:
-            return q.to(torch.float32), 1.0
 
 
 def _store(values: Tensor, via: Any, out: Tensor) -> None:
@@ -162,7 +112,7 @@ def _fill_blocks(
 
     count, cols = out.shape
     spec = specs["scale"]
-    scales = _scale_values(parts["scale"], spec.dtype)
+    scales = scale_values(parts["scale"], spec.dtype)
     height, width = codec.block[0] or shape[-2], codec.block[1] or cols
     grid_cols = -(-cols // width)
     scales = scales.view(-1, grid_cols)
@@ -175,8 +125,8 @@ def _fill_blocks(
     zero = parts.get("zero")
     via = torch_dtypes().get(spec.dtype) if codec.rounds_to_scale else None
     q = parts["q"].view(count, cols)
-    for tile in _tiles(count, cols):
-        values, factor = _element_values(q[tile], specs["q"].dtype)
+    for tile in tiles(count, cols):
+        values, factor = element_values(q[tile], specs["q"].dtype)
         own = scales[index[tile]]
         if is_large:
             values.mul_(factor)
@@ -216,7 +166,7 @@ def _fill_packed_integers(
     count, cols = out.shape
     words = parts["q"].view(count, -1)
     spec = specs["scale"]
-    scales = _scale_values(parts["scale"], spec.dtype)
+    scales = scale_values(parts["scale"], spec.dtype)
     scales = scales.view(-1, spec.shape[-1])
     if scales.shape[0] != count:
         scales = scales[rows[0] : rows[1]]
@@ -225,7 +175,7 @@ def _fill_packed_integers(
         packed = parts["zero"].view(-1, spec.shape[-1])
         zero = unpack_columns(packed, codec.bits)[rows[0] : rows[1]].to(torch.float32)
     order = parts.get("order")
-    for tile in _tiles(count, cols):
+    for tile in tiles(count, cols):
         values = unpack_rows(words[tile], codec.bits)[:, :cols].to(torch.float32)
         if zero is None:
             values.sub_(1 << codec.bits - 1)
@@ -246,13 +196,13 @@ def _fill_packed_e2m1(
 
     count, cols = out.shape
     spec = specs["scale"]
-    scales = _scale_values(parts["scale"], spec.dtype).view(-1, spec.shape[-1])
+    scales = scale_values(parts["scale"], spec.dtype).view(-1, spec.shape[-1])
     if scales.shape[0] != count:
         scales = scales[rows[0] : rows[1]]
     if "global" in parts:
         scales = scales / parts["global"].to(torch.float32)
     q = parts["q"].view(count, cols // 2)
-    for tile in _tiles(count, cols):
+    for tile in tiles(count, cols):
         values = e2m1_as_f16(q[tile]).to(torch.float32).mul_(2.0**14)
         values.view(-1, cols // codec.group, codec.group).mul_(scales[tile][:, :, None])
         _store(values, torch.bfloat16, out[tile])
@@ -278,8 +228,8 @@ def _fill_transposed_e2m1(
         target = out[at : at + end - begin]
         cut = slice(begin - groups.start * 32, end - groups.start * 32)
         count = groups.stop - groups.start
-        for tile in _tiles(width, count * 32):
-            own = _scale_values(scales[expert - first_expert, tile, groups], "U8")
+        for tile in tiles(width, count * 32):
+            own = scale_values(scales[expert - first_expert, tile, groups], "U8")
             halves = e2m1_as_f16(blocks[expert - first_expert, tile, groups].contiguous())
             values = halves.to(torch.float32)
             if bool((own < _LARGE).all()):
@@ -310,7 +260,7 @@ def _fill_table_coded(
     codes = torch.stack((parts["q"] >> 4, parts["q"] & 15), dim=1).view(-1)
     codes = codes[first % 2 : first % 2 + last - first].view(count, cols)
     via = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(state["dtype"])
-    for tile in _tiles(count, cols):
+    for tile in tiles(count, cols):
         elements = torch.arange(first + tile.start * cols, first + tile.stop * cols)
         scales = maxima[elements // state["blocksize"]].view(-1, cols)
         _store(table[codes[tile].long()].mul_(scales), via, out[tile])
@@ -325,73 +275,6 @@ def _fill_row_maximum(
 
     maxima = parts["scale"].to(torch.float32).view(-1)[rows[0] : rows[1]]
     q = parts["q"].view(out.shape)
-    for tile in _tiles(*out.shape):
+    for tile in tiles(*out.shape):
         values = q[tile].to(torch.float32).mul_(maxima[tile, None]).mul_(_ONE_OF_127)
         _store(values, None, out[tile])
-
-
-def _fill_gptq(
-    codec: Gptq,
-    specs: Specs,
-    parts: Mapping[str, Tensor],
-    shape: Shape,
-    rows: tuple[int, int],
-    out: Tensor,
-) -> None:
-    import torch
-
-    height, width = shape
-    words = parts["q"].view(-1, height)
-    points = unpack_rows(parts["zero"].view(-1, specs["zero"].shape[-1]), codec.bits)
-    points = points[:, :height].to(torch.float32) + codec.zero_offset
-    _fill_by_inputs(
-        lambda own: unpack_columns(words[:, own].contiguous(), codec.bits),
-        points,
-        parts["scale"].view(-1, height),
-        parts.get("order"),
-        codec.group or width,
-        rows,
-        out,
-    )
-
-
-def _fill_awq(
-    codec: Awq,
-    parts: Mapping[str, Tensor],
-    shape: Shape,
-    rows: tuple[int, int],
-    out: Tensor,
-) -> None:
-    height, width = shape
-    words = parts["q"].view(width, -1)
-
-    def unpack(own: slice) -> Tensor:
-        eighths = slice(own.start // 8, -(-own.stop // 8))
-        values = unpack_awq(words[:, eighths])
-        return values[:, own.start - eighths.start * 8 : own.stop - eighths.start * 8]
-
-    points = unpack_awq(parts["zero"].view(-1, height // 8)).float()
-    group = codec.group or width
-    scales = parts["scale"].view(-1, height)
-    _fill_by_inputs(unpack, points, scales, None, group, rows, out)
-
-
-def _fill_by_inputs(
-    unpack: Callable[[slice], Tensor],
-    points: Tensor,
-    scales: Tensor,
-    order: Tensor | None,
-    group: int,
-    rows: tuple[int, int],
-    out: Tensor,
-) -> None:
-    """Fill rows of [out, in] from a matrix [in, out] whose groups go along `in`."""
-    import torch
-
-    width = out.shape[1]
-    index = torch.arange(width) // group if order is None else order.long()
-    for tile in _tiles(*out.shape):
-        own = slice(rows[0] + tile.start, rows[0] + tile.stop)
-        values = unpack(own).to(torch.float32)
-        values = (values - points[index, own]) * scales[index, own].to(torch.float32)
-        out[tile].copy_(values.to(scales.dtype).t())

@@ -6,20 +6,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.files import QUANTIZATION_FILES
 from ..errors import CheckpointError, RecipeError, UnsupportedModelError
-from ..formats.json_object import REMOVE, JsonEdit, JsonObject, edit_json_object, parse_json_object
-from ..formats.safetensors import HeaderEntry, TensorSpec, make_tensor_spec
+from ..formats.json_object import REMOVE, JsonEdit, edit_json_object, parse_json_object
+from ..formats.safetensors import TensorSpec, make_tensor_spec
 from ..models.decoder import Decoder, module_suffix
 from ..models.families import MULTIMODAL
 from ..models.layer_map import LayerMap
-from ..models.quantization.find import Quantization, QuantizedModule, find_quantization, read_shape
+from ..models.quantization.find import Quantization, QuantizedModule, read_shape
 from ..models.quantization.skip_lists import Renumbering, rewrite_settings
 from .origins import Copy, Dequantize, Extent, Fill, Origin, Part, QuantizedPart, Zeros
 from .tensor_map import SourceModel, TensorUse
@@ -284,41 +283,3 @@ def find_constant(
     """Return what a tensor of a layer, or the module that it is a part of, is set to in a clone."""
     layer = decoder.placed[name].layer
     return neutral.get(layer, {}).get(module_suffix(decoder, name))
-
-
-def unquantized(checkpoint: Checkpoint) -> Checkpoint:
-    """Return the catalogue of a quantised checkpoint as if its modules had never been quantised."""
-    quantization = find_quantization(checkpoint.config, checkpoint.specs)
-    if quantization is None:
-        return checkpoint
-    shards = []
-    for shard in checkpoint.shards:
-        entries: list[HeaderEntry] = []
-        for entry in shard.header.entries:
-            member = quantization.members.get(entry.name)
-            name, spec = entry.name, entry.spec
-            if member is not None:
-                if member.module is None or member.role != "q":
-                    continue
-                name, spec = member.module.weight, quantization.weight_spec(name, spec)
-            entries.append(HeaderEntry(name, spec, entry.data_offset))
-        shards.append(replace(shard, header=replace(shard.header, entries=tuple(entries))))
-    config = drop_quantization(checkpoint.config)
-    return replace(
-        checkpoint,
-        config=config,
-        config_bytes=json.dumps(config).encode(),
-        shards=tuple(shards),
-        specs={entry.name: entry.spec for shard in shards for entry in shard.header.entries},
-        contents={},
-    )
-
-
-def drop_quantization(config: JsonObject) -> JsonObject:
-    """Return a config.json without what it says of quantisation."""
-    fields = ("quantization_config", "compression_config")
-    return {
-        key: drop_quantization(value) if key == "text_config" and value else value
-        for key, value in config.items()
-        if key not in fields
-    }

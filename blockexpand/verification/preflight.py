@@ -24,9 +24,9 @@ from ..models.families import FAMILIES
 from ..models.loading import quiet_transformers
 from ..planning.origins import Fill, Scale, Zeros, source_of
 from ..planning.plan import Plan, make_plan
-from ..planning.quantizing import drop_quantization, unquantized
 from ..planning.recipe import Recipe
 from ..planning.shards import PlannedTensor
+from ..planning.unquantized import drop_quantization, unquantized
 from .layer_traits import find_odd_layer
 from .toy_config import Narrowing, apply_toy_fields, make_toy_fields
 from .toy_model import (
