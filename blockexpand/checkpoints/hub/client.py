@@ -109,7 +109,7 @@ def open_stream(url: str, headers: Mapping[str, str]) -> Iterator[tuple[Any, Ite
             yield response, response.iter_bytes()
         return
     with session.get(url, headers=headers, timeout=timeout, stream=True) as response:
-        yield response, response.iter_content(None)
+        yield response, response.iter_content(1 << 16)
 
 
 def request_headers(token: str | None) -> dict[str, str]:

@@ -57,7 +57,9 @@ def explain(error: BaseException, repo_id: str, *, revision: str | None, token: 
     wrappers = (errors.LocalEntryNotFoundError, RuntimeError)
     while isinstance(error, wrappers) and error.__cause__ is not None:
         error = error.__cause__
-    if isinstance(error, errors.HfHubHTTPError):
+    # Before 1.0 the client tells a bad token as an error of its HTTP library.
+    is_answer = getattr(error, "response", None) is not None and isinstance(error, request_errors())
+    if is_answer or isinstance(error, errors.HfHubHTTPError):
         return _explain_answer(error, repo_id, revision=revision, token=token)
     if isinstance(error, errors.OfflineModeIsEnabled):
         return (
@@ -85,7 +87,7 @@ def _explain_answer(error: Any, repo_id: str, *, revision: str | None, token: st
 
     status = error.response.status_code
     page = f"{_HOME}/{repo_id}"
-    message = without_secrets(error.server_message or str(error), token)
+    message = without_secrets(getattr(error, "server_message", None) or str(error), token)
     if isinstance(error, errors.GatedRepoError):
         if "authorization" not in request_headers(token):
             return f"access is restricted: accept the licence at {page} and give --token"
