@@ -187,7 +187,7 @@ def _share(
         if not share_range(source_fd, source_offset, fd, start, end - start, target):
             if required:
                 raise OutputError(
-                    f"{target}: the file system cannot share blocks with the source; put the "
+                    f"{target.name}: the file system cannot share blocks with the source; put the "
                     "output on the same XFS or Btrfs file system, or use --reflink=auto"
                 )
             _log.info("%s: blocks cannot be shared with the source here: copying", target.name)

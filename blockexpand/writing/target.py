@@ -65,7 +65,7 @@ def check_target(
     if not out.exists():
         return
     if not out.is_dir():
-        raise OutputError(f"{out}: is a file; expected a folder to make")
+        raise OutputError(f"{out}: is a file, not a folder; choose another output folder")
     mounts = find_mounts_in(out)
     if out.is_mount() or out in mounts:
         raise OutputError(

@@ -114,7 +114,7 @@ def _write_alone(
     try:
         staging, found = open_staging(staging)
         notes = tuple(
-            f"left by a run of another plan: {path}; remove it if you do not want to go on with it"
+            f"{path} holds an unfinished run with other options; delete it if it is no longer needed"
             for path in find_leftovers(out, staging.folder)
         )
         if restored:
