@@ -114,7 +114,7 @@ def _write_alone(
     try:
         staging, found = open_staging(staging)
         notes = tuple(
-            f"{path} holds an unfinished run with other options; delete it if it is no longer needed"
+            f"{path} holds an unfinished run with other options; delete it if you do not need it"
             for path in find_leftovers(out, staging.folder)
         )
         if restored:
