@@ -55,15 +55,21 @@ def clear_debris(out: Path) -> None:
     And the probes of one that was killed while it looked whether the output can be renamed.
     """
     empty = [path for path in find_leftovers(out, None) if _is_empty(path)]
-    with suppress(OSError):
-        for path in [p for p in out.parent.iterdir() if p.name.startswith(probe_prefix(out))]:
-            for inside in (path / "files" / "folder", path / "files", path):
+    for path in _find_probes(out):
+        for inside in (path / "files" / "folder", path / "files", path):
+            with suppress(OSError):
                 inside.rmdir()
     if empty or lock_path(out).exists():
         with suppress(OutputError, TransferError), lock_target(out):
             for path in empty:
                 with suppress(OSError):
                     path.rmdir()
+
+
+def _find_probes(out: Path) -> list[Path]:
+    with suppress(OSError):
+        return [path for path in out.parent.iterdir() if path.name.startswith(probe_prefix(out))]
+    return []
 
 
 def _is_empty(folder: Path) -> bool:
