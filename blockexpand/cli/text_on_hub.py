@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..api.on_hub import HubExpansion, HubPlan
+from ..api.on_hub import HubExpansion
+from ..api.on_hub_shards import HubPlan
 from ..messages import join_lines
 from .text import describe_layers, plan_fields
 

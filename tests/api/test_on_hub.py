@@ -210,9 +210,9 @@ def test_going_on_after_a_cut(
     with pytest.MonkeyPatch.context() as patch:
         sent = 0
 
-        from blockexpand.api import on_hub
+        from blockexpand.api import on_hub_shards
 
-        real = on_hub.upload_file
+        real = on_hub_shards.upload_file
 
         def fail_second(*arguments: Any, **more: Any) -> Any:
             nonlocal sent
@@ -221,7 +221,7 @@ def test_going_on_after_a_cut(
                 raise HubError("cut")
             return real(*arguments, **more)
 
-        patch.setattr(on_hub, "upload_file", fail_second)
+        patch.setattr(on_hub_shards, "upload_file", fail_second)
         with pytest.raises(HubError, match="cut"):
             grow(recipe=options)
     before = len(hub.seen("/upload/", "PUT"))

@@ -127,7 +127,7 @@ def test_no_folder_and_no_config(tmp_path: Path) -> None:
         (["consolidated.00.pth"], "only PyTorch pickles"),
         (["adapter_model.safetensors"], "a PEFT adapter"),
         ([SHARD, OTHER], f"only {SHARD} and 1 more: the index is missing"),
-        (["x.gguf"], "no safetensors weights: expected model.safetensors"),
+        (["x.gguf"], "only GGUF files, which cannot be expanded"),
         ([], "no safetensors weights"),
     ],
 )

@@ -22,12 +22,9 @@ from hub_server import (
 )
 
 from blockexpand.checkpoints.checkpoint import open_checkpoint
-from blockexpand.checkpoints.hub.download import (
-    download_checkpoint,
-    download_side_files,
-    fetch_headers,
-)
+from blockexpand.checkpoints.hub.download import download_checkpoint, download_side_files
 from blockexpand.checkpoints.hub.files import RepoRef, parse_repo_ref, wanted_files
+from blockexpand.checkpoints.hub.headers import fetch_headers
 from blockexpand.checkpoints.hub.snapshot import open_snapshot
 from blockexpand.checkpoints.sources import HubOptions, open_headers
 from blockexpand.errors import CheckpointError, HubError, UsageError
@@ -352,7 +349,7 @@ def test_mirror_that_lists_sizes_in_the_tree_only(hub: HubServer, hub_cache: Pat
 def test_document_that_is_no_small_text(
     hub: HubServer, hub_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("blockexpand.checkpoints.hub.download.MOST_JSON_NBYTES", 1000)
+    monkeypatch.setattr("blockexpand.checkpoints.hub.headers.MOST_JSON_NBYTES", 1000)
     hub.add_repo(REPO, {**checkpoint_files(), "config.json": b" " * 1001})
     with pytest.raises(HubError, match=r"config.json: expected at most 1000 bytes, found 1001"):
         fetch_headers(open_snapshot(REF))

@@ -11,9 +11,10 @@ import pytest
 from hub_server import SHARDS, WANTED, HubServer, checkpoint_files, read_folder
 
 from blockexpand.checkpoints.hub.client import client_utils, http_library
-from blockexpand.checkpoints.hub.download import download_checkpoint, fetch_headers
+from blockexpand.checkpoints.hub.download import download_checkpoint
 from blockexpand.checkpoints.hub.failures import without_secrets
 from blockexpand.checkpoints.hub.files import RepoRef
+from blockexpand.checkpoints.hub.headers import fetch_headers
 from blockexpand.checkpoints.hub.snapshot import open_snapshot
 from blockexpand.errors import HubError
 

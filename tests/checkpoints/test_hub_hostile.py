@@ -17,8 +17,9 @@ import pytest
 from hub_server import SHARDS, HubServer, checkpoint_files, hub_environment, read_folder
 
 from blockexpand.checkpoints.hub.answers import LONGEST_ASKED_WAIT_S, parse_wait_s
-from blockexpand.checkpoints.hub.download import download_checkpoint, fetch_headers
+from blockexpand.checkpoints.hub.download import download_checkpoint
 from blockexpand.checkpoints.hub.files import RepoFile, RepoRef, RepoSnapshot
+from blockexpand.checkpoints.hub.headers import fetch_headers
 from blockexpand.checkpoints.hub.listing import check_files, make_repo_file, parse_siblings
 from blockexpand.checkpoints.hub.snapshot import open_snapshot
 from blockexpand.checkpoints.hub.stream import stream_shards
@@ -215,9 +216,14 @@ def test_what_was_found_right_is_not_read_again(
 ) -> None:
     monkeypatch.setattr("blockexpand.checkpoints.hub.digests._WORTH_NOTING_NBYTES", 1000)
     read: list[str] = []
-    counted = SimpleNamespace(
-        sha256=lambda: read.append("sha256") or hashlib.sha256(), sha1=hashlib.sha1
-    )
+
+    def sha256(*data: bytes) -> Any:
+        # A file is read piece by piece; a text that was just fetched comes at once.
+        if not data:
+            read.append("sha256")
+        return hashlib.sha256(*data)
+
+    counted = SimpleNamespace(sha256=sha256, sha1=hashlib.sha1)
     monkeypatch.setattr("blockexpand.checkpoints.hub.digests.hashlib", counted)
     hub.add_repo(REPO, FILES)
     folder = download_checkpoint(open_snapshot(REF))

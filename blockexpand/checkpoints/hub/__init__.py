@@ -1,4 +1,4 @@
-"""A Hub repository to a local folder, or its headers; and a local folder to a repository.
+"""A Hub repository to a local folder, or its headers.
 
 The commit is looked up once, at the start; every later request names it, so a branch that moves
 meanwhile mixes nothing. It knows nothing of layers, writes to the Hub's cache only, and raises
@@ -11,10 +11,9 @@ from .download import (
     download_checkpoint,
     download_files,
     download_side_files,
-    fetch_document,
-    fetch_headers,
 )
 from .files import RepoSnapshot, parse_repo_ref
+from .headers import fetch_document, fetch_headers
 from .history import is_in_history
 from .pieces import stream_pieces
 from .snapshot import list_tree, open_snapshot
