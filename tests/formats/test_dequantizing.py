@@ -87,6 +87,20 @@ def fp8_case(rows: int, cols: int, block: int, dtype: str) -> Case:
     )
 
 
+def tensor_case() -> Case:
+    """One scale for all, as FP8 without a block size has it."""
+    q, scale = random_bytes(6, 10), torch.tensor(0.0371)
+    q[(q & 0x7F) == 0x7F] = 0x11
+    values = q.view(torch.float8_e4m3fn).float()
+    return Case(
+        codec=Blocks(block=(0, 0)),
+        parts={"q": ("F8_E4M3", q), "scale": ("F32", scale)},
+        shape=(6, 10),
+        value=lambda i, j: float(values[i, j] * scale),
+        zero={"q": 0},
+    )
+
+
 def int8_case() -> Case:
     q, scale = random_bytes(6, 10), floats(6, 1, dtype=torch.bfloat16)
     return Case(
@@ -236,6 +250,7 @@ CASES: Mapping[str, Callable[[], Case]] = {
     "fp8-cut-blocks": lambda: fp8_case(7, 10, 4, "F32"),
     "fp8-e8m0": lambda: fp8_case(7, 10, 4, "F8_E8M0"),
     "fp8-u8-scales": lambda: fp8_case(8, 8, 4, "U8"),
+    "fp8-tensor": tensor_case,
     "int8": int8_case,
     "int4": lambda: packed_case(4, symmetric=True),
     "int4-asymmetric": lambda: packed_case(4, symmetric=False),
@@ -253,7 +268,7 @@ CASES: Mapping[str, Callable[[], Case]] = {
 
 
 def as_bytes(tensor: torch.Tensor) -> bytes:
-    return bytes(tensor.contiguous().view(torch.uint8).flatten().tolist())
+    return bytes(tensor.reshape(-1).view(torch.uint8).tolist())
 
 
 def dequantize(case: Case, cuts: tuple[int, ...] = (), parts: Parts | None = None) -> torch.Tensor:
@@ -311,7 +326,9 @@ def test_its_zero_is_exactly_zero(name: str) -> None:
     parts = {
         role: (
             dtype,
-            torch.full_like(t.view(torch.uint8), case.zero[role]) if role in case.zero else t,
+            torch.full_like(t.reshape(-1).view(torch.uint8), case.zero[role])
+            if role in case.zero
+            else t,
         )
         for role, (dtype, t) in case.parts.items()
     }
