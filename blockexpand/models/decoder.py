@@ -99,7 +99,7 @@ def find_family(config: Mapping[str, Any], model_type: str) -> Family:
     )
 
 
-_TABLE = "docs/families.md lists them all"
+_TABLE = "`blockexpand families` lists them all"
 
 
 def descend(config: Mapping[str, Any], path: Sequence[str]) -> Mapping[str, Any]:

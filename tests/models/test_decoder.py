@@ -256,7 +256,7 @@ def test_an_unknown_model_type_is_refused_with_the_closest_names_alone() -> None
     with pytest.raises(UnsupportedModelError) as caught:
         find_decoder(config(model_type="qwen3_next_text"), catalogue())
     assert "'qwen3_next'" in str(caught.value)
-    assert "docs/families.md" in str(caught.value)
+    assert "`blockexpand families`" in str(caught.value)
     assert len(str(caught.value)) < 300
 
 

@@ -310,7 +310,7 @@ def test_a_header_without_the_format_gets_one_and_keeps_the_rest(tmp_path: Path)
     ("config", "error", "message"),
     [
         ({"model_type": "bert"}, UnsupportedModelError, "model_type 'bert'"),
-        ({"model_type": "nonesuch"}, UnsupportedModelError, "docs/families.md lists them"),
+        ({"model_type": "nonesuch"}, UnsupportedModelError, "blockexpand families` lists them"),
         ({"model_type": None}, UnsupportedModelError, "'model_type' is missing"),
         ({"model_type": ["mistral"]}, UnsupportedModelError, "'model_type' is missing"),
         ({"quantization_config": {"quant_method": "hqq"}}, UnsupportedModelError, "quantized"),
