@@ -377,8 +377,7 @@ def test_what_another_plan_left_is_named_and_kept(nursery: Nursery, folder: Path
     command = tuple("1" if word == "2" else word for word in case.command)
     other = nursery.run((*command, "--json"))
     assert other.code == 0
-    [note] = json.loads(other.out)["notes"]
-    assert str(left) in note
+    assert any(str(left) in note for note in json.loads(other.out)["notes"])
     assert snapshot(left) == held
     again = nursery.run((*case.command, "--json", "--overwrite"))
     assert json.loads(again.out)["moved"]["reused"] > 0
@@ -612,7 +611,7 @@ def test_a_folder_that_may_not_be_written(nursery: Nursery, tmp_path: Path) -> N
         finally:
             subprocess.run(["chattr", "-i", case.out.parent], check=True)
         assert outcome.code == 3
-        assert re.search("cannot create: .*; check the permissions", outcome.err)
+        assert re.search("cannot make a file in it: .* has to be writable: check", outcome.err)
         assert names_beside(case.out) == []
 
 
