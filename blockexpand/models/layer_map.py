@@ -168,7 +168,7 @@ def suggest_counts(layer_map: LayerMap) -> str:
     fitting = list_equal_groups(originals)
     below = [count for count in fitting if 1 < count <= new][-2:]
     above = [count for count in fitting if count > max(new, 1)][: 4 - len(below)]
-    counts = [*below, *above]
+    counts = [*below, *above] or [1]
     *first, last = map(str, counts)
     return (
         f"{', '.join(first)} or {last} new layers make equal groups"
