@@ -142,7 +142,7 @@ def expand(
     check_out(target, options, push_to_hub=push_to_hub, token=token, create_pr=create_pr)
     row = read_row(family) if family is not None else None
     if stream:
-        _check_stream(verify_after, reflink, hardlink, executor)
+        check_stream(verify_after, reflink, hardlink, executor)
         options = replace(options, reflink="never")
     source = open_headers(str(src), hub)
     recipe = choose_row(source.checkpoint, recipe, row, needs_proof=not no_proof)
@@ -205,9 +205,7 @@ def _check_provable(plan: Plan, check: bool, verify_after: Proof | None) -> None
             )
 
 
-def _check_stream(
-    verify_after: str | None, reflink: str, hardlink: bool, executor: Executor | None
-) -> None:
+def check_stream(verify_after: str | None, reflink: str, hardlink: bool, executor: object) -> None:
     """Refuse what needs the whole source at once. Raises: RecipeError."""
     refused = {
         "--verify": verify_after is not None,
@@ -301,7 +299,7 @@ def preview_expansion(
     hub = make_hub_options(revision, token, cache_dir)
     check_target(target, options, planned=False)
     if stream:
-        _check_stream(None, reflink, hardlink, None)
+        check_stream(None, reflink, hardlink, None)
         options = replace(options, reflink="never")
     source = open_headers(str(src), hub)
     row = read_row(family) if family is not None else None

@@ -27,6 +27,7 @@ def plan_or_make(
 
     Both are told the command that the card shows.
     """
+    from ..api.expansion import check_stream
     from ..api.pipeline import CHECKING
     from ..writing.executors import open_executor
     from . import text
@@ -34,6 +35,8 @@ def plan_or_make(
 
     if options.dry_run:
         with reporting(options) as progress:
+            if getattr(options, "stream", False):
+                check_stream(options.verify, options.reflink, options.hardlink, options.executor)
             if options.check:
                 progress.stage(CHECKING)
             found = preview(shown_command(words))
