@@ -191,7 +191,9 @@ def verify_and_push(
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"{out} is complete, but not verified") from None
         if verification.findings:
-            raise ProofError(f"{out}: {verification.findings[0]}; make it again")
+            raise ProofError(
+                f"{out}: {verification.findings[0]}; make it again, unless it was trained since"
+            )
         result = replace(result, verification=verification, proof=proof)
         _note_in_card(out, verification, proof)
     if publish.push_to_hub is not None:

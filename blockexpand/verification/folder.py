@@ -34,6 +34,8 @@ from ..progress import Report
 from .comparison import differing_byte
 from .findings import Finding
 
+NOT_PART = "is not part of the expansion"
+
 Headers = Mapping[str, tuple[Header, FileStat]]
 
 
@@ -70,7 +72,7 @@ def compare_names(plan: Plan, out: Path) -> Iterator[Finding]:
             message = "is not a file" if name in found else "is missing"
             yield Finding(file=name, message=message)
     for name in sorted(found - expected - {CARD_FILE}):
-        yield Finding(file=name, message="is not part of the expansion")
+        yield Finding(file=name, message=NOT_PART)
 
 
 def _is_kept_beside(relative: str, path: Path) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 from ..checkpoints.checkpoint import Checkpoint, open_checkpoint
 from ..checkpoints.files import CONFIG_FILE, INDEX_FILE
 from ..checkpoints.sources import ModelRef
+from ..messages import and_more
 from ..models.decoder import find_decoder
 from ..planning.dtypes import name_main_dtype
 from ..progress import Progress
@@ -71,6 +72,10 @@ def verify_other(
     findings = [*compared.findings, *findings]
     if expectation.fault is not None:
         findings.append(Finding(file=CONFIG_FILE, message=expectation.fault))
+    known = {file.name for file in checkpoint.side_files}
+    extra = [file.name for file in saved.side_files if file.name not in known]
+    if extra:
+        notes = [*notes, f"files that the source does not have: {and_more(extra, 5)}"]
     trained = {finding.tensor for finding in compared.trained}
     for layer in compared.active:
         block = {f"{prefix}{layer}.{suffix}" for suffix in group_layers(saved.specs, prefix)[layer]}

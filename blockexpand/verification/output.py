@@ -30,6 +30,7 @@ from .comparison import Place, compare_tensors, is_zero
 from .expectation import Expectation, expect_plan
 from .findings import Finding, Verification
 from .folder import (
+    NOT_PART,
     compare_documents,
     compare_headers,
     compare_names,
@@ -296,6 +297,14 @@ def _compare_saved(
     ]
     apart = [f.file for f in compare_side_files(plan, out, lambda nbytes: None)]
     apart += [file.name for file in plan.side_files if not (out / file.name).is_file()]
+    extra = []
+    for finding in compare_names(plan, out):
+        if "symbolic link" in finding.message:
+            result.findings.append(finding)
+        elif finding.message == NOT_PART and not finding.file.endswith(".safetensors"):
+            extra.append(finding.file)
+    if extra:
+        result.notes.append(f"files that the source does not have: {and_more(extra, 5)}")
     if apart:
         result.notes.append(f"side files that differ or are missing: {and_more(sorted(apart), 5)}")
 

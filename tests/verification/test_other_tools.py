@@ -69,6 +69,7 @@ def test_trained_new_blocks_are_no_difference(
                 tensors[name] = tensors[name] + 0.125
         trained = save_anew(tmp_path / "trained", tensors, out / "config.json")
         (trained / MANIFEST).write_bytes((out / MANIFEST).read_bytes())
+        (trained / "trainer_state.json").write_text("{}")
     else:
         trained = out
         for file in out.glob("*.safetensors"):
@@ -86,6 +87,7 @@ def test_trained_new_blocks_are_no_difference(
     assert "trained: 9 tensors of the new blocks differ, all 39 originals identical" in said
     assert "function kept: no (the new blocks are at work)" in said
     assert "make it again" not in said
+    assert ("files that the source does not have: trainer_state.json" in said) == saved_anew
     assert main(["verify", str(tiny_mistral), str(trained), "--untrained"]) == 1
     said = capsys.readouterr()
     assert "keep it" in said.err
@@ -150,6 +152,7 @@ def test_an_expansion_of_another_tool_is_recognised(
     tiny_mistral: Path, out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = make_foreign(out, tmp_path / "other", config={"transformers_version": "4.38.0"})
+    (other / "modeling_own.py").write_text("")
     assert main(["verify", str(tiny_mistral), str(other)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert ": verified: 4 layers + 2 new (2, 5), bfloat16, every tensor as of" in lines[0]
@@ -157,6 +160,7 @@ def test_an_expansion_of_another_tool_is_recognised(
     assert lines[1:] == [
         "  layer 2: new, clone of 1, passes its input through",
         "  layer 5: new, clone of 3, passes its input through",
+        "  note: files that the source does not have: modeling_own.py",
     ]
     verification, proof = blockexpand.verify(tiny_mistral, other, logits=True)
     assert verification.new_layers == (2, 5) and proof is not None
