@@ -210,6 +210,7 @@ def disturb(case: Case, rng: random.Random, counts: Counts) -> None:
     fault = check(case, done, old)
     if fault is not None:
         counts.faulty.append(f"{fault}: {where}")
+        print(f"WRONG: {counts.faulty[-1]}", flush=True)
     counts.runs += 1
     counts.faults += len(mine)
     counts.ends[str(done.returncode)] += 1
@@ -303,7 +304,8 @@ def inject(cases: Sequence[str], runs: int, seed: int, jobs: int) -> dict[str, C
         def repeat(case: Case, rng: random.Random, own: Counts) -> None:
             for _ in range(-(-runs // jobs)):
                 disturb(case, rng, own)
-            print(f"{case.name}: {own.runs} runs, {own.faults} faults so far", flush=True)
+            wrong = len(own.faulty)
+            print(f"{case.name}: {own.runs} runs, {own.faults} faults, {wrong} wrong", flush=True)
 
         with ThreadPoolExecutor(jobs) as pool:
             for future in [pool.submit(work, job) for job in range(jobs)]:
