@@ -347,7 +347,8 @@ def test_of_two_runs_into_the_same_output_one_wins(
             # Both may have come through, one after the other.
             last = case if one.code == 0 else other
         else:
-            assert sorted(codes) == [0, 3]
+            # A run of the same plan that comes late enough finds the output there already.
+            assert sorted(codes) == [0, 3] or (codes == (0, 0) and other is case)
             last = case if one.code == 0 else other
         assert snapshot(case.out) == last.wanted
         assert names_beside(case.out) == []
@@ -360,7 +361,11 @@ def test_of_many_runs_at_once_one_wins(nursery: Nursery, folder: Path) -> None:
     for _ in range(5):
         place(None, case.out)
         outcomes = [nursery.wait(n) for n in [nursery.start(case.command) for _ in range(6)]]
-        assert sorted(outcome.code for outcome in outcomes) == [0, 3, 3, 3, 3, 3]
+        # Those that come when it is finished find it there already.
+        assert {outcome.code for outcome in outcomes} <= {0, 3}
+        assert sum(outcome.code == 0 for outcome in outcomes) >= 1
+        for outcome in outcomes:
+            assert outcome.code == 0 or re.search("another run|not empty", outcome.err)
         assert snapshot(case.out) == case.wanted
         assert names_beside(case.out) == []
 
