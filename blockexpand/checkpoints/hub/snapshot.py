@@ -126,7 +126,7 @@ def list_tree(repo_id: str, commit: str, token: str | None) -> tuple[RepoFile, .
                     nbytes=item.size,
                     sha256=None if item.lfs is None else item.lfs.sha256,
                     blob_id=None if item.lfs is not None else item.blob_id,
-                    # Clients before 0.31 know no Xet.
+                    # Older clients know no Xet.
                     xet_hash=getattr(item, "xet_hash", None),
                 )
                 for item in api.list_repo_tree(repo_id, recursive=True, revision=commit)
