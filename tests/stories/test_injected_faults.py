@@ -70,13 +70,8 @@ def test_what_strace_says_is_understood() -> None:
     lines = [
         '10 openat(AT_FDCWD</w>, "/w/a") = -1 EIO (Input/output error) (INJECTED)',
         '10 openat(AT_FDCWD</w>, "/w/b") = 3</w/b>',
-        "11 fsync(3</w/b>) = 0",
-        "11 --- SIGTERM {si_signo=SIGTERM} ---",
-        "10 +++ killed by SIGKILL +++",
     ]
-    assert inject_faults.find_hits(lines, "EIO") == lines[:1]
-    assert inject_faults.find_hits(lines, "SIGTERM") == [lines[2]]
-    assert inject_faults.find_hits(lines, "SIGKILL") == [lines[1]]
+    assert inject_faults.find_hits(lines) == lines[:1]
 
 
 def test_a_wrong_end_is_told(tmp_path: Path) -> None:
