@@ -21,13 +21,13 @@ if ! run python scripts/make_real_model.py demo/source; then
     rm -rf demo/source
     run python scripts/make_checkpoint.py demo/source --shape demo
 fi
-head -c 20000 tests/data/king_james.txt >demo/text.txt
+head -c 8000 tests/data/king_james.txt >demo/text.txt
 
 run python -m blockexpand --src demo/source --out demo/expanded --new-layers 6 --position interleaved
 run python -m blockexpand verify demo/source demo/expanded --logits
 run python scripts/compare_generation.py demo/source demo/expanded --prompt "What is the capital of France?"
 run python scripts/train_new_blocks.py demo/expanded demo/text.txt --out demo/trained --base demo/source \
-    --steps 20 --batch-size 2 --length 64
+    --steps 12 --batch-size 2 --length 64
 run python -m blockexpand show demo/trained
 run python -m blockexpand extract demo/trained --base demo/source --out demo/blocks
 run python -m blockexpand apply demo/source demo/blocks --out demo/again

@@ -162,6 +162,8 @@ def config_differences(expected: JsonObject, found: JsonObject) -> dict[tuple[st
     Both are compared as the class of `transformers` reads them, where it is installed: programs
     that save a config write defaults that were left out, and spell fields anew.
     """
+    if expected == found:
+        return {}
     one, other = _meaning(expected), _meaning(found)
     return {path: value for path, value in _differing(one, other, ())}
 

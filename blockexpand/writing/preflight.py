@@ -233,7 +233,12 @@ def _probe_rename(out: Path) -> None:
             "use, under a quota of its own, or another user's; choose another folder"
         ) from error
     finally:
-        shutil.rmtree(probe, ignore_errors=True)
+        try:
+            shutil.rmtree(probe, ignore_errors=True)
+        except KeyboardInterrupt:
+            # Nothing else would remove it before the next run.
+            shutil.rmtree(probe, ignore_errors=True)
+            raise
 
 
 def _make_folder(prefix: str, out: Path) -> str:

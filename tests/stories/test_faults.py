@@ -441,7 +441,8 @@ def test_everything_is_forced_onto_the_disk_before_and_after_publishing(
     out = folder / "new" / "parents" / "out"
     if "--overwrite" in options:
         out.mkdir(parents=True)
-        (out / "old.txt").write_text("old")
+        (out / "config.json").write_text('{"model_type": "old"}')
+        (out / "merges.txt").write_text("old")
     done = nursery.run(("--src", root, "--out", out, "--new-layers", "2", *options))
     assert done.code == 0
     calls = done.calls

@@ -66,7 +66,7 @@ def test_a_folder_with_something_in_it_needs_overwrite(out: Path) -> None:
 
 def test_a_file_is_never_replaced(out: Path) -> None:
     out.write_text("a file")
-    with pytest.raises(OutputError, match="is a file; expected a folder"):
+    with pytest.raises(OutputError, match="is a file, not a folder"):
         check_target(out, WriteOptions(overwrite=True))
 
 
