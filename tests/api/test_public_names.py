@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -54,7 +55,11 @@ def check(folder: Path, text: str) -> str:
     (folder / "consumer.py").write_text(text)
     # As whoever has installed it sees it: nothing of this project's own configuration.
     command = [sys.executable, "-m", "mypy", "--strict", "--config-file=", "consumer.py"]
-    found = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+    # An editable installation is found by a hook that type checkers do not run.
+    environment = os.environ | {"MYPYPATH": str(Path(inspect.getfile(blockexpand)).parents[1])}
+    found = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+    )
     return found.stdout + found.stderr
 
 
