@@ -32,7 +32,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     parser.add_argument("source", type=Path)
     parser.add_argument("expanded", type=Path)
-    parser.add_argument("--prompt", default="What does the License grant?")
+    parser.add_argument("--prompt", default="What is the capital of France?")
     parser.add_argument("--new-tokens", type=int, default=32)
     options = parser.parse_args()
 

@@ -25,7 +25,7 @@ head -c 8000 tests/data/king_james.txt >demo/text.txt
 
 run python -m blockexpand --src demo/source --out demo/expanded --new-layers 6 --position interleaved
 run python -m blockexpand verify demo/source demo/expanded --logits
-run python scripts/compare_generation.py demo/source demo/expanded --prompt "What is the capital of France?"
+run python scripts/compare_generation.py demo/source demo/expanded
 run python scripts/train_new_blocks.py demo/expanded demo/text.txt --out demo/trained --base demo/source \
     --steps 12 --batch-size 2 --length 64
 run python -m blockexpand show demo/trained
@@ -33,6 +33,6 @@ run python -m blockexpand extract demo/trained --base demo/source --out demo/blo
 run python -m blockexpand apply demo/source demo/blocks --out demo/again
 run python -m blockexpand diff demo/trained demo/again --quiet
 run python -m blockexpand apply demo/source demo/blocks --out demo/base-again --scale 0
-run python scripts/compare_generation.py demo/source demo/base-again --prompt "What is the capital of France?"
+run python scripts/compare_generation.py demo/source demo/base-again
 
 printf '\nnext: blockexpand suggest MODEL, then docs/training.md\n'
