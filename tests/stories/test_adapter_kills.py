@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from checkpoints import read_header, read_tensors
+from checkpoints import read_tensors
 from faults import (
     Case,
     Nursery,
@@ -19,6 +19,7 @@ from faults import (
     spread,
 )
 from test_kill import check_kills
+from trained import move_new_blocks
 
 import blockexpand
 
@@ -33,20 +34,6 @@ def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
 def folder(tmp_path: Path) -> Iterator[Path]:
     with scratch(tmp_path) as folder:
         yield folder
-
-
-def make_trained(base: Path, out: Path) -> Path:
-    """Expand a base by two layers, and move every byte of the new ones, by hand."""
-    result = blockexpand.expand(base, out, new_layers=2, dtype="source")
-    for path in out.glob("*.safetensors"):
-        header, start = read_header(path)
-        data = bytearray(path.read_bytes())
-        for name, entry in header.items():
-            if any(f"layers.{layer}." in name for layer in result.plan.new_layers):
-                first, last = (start + offset for offset in entry["data_offsets"])
-                data[first:last] = bytes((byte + 7) % 64 for byte in data[first:last])
-        path.write_bytes(data)
-    return out
 
 
 def learn(nursery: Nursery, out: Path, source: Path, command: tuple[object, ...]) -> Case:
@@ -71,7 +58,7 @@ def learn(nursery: Nursery, out: Path, source: Path, command: tuple[object, ...]
 
 def test_a_kill_at_any_call_costs_and_damages_nothing(nursery: Nursery, folder: Path) -> None:
     base = make_source(folder / "base")
-    trained = make_trained(base, folder / "trained")
+    trained = move_new_blocks(base, folder / "trained")
     blocks = folder / "extracted" / "blocks"
     saving = learn(
         nursery, blocks, trained, ("extract", trained, "--base", base, "--out", blocks, "-q")
@@ -98,7 +85,7 @@ def test_applied_blocks_are_shared_on_a_file_system_that_can(tmp_path: Path) -> 
         import os
 
         base = make_source(point / "base", layers=4, hidden=512, intermediate=4096, vocabulary=8192)
-        trained = make_trained(base, point / "trained")
+        trained = move_new_blocks(base, point / "trained")
         blocks = blockexpand.extract(trained, point / "blocks", base=base)
         os.sync()
         before = os.statvfs(point)
