@@ -171,8 +171,8 @@ def _plan_job(
     if found is not None and found.stale is not None:
         if not job.overwrite:
             raise OutputError(
-                f"{out}: {found.stale}; give overwrite: true to make it again, or choose another "
-                "folder"
+                f"{out}: {found.stale}; choose another folder (overwrite: true would replace what "
+                "is there, trained or not)"
             )
         found = None
     if found is not None:

@@ -52,7 +52,8 @@ def use_finished(plan: Plan, out: Path, name: ModelRef, *, is_here: bool) -> str
         return None
     if found.stale is not None:
         raise OutputError(
-            f"{out}: {found.stale}; give --overwrite to make it again, or choose another folder"
+            f"{out}: {found.stale}; choose another folder (--overwrite would replace what is "
+            "there, trained or not)"
         )
     return f"already there: {found.compared}; --overwrite makes it anew"
 

@@ -192,7 +192,8 @@ def verify_and_push(
             raise KeyboardInterrupt(f"{out} is complete, but not verified") from None
         if verification.findings:
             raise ProofError(
-                f"{out}: {verification.findings[0]}; make it again, unless it was trained since"
+                f"{out}: {verification.findings[0]}; keep it if it was trained since; if not, "
+                "expand into another folder"
             )
         result = replace(result, verification=verification, proof=proof)
         _note_in_card(out, verification, proof)

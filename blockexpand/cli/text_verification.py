@@ -75,7 +75,8 @@ def describe_differences(verification: Verification, out: Path) -> str:
     if v.trained:
         return f"{text}; its new blocks were trained: keep it, and see blockexpand diff"
     if any(finding.file.endswith(".safetensors") for finding in v.findings):
-        return f"{text}; if it was trained or saved anew, keep it; else make it again beside it"
+        kept = "keep it if it was trained or saved anew; if not, expand into another folder"
+        return f"{text}; {kept}"
     return text
 
 
