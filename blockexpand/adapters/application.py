@@ -21,9 +21,10 @@ from ..models.decoder import Decoder, find_decoder, output_name
 from ..models.layer_map import LayerEntry, LayerMap
 from ..models.surgery import plan_surgery
 from ..planning.dtypes import name_main_dtype
+from ..planning.fingerprint import take_fingerprint
 from ..planning.origins import Copy, Extent, Origin, Part, Scale
-from ..planning.plan import Plan, PlanOptions, make_constant, make_documents, take_fingerprint
-from ..planning.recipe import Recipe, spell_choice
+from ..planning.plan import Plan, make_constant, make_documents
+from ..planning.recipe import PlanOptions, Recipe, spell_choice
 from ..planning.shards import plan_files
 from ..planning.tensor_map import SourceModel, TensorUse, map_tensors
 from .extraction import refuse_quantized_base

@@ -37,7 +37,8 @@ from ..models.decoder import Decoder, find_decoder
 from ..models.layer_map import LayerMap
 from ..models.surgery import plan_surgery
 from ..planning.manifest import parse_manifest
-from ..planning.plan import Plan, PlanOptions
+from ..planning.plan import Plan
+from ..planning.recipe import PlanOptions
 from ..planning.shards import Document, render_index
 from ..progress import SILENT, Progress
 from ..verification.layer_finding import find_layer_map

@@ -7,8 +7,7 @@ card) consumes the same `Plan` and decides nothing again.
 from __future__ import annotations
 
 import contextlib
-import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, assert_never
@@ -21,7 +20,7 @@ from ..formats.json_object import edit_json_object
 from ..formats.safetensors import TensorSpec
 from ..fs.reading import FileStat
 from ..models.decoder import Decoder, descend, find_decoder
-from ..models.families.form import FamilyForm, Row
+from ..models.families.form import FamilyForm
 from ..models.layer_map import (
     LayerEntry,
     LayerMap,
@@ -34,28 +33,12 @@ from ..models.layer_map import (
 from ..models.readers import ReaderView, keep_phase
 from ..models.surgery import Surgery, plan_rearrangement, plan_surgery
 from .dtypes import DtypePolicy, make_dtype_policy
-from .origins import Convert, Copy, Dequantize, Fill, Origin, Part, Scale, Zeros
+from .fingerprint import take_fingerprint
+from .origins import Fill, Part, Zeros
 from .quantizing import find_constant, make_quantized_tensors, plan_settings
-from .recipe import Recipe, spell_choice
+from .recipe import PlanOptions, Recipe, spell_choice
 from .shards import Document, PlannedFile, plan_files, render_index
 from .tensor_map import SourceModel, TensorUse, map_tensors
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlanOptions:
-    """What was asked for besides the layers, as the manifest states it; units as in `Recipe`.
-
-    `position` is its text, `recipe` for a mergekit recipe, whose layers the recipe itself says.
-    """
-
-    position: str
-    dtype: str
-    max_shard_nbytes: int | None
-    block_nbytes: int
-    keeps_phase: bool = False
-    quantized: str = "keep"
-    row: Row | None = None
-    row_proof: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -237,60 +220,6 @@ def make_documents(
     known = (repeating or {}).items()
     documents += [Document(name=name, data=data) for name, data in known if data is not None]
     return tuple(documents)
-
-
-def take_fingerprint(
-    options: PlanOptions, files: Iterable[PlannedFile], documents: Iterable[Document]
-) -> str:
-    """Digest what decides the bytes of the weights, the index and the config, and nothing else.
-
-    Neither the version of this tool nor the place of a source is in it, so that a later release
-    knows an output again unless it would write other bytes.
-    """
-    digest = hashlib.sha256()
-    for item in _fingerprint_items(options, files, documents):
-        digest.update(len(item).to_bytes(8, "little"))
-        digest.update(item)
-    return digest.hexdigest()
-
-
-def _fingerprint_items(
-    options: PlanOptions, files: Iterable[PlannedFile], documents: Iterable[Document]
-) -> Iterator[bytes]:
-    asked = (options.position, options.dtype, options.max_shard_nbytes, options.block_nbytes)
-    yield repr(asked).encode()
-    if options.quantized != "keep":
-        yield options.quantized.encode()
-    for file in files:
-        yield file.name.encode()
-        yield file.header
-        if file.identical_to is not None:
-            yield f"all of {file.identical_to}".encode()
-        else:
-            yield "\n".join([_spell_origin(tensor.origin) for tensor in file.tensors]).encode()
-    for document in documents:
-        yield document.name.encode()
-        yield document.data
-
-
-def _spell_origin(origin: Origin) -> str:
-    """Spell an origin out: a class that is renamed may not change a fingerprint."""
-    match origin:
-        case Copy(extent=extent):
-            return f"copy {extent.file} {extent.offset}"
-        case Zeros():
-            return "zeros"
-        case Fill(element=element):
-            return f"fill {element.hex()}"
-        case Convert(extent=extent, from_dtype=before, to_dtype=after):
-            return f"convert {extent.file} {extent.offset} {before} {after}"
-        case Scale(extent=extent, from_dtype=before, math_dtype=middle, to_dtype=after):
-            chain = f"{before} {middle} {after}"
-            shift = f" {origin.shift!r}" if origin.shift else ""
-            return f"scale {extent.file} {extent.offset} {chain} {origin.factor!r}{shift}"
-        case Dequantize(codec=codec, parts=parts, to_dtype=after):
-            places = [f"{role} {extent.file} {extent.offset}" for role, _, extent in parts]
-            return f"dequantize {codec!r} {' '.join(places)} {after}"
 
 
 def _plan_rearranged(decoder: Decoder, config: Mapping[str, Any], layer_map: LayerMap) -> Surgery:

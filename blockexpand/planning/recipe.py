@@ -38,6 +38,23 @@ class Recipe:
     row_proof: str = ""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanOptions:
+    """What was asked for besides the layers, as the manifest states it; units as in `Recipe`.
+
+    `position` is its text, `recipe` for a mergekit recipe, whose layers the recipe itself says.
+    """
+
+    position: str
+    dtype: str
+    max_shard_nbytes: int | None
+    block_nbytes: int
+    keeps_phase: bool = False
+    quantized: str = "keep"
+    row: Row | None = None
+    row_proof: str = ""
+
+
 def parse_position(position: str | Sequence[int]) -> str | tuple[int, ...]:
     """Return a position's name, or the numbers of a comma list. Raises: RecipeError."""
     if not isinstance(position, str):

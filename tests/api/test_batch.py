@@ -173,9 +173,9 @@ def test_output_of_other_weights_of_the_same_shape_is_not_taken_for_finished(
     assert states(expand_batch(write_jobs(text % ("model", "false")))) == ["done"]
     if change == "model":
         model = shutil.copytree(model, tmp_path / "other")
-        reason = "made: was made from 'model', not from other; give overwrite: true"
+        reason = "made: was made from 'model', not from other; choose another folder"
     else:
-        reason = "of model was last changed; give overwrite: true"
+        reason = "of model was last changed; choose another folder"
     shard = sorted(model.glob("*.safetensors"))[0]
     before = shard.stat()
     data = shard.read_bytes()
@@ -472,7 +472,9 @@ def test_output_of_another_commit_is_not_taken_for_finished(
     shard = sorted(name for name in files if name.endswith(".safetensors"))[0]
     files[shard] = files[shard][:-1] + bytes([files[shard][-1] ^ 1])
     second = hub.add_repo("org/base", files)
-    reason = f"was made from commit {first} of org/base, which is at {second}; give overwrite"
+    reason = (
+        f"was made from commit {first} of org/base, which is at {second}; choose another folder"
+    )
     assert refuse(path).count(reason) == 3
     pinned = path.read_text().replace("{", f"{{revision: {first}, ", 1)
     path.write_text(pinned)

@@ -21,8 +21,10 @@ from ...models.families.tensor_roles import is_silenced
 from ...models.layer_map import LayerEntry, LayerMap
 from ...models.surgery import Surgery, plan_rearrangement, plan_surgery
 from ..dtypes import MergeDtypes, name_main_dtype
+from ..fingerprint import take_fingerprint
 from ..origins import Part, source_of
-from ..plan import Plan, PlanOptions, make_documents, take_fingerprint
+from ..plan import Plan, make_documents
+from ..recipe import PlanOptions
 from ..shards import PlannedFile, plan_files
 from ..tensor_map import SourceModel, TensorUse, map_tensors
 from .outside_layers import (
