@@ -157,7 +157,7 @@ def test_every_error_has_a_status_of_the_table() -> None:
 def test_a_signal_ends_a_run_in_one_line_that_says_how_to_go_on(
     number: signal.Signals, status: int, tmp_path: Path
 ) -> None:
-    source = write_checkpoint(tmp_path / "source", [mistral_tensors(4, "F32", size=1 << 19)])
+    source = write_checkpoint(tmp_path / "source", [mistral_tensors(4, "F32", size=1 << 22)])
     command = [sys.executable, "-m", "blockexpand", "--src", str(source)]
     command += ["--out", str(tmp_path / "out"), "--new-layers", "1", "--json", "--no-progress"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -178,7 +178,7 @@ def test_a_signal_ends_a_run_in_one_line_that_says_how_to_go_on(
 
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 def test_a_run_under_nohup_survives_its_terminal(tmp_path: Path) -> None:
-    source = write_checkpoint(tmp_path / "source", [mistral_tensors(4, "F32", size=1 << 19)])
+    source = write_checkpoint(tmp_path / "source", [mistral_tensors(4, "F32", size=1 << 22)])
     command = ["nohup", sys.executable, "-m", "blockexpand", "--src", str(source)]
     command += ["--out", str(tmp_path / "out"), "--new-layers", "1", "-q"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
