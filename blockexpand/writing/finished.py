@@ -32,13 +32,35 @@ def note_finished(file: Path, note: Path) -> None:
 
 def is_finished(file: Path, note: Path, nbytes: int) -> bool:
     """Tell whether a file is the very one that was noted, unchanged, and as long as planned."""
-    with suppress(OSError, TransferError, ValueError):
-        body, _, checksum = note.read_bytes().rpartition(b" ")
-        if checksum != b"%08x\n" % zlib.crc32(body):
-            return False
-        noted = json.loads(body)
-        return bool(noted["nbytes"] == nbytes and noted == _describe(file))
+    with suppress(OSError):
+        return is_noted(file, _parse_note(note.read_bytes()), nbytes)
     return False
+
+
+def is_noted(file: Path, noted: object, nbytes: int) -> bool:
+    """Tell the same where what was noted is known already; None where nothing was."""
+    with suppress(OSError, TransferError):
+        return noted is not None and noted == _describe(file) and file.stat().st_size == nbytes
+    return False
+
+
+def read_notes(folder: Path) -> dict[str, Any]:
+    """Return what is noted, by the names of the shards. Raises: TransferError."""
+    found = {}
+    for note in attempt("list", folder, lambda: sorted(folder.iterdir())):
+        noted = _parse_note(attempt("read", note, note.read_bytes))
+        if noted is not None:
+            found[note.name] = noted
+    return found
+
+
+def _parse_note(content: bytes) -> Any:
+    """Return what a note says; None of one that is torn."""
+    body, _, checksum = content.rpartition(b" ")
+    with suppress(ValueError):
+        if checksum == b"%08x\n" % zlib.crc32(body):
+            return json.loads(body)
+    return None
 
 
 def take_back(file: Path, partial: Path, journal: Path) -> None:

@@ -5,7 +5,6 @@ Knows nothing of what is in the folders.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import stat
@@ -16,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import OutputError, TransferError
-from ..fs.io import attempt, sync_folder, write_document
+from ..fs.io import attempt, sync_folder
 from ..fs.mounts import find_mounts_in
+from .finished import read_notes
 from .locking import short_name
 from .renaming import exchange, rename_to_new
+from .state import is_same, read_state, write_state
 
 _FILES = "files"
 
@@ -30,8 +31,6 @@ _JOURNAL = "journal"
 _REPLACED = "replaced"
 
 _FINISHED = "finished"
-
-_STATE = "state.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,10 +75,6 @@ class Staging:
     def replaced(self) -> Path:
         return self.folder / _REPLACED
 
-    @property
-    def state(self) -> Path:
-        return self.folder / _STATE
-
 
 def name_staging(out: Path, identity: dict[str, Any]) -> Staging:
     """Return where a plan's files will grow. It touches nothing, so it can be known beforehand."""
@@ -93,8 +88,8 @@ def open_staging(staging: Staging) -> tuple[Staging, bool]:
     """
     folder = staging.folder
     check_owner(folder)
-    state = _read_state(folder)
-    found = _is_same(state.get("identity"), staging.identity)
+    state = read_state(folder)
+    found = is_same(state.get("identity"), staging.identity)
     if folder.exists() and not found:
         # The same plan of a source that has changed since: nothing in it can be trusted.
         _remove(folder)
@@ -107,7 +102,7 @@ def open_staging(staging: Staging) -> tuple[Staging, bool]:
     inode = attempt("read", staging.files, os.stat, staging.files).st_ino
     staging = replace(staging, inode=inode)
     if not found:
-        _write_state(staging, published_inode=None)
+        write_state(folder, staging.identity)
     return staging, found
 
 
@@ -144,24 +139,11 @@ def reusable(staging: Staging, is_known: bool = True) -> bool:
     with suppress(TransferError, OSError):
         if not is_own(staging.folder):
             return False
-        found = _read_state(staging.folder).get("identity")
+        found = read_state(staging.folder).get("identity")
         if not is_known:
             return isinstance(found, dict)
-        return _is_same(found, staging.identity)
+        return is_same(found, staging.identity)
     return False
-
-
-def _is_same(found: object, wanted: dict[str, Any]) -> bool:
-    """Compare identities. A source's last entry, its time of change, may be unknown in one."""
-    if not isinstance(found, dict) or found | {"sources": None} != wanted | {"sources": None}:
-        return False
-    one, other = found.get("sources"), wanted.get("sources")
-    if not isinstance(one, list) or not isinstance(other, list):
-        return one == other
-    return len(one) == len(other) and all(
-        before[:-1] == now[:-1] and (before[-1] == now[-1] or None in (before[-1], now[-1]))
-        for before, now in zip(one, other, strict=True)
-    )
 
 
 def clear_begun(staging: Staging) -> None:
@@ -181,14 +163,20 @@ def was_published(folder: Path, out: Path) -> bool:
 
     Numbers of folders are used again: what the output holds must tell. Raises: TransferError.
     """
-    inode = _read_state(folder).get("published_inode")
+    inode = read_state(folder).get("published_inode")
     return isinstance(inode, int) and _is_at(out, inode)
 
 
 def put_back(folder: Path, out: Path) -> bool:
-    """Put an output back that a run had taken away; returns whether there was one."""
+    """Put an output back that a run had taken away; returns whether there was one.
+
+    None is put back once the new one had its place, whatever has become of that since.
+    """
     replaced = folder / _REPLACED
     if out.exists() or not replaced.is_dir():
+        return False
+    published = read_state(folder).get("published_inode")
+    if isinstance(published, int) and not _is_at(folder / _FILES, published):
         return False
     attempt("rename", out, os.rename, replaced, out)
     return True
@@ -200,7 +188,13 @@ def publish(staging: Staging, out: Path, *, overwrite: bool) -> tuple[str, ...]:
     Returns what the user has to know of it. Raises: OutputError where OUT has come to be meanwhile.
     """
     notes: list[str] = []
-    _write_state(staging, published_inode=staging.inode)
+    # With what was noted of the shards: the folder of the notes may be left half removed.
+    write_state(
+        staging.folder,
+        staging.identity,
+        published_inode=staging.inode,
+        finished=read_notes(staging.notes),
+    )
     sync_folder(staging.folder)
     if overwrite and out.is_dir() and any(out.iterdir()):
         if not exchange(staging.files, out):
@@ -242,7 +236,7 @@ def holds_work(staging: Staging) -> bool:
     """Tell whether there is anything in it that a rerun would use again."""
     if _holds_any(staging.replaced):
         return True
-    is_ours = _is_same(_read_state(staging.folder).get("identity"), staging.identity)
+    is_ours = is_same(read_state(staging.folder).get("identity"), staging.identity)
     return is_ours and any(map(_holds_any, (staging.files, staging.journals, staging.source)))
 
 
@@ -263,27 +257,6 @@ def _staging_folder(out: Path, fingerprint: str) -> Path:
 
 def staging_prefix(out: Path) -> str:
     return f".{short_name(out)}.blockexpand-"
-
-
-def _read_state(folder: Path) -> dict[str, Any]:
-    path = folder / _STATE
-    try:
-        state = json.loads(attempt("read", path, path.read_bytes))
-    except TransferError as error:
-        # A state that is there and cannot be read must not be taken for none: none is discarded.
-        if isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
-            return {}
-        raise
-    except ValueError:
-        return {}
-    return state if isinstance(state, dict) else {}
-
-
-def _write_state(staging: Staging, *, published_inode: int | None) -> None:
-    data = json.dumps({"identity": staging.identity, "published_inode": published_inode})
-    fresh = staging.state.with_suffix(".new")
-    write_document(fresh, data.encode())
-    attempt("write", staging.state, os.replace, fresh, staging.state)
 
 
 def _remove(folder: Path) -> None:

@@ -5,7 +5,6 @@ The only writer of checkpoints. It decides nothing about content: that is all in
 
 from __future__ import annotations
 
-import filecmp
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -20,10 +19,9 @@ from ..errors import BlockExpandError, OutputError, RecipeError
 from ..fs.io import explain, make_folders, sync_files, sync_folder, write_document
 from ..fs.reading import FileStat
 from ..planning.plan import Plan
-from ..planning.shards import PlannedFile
 from ..progress import Progress
+from .completeness import check_complete, holds_output
 from .executors import run_tasks
-from .finished import is_finished
 from .leftovers import find_leftovers, restore_replaced
 from .locking import lock_target
 from .preflight import check_room, check_write, identify, list_names
@@ -119,10 +117,13 @@ def _write_alone(
         )
         if restored:
             notes = (_RESTORED, *notes)
-        if found and was_published(staging.folder, out) and _holds(out, plan, staging, options):
-            complete = True
-            discard(staging)
-            return Written(out=out, moved=Moved(reused=plan.nbytes), notes=(_FINISHED, *notes))
+        if found and was_published(staging.folder, out):
+            if holds_output(out, plan, staging, hardlink=options.hardlink):
+                complete = True
+                discard(staging)
+                return Written(out=out, moved=Moved(reused=plan.nbytes), notes=(_FINISHED, *notes))
+            if not options.replaces:
+                raise OutputError(f"{out}: {_CHANGED}")
         # Another run may have published since the first check, which the lock now rules out.
         _check_replaced(plan, out, options)
         if executor is not None:
@@ -131,7 +132,7 @@ def _write_alone(
         further = _largest_shard(plan, stream)
         check_room(plan, staging, options, shares=shares, further_nbytes=further)
         moved = _fill(plan, staging, options, progress, executor, stream)
-        _check_complete(plan, staging)
+        check_complete(plan, staging)
         check_lock()
         # Whatever came to be in the old output meanwhile is not to be lost either.
         _check_replaced(plan, out, options)
@@ -161,6 +162,11 @@ _COMPLETE = "the new output is complete and in its place"
 
 _FINISHED = "an earlier run had finished this output; nothing was left to do but to tidy up"
 
+_CHANGED = (
+    "exists, and is not, or no longer, what an earlier run of this plan made there; choose another "
+    "folder (--overwrite would replace what is there, trained or not)"
+)
+
 _RESTORED = "an earlier run was killed while it replaced the output, which was put back as it was"
 
 
@@ -180,48 +186,10 @@ def _settle(staging: Staging, out: Path, *, complete: bool, hopeless: bool) -> s
     return f"what was written stays in {staging.folder}"
 
 
-def _check_complete(plan: Plan, staging: Staging) -> None:
-    """Refuse to publish anything but the plan's files, whoever put them there."""
-    found: set[str] = set()
-    for folder, subfolders, files in os.walk(staging.files):
-        inside = Path(folder).relative_to(staging.files).as_posix()
-        links = [name for name in subfolders if (Path(folder) / name).is_symlink()]
-        found.update(name if inside == "." else f"{inside}/{name}" for name in (*files, *links))
-    for name in sorted(found ^ list_names(plan)):
-        raise OutputError(
-            f"{staging.files / name}: {'is no file of this plan' if name in found else 'is gone'}, "
-            f"and was not when this run began; remove {staging.folder} and run the command again"
-        )
-
-
 def _check_replaced(plan: Plan, out: Path, options: WriteOptions) -> None:
     check_target(out, options, locked=True)
     if options.replaces:
         find_replaced(out, list_names(plan), options)
-
-
-def _holds(out: Path, plan: Plan, staging: Staging, options: WriteOptions) -> bool:
-    """Tell whether a folder that seems to be the finished output has not been tampered with since.
-
-    A folder's number is used again once it is removed, so that is not enough to know it by.
-    """
-
-    def is_whole(file: PlannedFile) -> bool:
-        made = out / file.name
-        if options.hardlink and file.identical_to is not None:
-            return made.samefile(plan.path(file.identical_to))
-        return is_finished(made, staging.note(file.name), file.nbytes)
-
-    with suppress(OSError):
-        return (
-            all(is_whole(file) for file in plan.files)
-            and all((out / item.name).read_bytes() == item.data for item in plan.documents)
-            and all(
-                filecmp.cmp(out / file.name, plan.path(file.name), shallow=False)
-                for file in plan.side_files
-            )
-        )
-    return False
 
 
 def _largest_shard(plan: Plan, stream: ShardStream | None) -> int:

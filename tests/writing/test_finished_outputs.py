@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from faults import make_source, names_beside, snapshot
 
 import blockexpand
-from blockexpand.errors import OutputError
+from blockexpand.errors import BlockExpandError, OutputError
 from blockexpand.writing import writer
 from blockexpand.writing.finished import is_finished, note_finished
 from blockexpand.writing.leftovers import find_leftovers
@@ -166,5 +168,57 @@ def test_an_output_changed_after_it_was_published_is_not_taken_for_finished(
         blockexpand.expand(source, out, new_layers=2)
     name = "model-00001-of-00004.safetensors" if what == "shard" else "tokenizer.json"
     keep_time(out / name, flip)
-    with pytest.raises(OutputError, match="exists and is not empty"):
+    with pytest.raises(OutputError, match=r"is not, or no longer, what an earlier run .* made"):
         blockexpand.expand(source, out, new_layers=2)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("removed", range(7))
+def test_a_tidying_up_that_failed_anywhere_leaves_an_output_that_is_known_again(
+    removed: int, overwrite: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk fails for good once so many files and folders of the staging are removed."""
+    source, out = make_source(tmp_path / "source"), tmp_path / "out"
+    if overwrite:
+        shutil.copytree(source, out)
+    left = removed
+
+    def refuse_more(call: Callable[..., None]) -> Callable[..., None]:
+        def remove(path: Any, **options: Any) -> None:
+            nonlocal left
+            if (out / "block_expansion.json").exists():
+                if left == 0:
+                    raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+                left -= 1
+            call(path, **options)
+
+        return remove
+
+    with monkeypatch.context() as patch:
+        for name in "unlink", "rmdir":
+            patch.setattr(os, name, refuse_more(getattr(os, name)))
+        with pytest.raises(BlockExpandError, match="the new output is complete and in its place"):
+            blockexpand.expand(source, out, new_layers=2, overwrite=overwrite)
+    made = snapshot(out)
+    result = blockexpand.expand(source, out, new_layers=2, overwrite=overwrite)
+    assert result.moved.reused == result.plan.nbytes
+    assert snapshot(out) == made
+    assert names_beside(out) == ["source"]
+
+
+def test_what_a_finished_run_replaced_is_not_put_back_once_its_output_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from blockexpand.writing import staging
+
+    source, out = make_source(tmp_path / "source"), tmp_path / "out"
+    shutil.copytree(source, out)
+    with monkeypatch.context() as patch:
+        patch.setattr(staging, "exchange", lambda one, other: False)
+        for module in (staging, writer):
+            patch.setattr(module, "discard", lambda staged: None)
+        blockexpand.expand(source, out, new_layers=2, overwrite=True)
+    shutil.rmtree(out)
+    result = blockexpand.expand(source, out, new_layers=2)
+    assert not any("put back" in note for note in result.notes)
+    assert names_beside(out) == ["source"]

@@ -167,7 +167,7 @@ def test_what_was_made_from_another_model_of_the_same_time_is_not_used(
 def test_a_staging_folder_without_a_sound_state_is_not_used(state: bytes, out: Path) -> None:
     first, _ = open_staging(name_staging(out, IDENTITY))
     finish(first)
-    first.state.write_bytes(state)
+    (first.folder / "state.json").write_bytes(state)
     second, found = open_staging(name_staging(out, IDENTITY))
     assert not found
     assert list(second.files.iterdir()) == []
@@ -176,8 +176,8 @@ def test_a_staging_folder_without_a_sound_state_is_not_used(state: bytes, out: P
 def test_a_state_that_cannot_be_read_costs_nothing_of_what_is_there(out: Path) -> None:
     first, _ = open_staging(name_staging(out, IDENTITY))
     finish(first)
-    first.state.unlink()
-    first.state.mkdir()
+    (first.folder / "state.json").unlink()
+    (first.folder / "state.json").mkdir()
     with pytest.raises(TransferError, match="cannot read"):
         open_staging(name_staging(out, IDENTITY))
     assert (first.files / "new.txt").read_text() == "new"
@@ -340,7 +340,7 @@ def test_another_folder_that_got_the_number_of_a_published_one_is_not_taken_for_
     state["published_inode"] = out.stat().st_ino
     (staged / "state.json").write_text(json.dumps(state))
     with pytest.raises(
-        OutputError, match=r"exists and is not empty; choose another .* --overwrite$"
+        OutputError, match=r"is not, or no longer, what an earlier run .* \(--overwrite would"
     ):
         expand(source, out)
     assert (out / "old.txt").read_text() == "old"
@@ -372,7 +372,7 @@ def test_a_rerun_without_hardlink_does_not_keep_links(out: Path, tmp_path: Path)
     staged, _ = open_staging(name_staging(out, identify(plan, out)))
     staged.files.rmdir()
     linked.rename(staged.files)
-    assert json.loads(staged.state.read_text())["published_inode"] is None
+    assert json.loads((staged.folder / "state.json").read_text())["published_inode"] is None
     expand(source, out)
     assert shard.stat().st_nlink == 1
     made = out / result.plan.files[0].name
