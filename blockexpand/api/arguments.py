@@ -165,6 +165,7 @@ _FLAGS = (
     "create_pr",
     "logits",
     "untrained",
+    "paranoid",
     "fail_fast",
     "stats",
     "no_proof",

@@ -33,6 +33,7 @@ def verify(
     *,
     logits: bool = False,
     untrained: bool = False,
+    paranoid: bool = False,
     revision: str | None = None,
     token: str | None = None,
     cache_dir: str | Path | None = None,
@@ -42,7 +43,8 @@ def verify(
 
     `src` is, of a recipe's output, the model whose config it has; it names the others itself. An
     output that another tool made, or whose new blocks were trained, is compared by its tensors,
-    unless it must be `untrained`.
+    unless it must be `untrained`. What lies on the source's own blocks of the disk is not read
+    again, unless `paranoid`.
     Raises: ProofError where logits differ; what differs in the bytes is in the findings.
     """
     check_arguments(
@@ -50,6 +52,7 @@ def verify(
         out=out,
         logits=logits,
         untrained=untrained,
+        paranoid=paranoid,
         revision=revision,
         token=token,
         cache_dir=cache_dir,
@@ -65,7 +68,9 @@ def verify(
     source = pinned.source
     if stated is None:
         checkpoint = _fetch(source, hub, progress)
-        verification = verify_other(checkpoint, source.name, folder, progress, untrained=untrained)
+        verification = verify_other(
+            checkpoint, source.name, folder, progress, untrained=untrained, paranoid=paranoid
+        )
     else:
         others, notes = open_others(stated.claims.models, hub, offline=source.snapshot is None)
         if refused := check_stated(
@@ -80,6 +85,7 @@ def verify(
             progress,
             {name: _fetch(other, hub, progress) for name, other in others.items()},
             untrained=untrained,
+            paranoid=paranoid,
         )
         verification = replace(verification, notes=verification.notes + notes)
     verification = replace(
@@ -158,6 +164,7 @@ def diff(
     other: str | Path,
     *,
     stats: bool = False,
+    paranoid: bool = False,
     revision: str | None = None,
     token: str | None = None,
     cache_dir: str | Path | None = None,
@@ -166,12 +173,14 @@ def diff(
     """Compare two checkpoints tensor by tensor; `base` may be a repository of the Hub.
 
     `stats` measures too how far each tensor has come from where it began (needs torch).
+    What both have on the same blocks of a disk is not read, unless `paranoid`.
     Raises: CheckpointError, HubError; SourceChangedError where a file is written to meanwhile.
     """
     check_arguments(
         base=base,
         other=other,
         stats=stats,
+        paranoid=paranoid,
         revision=revision,
         token=token,
         cache_dir=cache_dir,
@@ -183,7 +192,12 @@ def diff(
     mine, _ = open_source(str(base), hub, progress=progress)
     progress.begin("comparing", sum(spec.nbytes for spec in mine.specs.values()))
     difference = compare_checkpoints(
-        mine, theirs, progress, base_name=str(base), other_name=str(other)
+        mine,
+        theirs,
+        progress,
+        base_name=str(base),
+        other_name=str(other),
+        paranoid=paranoid,
     )
     if not stats:
         return difference

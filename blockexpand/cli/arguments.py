@@ -96,6 +96,16 @@ def add_proof_options(parser: Parser) -> None:
     )
 
 
+def add_paranoid_option(parser: Parser) -> None:
+    """Add that what two files share is read from both."""
+    parser.add_argument(
+        "--paranoid",
+        action="store_true",
+        help="also read what lies on the same blocks of the disk (reflinks, hard links), and so is "
+        "the same",
+    )
+
+
 def add_upload_options(group: argparse._ArgumentGroup) -> None:
     """Add where a finished output is uploaded to."""
     group.add_argument(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..errors import OutputError
-from .arguments import add_hub_options, add_output_options
+from .arguments import add_hub_options, add_output_options, add_paranoid_option
 from .console import note_unused_options, print_outcome, tell_difference
 from .parsing import Parser
 
@@ -45,6 +45,7 @@ def make_parser() -> Parser:
         help="write a page that shows the layers, what changed in the new blocks and how they "
         "grew over the checkpoints; implies --stats",
     )
+    add_paranoid_option(parser)
     add_hub_options(parser)
     add_output_options(parser, verbose="print a line for every tensor", progress=True)
     return parser
@@ -64,6 +65,7 @@ def run(options: argparse.Namespace, words: Sequence[str]) -> int:
                 options.base,
                 other,
                 stats=options.stats or options.html is not None,
+                paranoid=options.paranoid,
                 revision=options.revision,
                 token=options.token,
                 cache_dir=options.cache_dir,

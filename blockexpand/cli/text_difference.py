@@ -13,7 +13,7 @@ from typing import Any
 from ..messages import join_lines
 from ..models.decoder import split_name
 from ..verification.difference import Difference, Status, TensorDifference
-from .text_sizes import format_size
+from .text_sizes import describe_shared, format_size
 
 # What a reader looks for comes first.
 _LISTED: tuple[Status, ...] = ("changed", "missing", "new", "same")
@@ -39,6 +39,8 @@ def describe_difference(difference: Difference, *, verbose: bool) -> str:
         )
     else:
         lines.append(f"all {len(originals)} original tensors are bit-identical")
+    if difference.shared:
+        lines.append(describe_shared(difference.shared))
     measured = [tensor for tensor in difference.tensors if tensor.statistics is not None]
     if any(tensor.status != "same" for tensor in measured):
         lines += _statistics_lines(difference, verbose=verbose)
@@ -97,6 +99,7 @@ def difference_as_json(difference: Difference) -> dict[str, Any]:
         "other": difference.other,
         "matched_by": difference.matched_by,
         "originals_identical": not difference.lost,
+        "shared": difference.shared,
         "counts": {s: sum(tensor.status == s for tensor in tensors) for s in _STATUSES},
         "tensors": [
             {

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from ..messages import format_size
 
-__all__ = ["format_duration", "format_size"]
+__all__ = ["describe_shared", "format_duration", "format_size"]
+
+
+def describe_shared(nbytes: int) -> str:
+    """Say how much was not compared because it is one and the same on the disk."""
+    return f"shared with the source: {format_size(nbytes)}, not read again (--paranoid reads all)"
 
 
 def format_duration(seconds: float) -> str:

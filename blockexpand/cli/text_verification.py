@@ -9,7 +9,7 @@ from ..messages import join_lines
 from ..planning.card import layer_runs
 from ..verification.findings import CommitCheck, Finding, Verification, describe_layers
 from ..verification.logits import LogitsProof
-from .text_sizes import format_size
+from .text_sizes import describe_shared, format_size
 
 _MOST_LINES = 20
 
@@ -29,6 +29,8 @@ def describe_verification(
     else:
         lines = [f"{out}: {describe_proof(verification, proof)}"]
         lines += _new_layer_lines(verification)
+    if verification.shared:
+        lines.append(f"  {describe_shared(verification.shared)}")
     if verbose:
         lines += [f"  trained: {finding}" for finding in verification.trained]
     lines += [f"  note: {note}" for note in verification.notes]
@@ -101,6 +103,7 @@ def verification_as_json(
         "recipe": v.recipe,
         "tensors": v.tensors,
         "nbytes": v.nbytes,
+        "shared": v.shared,
         "originals": v.originals,
         "identical_originals": v.identical,
         "wrong_source": v.wrong_source,

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from .arguments import add_hub_options, add_output_options, not_empty
+from .arguments import add_hub_options, add_output_options, add_paranoid_option, not_empty
 from .console import note_unused_options, print_outcome, tell_difference
 from .parsing import Parser
 
@@ -32,6 +32,7 @@ def make_parser() -> Parser:
         action="store_true",
         help="also fail where new blocks were trained, or another program saved the files",
     )
+    add_paranoid_option(parser)
     add_hub_options(parser)
     add_output_options(parser, verbose="print every difference in full", progress=True)
     return parser
@@ -49,6 +50,7 @@ def run(options: argparse.Namespace, words: Sequence[str]) -> int:
             options.out,
             logits=options.logits,
             untrained=options.untrained,
+            paranoid=options.paranoid,
             revision=options.revision,
             token=options.token,
             cache_dir=options.cache_dir,

@@ -1,8 +1,9 @@
 """Compare tensors as they lie in files with what their origins say, byte for byte.
 
 The one engine of `verify` and `diff`. It only reads, and knows no recipe. Both sides are read
-once, in flat memory. What a constant's bytes are, and where in it a slice begins, is worked out
-here a second time, on purpose: the writer's own arithmetic could not find its own faults.
+once, in flat memory, but for what lies on the same blocks of the disk: that is the same. What a
+constant's bytes are, and where in it a slice begins, is
+worked out here a second time, on purpose: the writer's own arithmetic could not find its faults.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import NamedTuple
 from typing_extensions import assert_never
 
 from ..formats.safetensors import DTYPE_BITS
+from ..fs.extents import SharedBytes, find_shared
 from ..fs.ranges import RangeReader
 from ..fs.reading import FileStat, Reader, make_buffer
 from ..fs.threads import work_through
@@ -40,6 +42,9 @@ _SLICE_NBYTES = 2 << 20
 
 _PIECE_NBYTES = 1 << 18
 
+# Less is read sooner than it is found out where it lies.
+_WORTH_SHARING_NBYTES = 1 << 16
+
 
 class Place(NamedTuple):
     """Files to read from: those in `root`, but for the ones whose path `elsewhere` has."""
@@ -58,6 +63,13 @@ class Mismatch(NamedTuple):
     position: int
     expected: int
     found: int
+
+
+class Compared(NamedTuple):
+    """The tensors that differ, by name; `shared` bytes were not read, being the source's own."""
+
+    mismatches: Mapping[str, Mismatch]
+    shared: int
 
 
 def differing_byte(one: bytes, other: bytes) -> int:
@@ -79,24 +91,36 @@ def compare_tensors(
     found: Place,
     tensors: Mapping[str, Sequence[PlannedTensor]],
     progress: Progress,
-) -> dict[str, Mismatch]:
+    *,
+    paranoid: bool = False,
+) -> Compared:
     """Compare tensors with what their origins say; return a mismatch for each that differs.
 
     `tensors` maps a file of `found` to tensors as they lie there; the files of their origins are
-    those of `sources`. `progress` is told of every byte compared, and of each file.
+    those of `sources`. `progress` is told of every byte compared, and of each file. Only if
+    `paranoid`, bytes are read too that both sides have on the same blocks of a disk.
     Raises: SourceChangedError where a file of either side changes meanwhile.
     """
     mismatches: dict[str, Mismatch] = {}
+    shared = 0
     for file, placed in tensors.items():
         progress.begin_file(file)
-        mismatches |= _compare_file(sources, found, file, placed, progress.advance)
+        compared = _compare_file(sources, found, file, placed, progress.advance, paranoid=paranoid)
+        mismatches |= compared.mismatches
+        shared += compared.shared
         progress.end_file(file)
-    return mismatches
+    return Compared(mismatches, shared)
 
 
 def _compare_file(
-    sources: Place, found: Place, file: str, tensors: Sequence[PlannedTensor], report: Report
-) -> dict[str, Mismatch]:
+    sources: Place,
+    found: Place,
+    file: str,
+    tensors: Sequence[PlannedTensor],
+    report: Report,
+    *,
+    paranoid: bool,
+) -> Compared:
     tensors = sorted((t for t in tensors if t.spec.nbytes), key=lambda tensor: tensor.offset)
     worst: dict[str, Mismatch] = {}
     lock = threading.Lock()
@@ -119,10 +143,40 @@ def _compare_file(
 
             return compare
 
-        work_through(_cut(merge_tensors(tensors)), begin)
+        segments = merge_tensors(tensors)
+        shared = 0
+        if not paranoid:
+            nbytes = sum(segment.nbytes for segment in segments)
+            segments = list(_leave_out_shared(segments, source, output, file))
+            shared = nbytes - sum(segment.nbytes for segment in segments)
+            report(shared)
+        work_through(_cut(segments), begin)
+        # Also that what is shared was so all the time: a write to either side would end it.
         source.check_unchanged()
         output.check_unchanged()
-    return worst
+    return Compared(worst, shared)
+
+
+def _leave_out_shared(
+    segments: Iterable[Segment], source: Reader, output: Reader, file: str
+) -> Iterator[Segment]:
+    """Yield what of the segments does not lie on the very blocks that it was copied from."""
+    known: dict[str, SharedBytes | None] = {}
+    for segment in segments:
+        if not isinstance(segment.origin, Copy) or segment.nbytes < _WORTH_SHARING_NBYTES:
+            yield segment
+            continue
+        extent = segment.origin.extent
+        if extent.file not in known:
+            known[extent.file] = find_shared(output.fd(file), source.fd(extent.file))
+        shared = known[extent.file]
+        parts = shared.find(segment.offset, extent.offset, segment.nbytes) if shared else ()
+        at = 0
+        for start, end in (*parts, (segment.nbytes, segment.nbytes)):
+            if at < start:
+                origin = Copy(Extent(extent.file, extent.offset + at, start - at))
+                yield Segment(offset=segment.offset + at, nbytes=start - at, origin=origin)
+            at = end
 
 
 def _cut(segments: Iterable[Segment]) -> Iterator[tuple[Segment, int, int]]:

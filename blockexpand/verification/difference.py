@@ -67,7 +67,8 @@ class Difference:
     """Every tensor of two checkpoints, in the order of BASE, then what only OTHER has.
 
     `matched_by` says how the names of the two were matched; `layer_map` and `layer_prefix` are
-    those of the side that is an expansion, empty where none is.
+    those of the side that is an expansion, empty where none is. `shared` bytes lie on the same
+    blocks of the disk and were not read.
     """
 
     base: str
@@ -76,6 +77,7 @@ class Difference:
     tensors: tuple[TensorDifference, ...]
     layer_map: LayerMap = ()
     layer_prefix: str = ""
+    shared: int = 0
 
     @property
     def lost(self) -> tuple[TensorDifference, ...]:
@@ -88,9 +90,18 @@ class Difference:
 
 
 def compare_checkpoints(
-    base: Checkpoint, other: Checkpoint, progress: Progress, *, base_name: str, other_name: str
+    base: Checkpoint,
+    other: Checkpoint,
+    progress: Progress,
+    *,
+    base_name: str,
+    other_name: str,
+    paranoid: bool = False,
 ) -> Difference:
-    """Compare two opened checkpoints; `progress` is told of BASE's bytes."""
+    """Compare two opened checkpoints; `progress` is told of BASE's bytes.
+
+    Only if `paranoid`, what both have on the same blocks of a disk is read as well.
+    """
     matching = match_tensors(base, other)
     mine = {key: name for name, key in matching.base.items()}
     theirs = {key: name for name, key in matching.other.items()}
@@ -100,8 +111,12 @@ def compare_checkpoints(
         for key in mine.keys() & theirs.keys()
         if holds(base.specs[mine[key]], other.specs[theirs[key]])
     }
-    mismatches = compare_tensors(
-        place_files(base), place_files(other), _place(base, other, pairs), progress
+    mismatches, shared = compare_tensors(
+        place_files(base),
+        place_files(other),
+        _place(base, other, pairs),
+        progress,
+        paranoid=paranoid,
     )
     offsets = {pairs[name]: mismatch.offset for name, mismatch in mismatches.items()}
     tensors = []
@@ -117,6 +132,7 @@ def compare_checkpoints(
         tensors=tuple(tensors),
         layer_map=matching.layer_map,
         layer_prefix=matching.layer_prefix,
+        shared=shared,
     )
 
 

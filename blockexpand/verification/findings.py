@@ -52,7 +52,7 @@ class Verification:
     pass their input through. `is_unpacked` tells an output whose quantised source was unpacked;
     `recipe` is the mergekit recipe that it follows; `stated` is what the manifest claims and
     nothing here can confirm; `wrong_source` says in one line that the output was made from another
-    model.
+    model. `shared` bytes of tensors lie on the source's own blocks of the disk and were not read.
     """
 
     source: ModelRef
@@ -74,6 +74,7 @@ class Verification:
     stated: tuple[str, ...] = ()
     commit: CommitCheck | None = None
     wrong_source: str | None = None
+    shared: int = 0
 
     @property
     def new_layers(self) -> tuple[int, ...]:

@@ -32,6 +32,7 @@ def verify_other(
     progress: Progress,
     *,
     untrained: bool = False,
+    paranoid: bool = False,
 ) -> Verification:
     """Compare a checkpoint with the expansion of a source that its tensors show it to be.
 
@@ -67,7 +68,7 @@ def verify_other(
         layer_map = layer_map[: -decoder.tail_layers]
     expectation = expect_layers(checkpoint, decoder, layer_map)
     progress.begin("comparing", sum(spec.nbytes for spec in saved.specs.values()))
-    compared = compare_saved(expectation, saved, progress)
+    compared = compare_saved(expectation, saved, progress, paranoid=paranoid)
     findings, notes = compare_configs(expectation.config, saved.config)
     findings = [*compared.findings, *findings]
     if expectation.fault is not None:
@@ -102,5 +103,6 @@ def verify_other(
         originals=compared.originals,
         identical=compared.identical,
         active=compared.active,
+        shared=compared.shared,
         wrong_source=find_other_weights(compared.different, compared.originals, source, None),
     )

@@ -60,6 +60,7 @@ class _Result:
     originals: int = 0
     identical: int = 0
     different: int = 0
+    shared: int = 0
 
 
 def read_stated(out: Path) -> Stated:
@@ -78,11 +79,13 @@ def verify_output(
     others: Mapping[str, Checkpoint] | None = None,
     *,
     untrained: bool = True,
+    paranoid: bool = False,
 ) -> Verification:
     """Compare an output folder with its source, every byte of it.
 
     `others` holds the further models of a recipe, those that its manifest names. Unless it must be
     `untrained`, tensors of new blocks may differ, and it may have been saved by another program.
+    Only if `paranoid`, what both have on the same blocks of a disk is read as well.
     Raises: CheckpointError where the output does not state its recipe; UnsupportedModelError,
     RecipeError for a recipe that is impossible.
     """
@@ -98,9 +101,9 @@ def verify_output(
     result.findings += [Finding(file=MANIFEST_FILE, message=f) for f in faults + claim_faults]
     saved = None if untrained else _open_saved(plan, checkpoint, out)
     if saved is None:
-        _compare_exactly(plan, out, progress, result, untrained=untrained)
+        _compare_exactly(plan, out, progress, result, untrained=untrained, paranoid=paranoid)
     else:
-        _compare_saved(*saved, plan, out, progress, result)
+        _compare_saved(*saved, plan, out, progress, result, paranoid=paranoid)
     return Verification(
         source=source,
         has_manifest=True,
@@ -121,6 +124,7 @@ def verify_output(
         active=result.active,
         recipe=claims.recipe_text,
         stated=tuple(unconfirmed),
+        shared=result.shared,
         wrong_source=find_other_weights(result.different, result.originals, source, claims),
     )
 
@@ -218,7 +222,13 @@ def _open_saved(
 
 
 def _compare_exactly(
-    plan: Plan, out: Path, progress: Progress, result: _Result, *, untrained: bool
+    plan: Plan,
+    out: Path,
+    progress: Progress,
+    result: _Result,
+    *,
+    untrained: bool,
+    paranoid: bool,
 ) -> None:
     """Compare an output as blockexpand wrote it, byte for byte."""
     nbytes = sum(tensor.spec.nbytes for file in plan.files for tensor in file.tensors)
@@ -242,7 +252,7 @@ def _compare_exactly(
     }
     sources = Place(plan.root, {file.name: file for file in plan.source_files}, plan.paths)
     found = Place(out, {name: file for name, (_, file) in headers.items()})
-    mismatches = compare_tensors(sources, found, placed, progress)
+    mismatches, result.shared = compare_tensors(sources, found, placed, progress, paranoid=paranoid)
     new = {name for name in planned if _is_new(plan, name)}
     active = set()
     for file, tensors in placed.items():
@@ -283,10 +293,12 @@ def _compare_saved(
     out: Path,
     progress: Progress,
     result: _Result,
+    *,
+    paranoid: bool,
 ) -> None:
     """Compare an output that another program saved by what it means."""
     progress.begin("comparing", sum(spec.nbytes for spec in saved.specs.values()))
-    compared = compare_saved(expectation, saved, progress)
+    compared = compare_saved(expectation, saved, progress, paranoid=paranoid)
     take_saved(compared, result)
     findings, notes = compare_configs(expectation.config, _read_config(out))
     result.findings += findings
@@ -316,6 +328,7 @@ def take_saved(compared: SavedComparison, result: _Result) -> None:
     result.active = compared.active
     result.originals, result.identical = compared.originals, compared.identical
     result.different = compared.different
+    result.shared = compared.shared
 
 
 def _read_config(out: Path) -> Mapping[str, object]:

@@ -14,7 +14,7 @@ from ..formats.safetensors import FLOAT_DTYPES
 from ..models.families.tensor_roles import is_output, is_silenced
 from ..planning.shards import PlannedTensor
 from ..progress import SILENT, Progress
-from .comparison import Mismatch, Place, compare_tensors, is_zero
+from .comparison import Compared, Mismatch, Place, compare_tensors, is_zero
 from .expectation import (
     Expectation,
     ExpectedTensor,
@@ -34,7 +34,8 @@ _HEAD = "lm_head.weight"
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SavedComparison:
     """`active` are the new layers that do not pass their input through; of the `originals`, which
-    are the tensors outside of new blocks, `identical` have the source's values."""
+    are the tensors outside of new blocks, `identical` have the source's values. `shared` bytes
+    were not read, being the source's own."""
 
     findings: tuple[Finding, ...]
     trained: tuple[Finding, ...]
@@ -43,6 +44,7 @@ class SavedComparison:
     originals: int
     identical: int
     different: int
+    shared: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +57,7 @@ class _Pair:
 
 
 def compare_saved(
-    expectation: Expectation, saved: Checkpoint, progress: Progress
+    expectation: Expectation, saved: Checkpoint, progress: Progress, *, paranoid: bool = False
 ) -> SavedComparison:
     """Compare every tensor of a checkpoint with an expectation.
 
@@ -64,7 +66,7 @@ def compare_saved(
     names = _match_names(expectation, saved)
     pairs, findings, notes = _pair(expectation, saved, names)
     place = place_files(saved)
-    mismatches = _compare(expectation.sources, place, pairs, progress)
+    mismatches, shared = _compare(expectation.sources, place, pairs, progress, paranoid=paranoid)
     originals = [pair for pair in pairs.values() if pair.expected.layer is None]
     for pair in originals:
         if pair.found.name in mismatches:
@@ -79,6 +81,7 @@ def compare_saved(
         originals=sum(tensor.layer is None for tensor in expectation.tensors.values()),
         identical=sum(pair.found.name not in missing for pair in originals),
         different=sum(pair.found.name in mismatches for pair in originals),
+        shared=shared,
     )
 
 
@@ -183,12 +186,17 @@ def _added_heads(
 
 
 def _compare(
-    sources: Place, found: Place, pairs: Mapping[str, _Pair], progress: Progress
-) -> dict[str, Mismatch]:
+    sources: Place,
+    found: Place,
+    pairs: Mapping[str, _Pair],
+    progress: Progress,
+    *,
+    paranoid: bool,
+) -> Compared:
     files: dict[str, list[PlannedTensor]] = {}
     for pair in pairs.values():
         files.setdefault(pair.file, []).append(pair.found)
-    return compare_tensors(sources, found, files, progress)
+    return compare_tensors(sources, found, files, progress, paranoid=paranoid)
 
 
 def _judge_blocks(
@@ -246,4 +254,4 @@ def _unequal_constants(place: Place, pairs: Mapping[str, _Pair]) -> set[str]:
         if constant and spec.dtype in FLOAT_DTYPES:
             origin = constant_origin(constant, spec.dtype, spec.nbytes)
             files.setdefault(pair.file, []).append(pair.found._replace(origin=origin))
-    return set(compare_tensors(place, place, files, SILENT))
+    return set(compare_tensors(place, place, files, SILENT).mismatches)
