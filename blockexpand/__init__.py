@@ -35,8 +35,9 @@ if TYPE_CHECKING:
     # What type checkers and editors see; at run time a name is loaded when it is asked for.
     from .adapters.format import BlockAdapter as BlockAdapter
     from .api.application import apply as apply
-    from .api.application import attach as attach
-    from .api.application import detach as detach
+    from .api.application import apply_on_hub as apply_on_hub
+    from .api.attaching import attach as attach
+    from .api.attaching import detach as detach
     from .api.batch import JobResult as JobResult
     from .api.batch import expand_batch as expand_batch
     from .api.comparing import diff as diff
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
     from .api.extraction import Extraction as Extraction
     from .api.extraction import extract as extract
     from .api.merging import merge as merge
+    from .api.on_hub import HubResult as HubResult
+    from .api.on_hub import expand_on_hub as expand_on_hub
     from .api.pipeline import Expansion as Expansion
     from .api.pipeline import Verified as Verified
     from .checkpoints.checkpoint import Checkpoint as Checkpoint
@@ -76,6 +79,7 @@ _PLACES = {
     "Expansion": "api.pipeline",
     "Extraction": "api.extraction",
     "Finding": "verification.findings",
+    "HubResult": "api.on_hub",
     "JobResult": "api.batch",
     "LogitsProof": "verification.logits",
     "Manifest": "planning.manifest",
@@ -91,12 +95,14 @@ _PLACES = {
     "Verification": "verification.findings",
     "Verified": "api.pipeline",
     "apply": "api.application",
-    "attach": "api.application",
+    "apply_on_hub": "api.application",
+    "attach": "api.attaching",
     "count_parameters": "planning.parameters",
-    "detach": "api.application",
+    "detach": "api.attaching",
     "diff": "api.comparing",
     "expand": "api.expansion",
     "expand_batch": "api.batch",
+    "expand_on_hub": "api.on_hub",
     "extract": "api.extraction",
     "freeze_original_layers": "training.freezing",
     "make_plan": "planning.plan",
@@ -119,6 +125,7 @@ __all__ = [
     "Finding",
     "HeaderError",
     "HubError",
+    "HubResult",
     "InputError",
     "JobResult",
     "LogitsProof",
@@ -146,12 +153,14 @@ __all__ = [
     "Verified",
     "__version__",
     "apply",
+    "apply_on_hub",
     "attach",
     "count_parameters",
     "detach",
     "diff",
     "expand",
     "expand_batch",
+    "expand_on_hub",
     "extract",
     "freeze_original_layers",
     "make_plan",

@@ -73,6 +73,7 @@ def plan_application(
     *,
     scale: float = 1.0,
     block_nbytes: int = 4096,
+    max_shard_nbytes: int | None = None,
 ) -> Plan:
     """Plan a base with the blocks of adapters in it, every tensor as it is stored.
 
@@ -93,7 +94,7 @@ def plan_application(
     make = _make_parts(decoder, adapters, composition, changed, scale)
     kept, blocks = map_tensors((source,), layer_map, make, lambda source, name: True)
     shards = {shard.file.name: shard for shard in checkpoint.shards}
-    files = plan_files(kept, blocks, shards, None, block_nbytes)
+    files = plan_files(kept, blocks, shards, max_shard_nbytes, block_nbytes)
     edits = surgery.config_edits + tuple(
         JsonEdit(path=path, value=value)
         for opened in adapters
@@ -103,7 +104,7 @@ def plan_application(
     options = PlanOptions(
         position=spell_choice(Recipe(layers=layer_map)),
         dtype="source",
-        max_shard_nbytes=None,
+        max_shard_nbytes=max_shard_nbytes,
         block_nbytes=block_nbytes,
     )
     stored = _stored_files(adapters)

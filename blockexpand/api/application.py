@@ -1,50 +1,36 @@
-"""`apply`, `attach`, `detach`: block adapters on their base, on the disk or in memory."""
+"""`apply`: a base with the blocks of adapters in it, as a folder or on the Hub."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from concurrent.futures import Executor
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ..adapters.application import plan_application
-from ..adapters.card import render_applied_card
-from ..adapters.digests import digest_tensors
-from ..adapters.format import ADAPTER_FILE, DigestedTensor, parse_adapter
-from ..adapters.opening import OpenedAdapter, open_adapter
-from ..adapters.proof import (
-    find_content_differences,
-    find_header_differences,
-    is_known_by_files,
-)
-from ..checkpoints.checkpoint import Checkpoint
-from ..checkpoints.files import CARD_FILE, MANIFEST_FILE
-from ..checkpoints.sources import (
-    HubOptions,
-    ModelRef,
-    OpenedSource,
-    fetch_weights,
-    looks_like_path,
-    open_headers,
-)
-from ..errors import CheckpointError, HubError, RecipeError
-from ..formats.json_object import JsonEdit, edit_json_object
+from ..checkpoints.sources import ModelRef, fetch_weights, open_headers
+from ..errors import CheckpointError
 from ..fs.paths import existing_folder, expand_home
 from ..fs.sharing import file_system_block
-from ..messages import and_more
-from ..planning.manifest import render_manifest
 from ..planning.plan import Plan
-from ..planning.shards import Document
+from ..planning.recipe import parse_size
 from ..progress import SILENT, Progress
+from ..publishing.target import parse_push_target
 from ..writing.preflight import check_write
 from ..writing.target import WriteOptions, check_target, resolve_target
+from .on_hub import HubResult, divide, make_on_hub, open_on_hub
+from .on_hub_shards import HubPlan
+from .opening_adapters import (
+    PROVEN_BY_LISTING,
+    TRUSTED,
+    add_documents,
+    check_adapters,
+    check_content,
+    check_headers,
+    is_proven_by_listing,
+    open_adapters,
+)
 from .options import make_hub_options
 from .pipeline import Expansion, PlannedOutput, PublishOptions, check_out, write_and_publish
-
-if TYPE_CHECKING:
-    import torch
-
-TRUSTED = "the base's bytes were not looked at (--trust-base)"
 
 
 def apply(
@@ -54,6 +40,7 @@ def apply(
     scale: float = 1.0,
     trust_base: bool = False,
     force_base: bool = False,
+    max_shard_size: str | int | None = None,
     reflink: str = "auto",
     hardlink: bool = False,
     overwrite: bool = False,
@@ -62,6 +49,9 @@ def apply(
     cache_dir: str | Path | None = None,
     push_to_hub: str | None = None,
     private: bool = False,
+    commit_message: str | None = None,
+    create_pr: bool = False,
+    executor: Executor | None = None,
     progress: Progress = SILENT,
     command: str = "",
 ) -> Expansion:
@@ -75,21 +65,24 @@ def apply(
     """
     target = resolve_target(expand_home(out))
     options = WriteOptions(reflink=reflink, hardlink=hardlink, overwrite=overwrite)
-    hub = make_hub_options(revision, token, cache_dir)
-    check_out(target, options, push_to_hub=push_to_hub, token=token)
-    opened = _open_adapters(adapters, hub)
+    hub = make_hub_options(revision, token, cache_dir, progress)
+    most = parse_size(max_shard_size)
+    check_out(target, options, push_to_hub=push_to_hub, token=token, create_pr=create_pr)
+    opened = open_adapters(adapters, hub)
     source = open_headers(str(base), hub)
     plan_application(source.checkpoint, opened, scale=scale)
-    notes = _check_headers(source.checkpoint, opened, force_base)
+    notes = check_headers(source.checkpoint, opened, force_base)
     checkpoint = fetch_weights(source, hub, progress) if source.snapshot else source.checkpoint
-    _check_adapters(opened, progress)
+    check_adapters(opened, progress)
     if trust_base:
         notes += (TRUSTED,)
     else:
-        notes += _check_content(source, checkpoint, opened, force_base, progress)
+        notes += check_content(source, checkpoint, opened, force_base, progress)
     block_nbytes = file_system_block(existing_folder(target))
-    plan = plan_application(checkpoint, opened, scale=scale, block_nbytes=block_nbytes)
-    plan = _add_documents(plan, source.name, opened, scale, notes, command)
+    plan = plan_application(
+        checkpoint, opened, scale=scale, block_nbytes=block_nbytes, max_shard_nbytes=most
+    )
+    plan = add_documents(plan, source.name, opened, scale, notes, command)
     check_write(plan, target, options)
     output = PlannedOutput(
         checkpoint=checkpoint,
@@ -97,8 +90,14 @@ def apply(
         plan=replace(plan, notes=plan.notes + notes),
         out=target,
     )
-    publish = PublishOptions(push_to_hub=push_to_hub, private=private, token=token)
-    return write_and_publish(output, options, publish, progress)
+    publish = PublishOptions(
+        push_to_hub=push_to_hub,
+        private=private,
+        token=token,
+        commit_message=commit_message,
+        create_pr=create_pr,
+    )
+    return write_and_publish(output, options, publish, progress, executor)
 
 
 def plan_apply(
@@ -107,6 +106,7 @@ def plan_apply(
     out: str | Path,
     scale: float = 1.0,
     force_base: bool = False,
+    max_shard_size: str | int | None = None,
     overwrite: bool = False,
     revision: str | None = None,
     token: str | None = None,
@@ -117,192 +117,73 @@ def plan_apply(
     options = WriteOptions(overwrite=overwrite)
     check_target(target, options)
     hub = make_hub_options(revision, token, cache_dir)
-    opened = _open_adapters(adapters, hub)
+    opened = open_adapters(adapters, hub)
     source = open_headers(str(base), hub)
-    notes = _check_headers(source.checkpoint, opened, force_base)
-    block_nbytes = file_system_block(existing_folder(target))
-    plan = plan_application(source.checkpoint, opened, scale=scale, block_nbytes=block_nbytes)
-    plan = _add_documents(plan, source.name, opened, scale, notes, "")
+    notes = check_headers(source.checkpoint, opened, force_base)
+    plan = plan_application(
+        source.checkpoint,
+        opened,
+        scale=scale,
+        block_nbytes=file_system_block(existing_folder(target)),
+        max_shard_nbytes=parse_size(max_shard_size),
+    )
+    plan = add_documents(plan, source.name, opened, scale, notes, "")
     check_write(plan, target, options, is_here=source.snapshot is None)
     return replace(plan, notes=plan.notes + notes), source.name
 
 
-def attach(
-    model: torch.nn.Module,
-    adapter: str | Path,
-    *,
+def apply_on_hub(
+    base: str,
+    *adapters: str | Path,
+    repo: str,
     scale: float = 1.0,
+    trust_base: bool = False,
+    force_base: bool = False,
+    max_shard_size: str | int | None = None,
     revision: str | None = None,
     token: str | None = None,
     cache_dir: str | Path | None = None,
-) -> tuple[int, ...]:
-    """Put an adapter's blocks into a loaded base model; return the numbers of the new layers.
+    overwrite: bool = False,
+    private: bool = False,
+    commit_message: str | None = None,
+    create_pr: bool = False,
+    work: str | Path | None = None,
+    dry_run: bool = False,
+    progress: Progress = SILENT,
+) -> HubResult:
+    """Put block adapters on a base of the Hub into `repo` (or `repo@branch`) there.
 
-    Compared are the config's type and the number of layers, not the base's weights: `apply` proves
-    those. Static caches and compiled code that were made before have to be made anew.
-    Raises: TrainingError where the model is not of the adapter's base; CheckpointError.
+    As `expand_on_hub`: shards of the base that stay as they are are copied by the Hub itself.
+    Nothing here reads the base, so it is proven by the Hub's digests of its files, or taken as
+    `trust_base` says. The other arguments are those of `apply`.
+    Raises: CheckpointError where the digests prove nothing and `trust_base` is not given, or where
+    base and adapter do not fit; as `expand_on_hub` otherwise.
     """
-    from ..adapters.in_memory import attach_blocks
-
-    (opened,) = _open_adapters((adapter,), make_hub_options(revision, token, cache_dir))
-    _check_adapters((opened,), SILENT)
-    return attach_blocks(model, opened, scale)
-
-
-def detach(model: torch.nn.Module) -> None:
-    """Take the blocks of `attach` out again: the model is the base, as it was.
-
-    Raises: TrainingError where there are none.
-    """
-    from ..adapters.in_memory import detach_blocks
-
-    detach_blocks(model)
-
-
-def _open_adapters(adapters: Sequence[str | Path], hub: HubOptions) -> tuple[OpenedAdapter, ...]:
-    if not adapters:
-        raise RecipeError("apply needs at least one block adapter")
-    return tuple(open_adapter(*_find_adapter(str(adapter), hub)) for adapter in adapters)
-
-
-def _find_adapter(adapter: str, hub: HubOptions) -> tuple[Path, str | None]:
-    """Return an adapter's folder, downloaded if it is a repository of the Hub, and that one."""
-    folder = expand_home(adapter)
-    if folder.exists() or looks_like_path(adapter):
-        return folder, None
-    from ..checkpoints.hub import download_files, fetch_document, open_snapshot, parse_repo_ref
-
-    try:
-        # A revision of the base says nothing of the adapter's repository.
-        ref = parse_repo_ref(adapter)
-    except HubError as error:
-        raise CheckpointError(f"{adapter}: no such folder, and {error}") from None
-    snapshot = open_snapshot(ref, token=hub.token, cache_dir=hub.cache_dir)
-    if not any(file.name == ADAPTER_FILE for file in snapshot.files):
-        raise CheckpointError(
-            f"{adapter}: the repository has no {ADAPTER_FILE}, so it is no block adapter"
-        )
-    document = fetch_document(snapshot, ADAPTER_FILE, token=hub.token, cache_dir=hub.cache_dir)
-    names = parse_adapter(document, f"{adapter}/{ADAPTER_FILE}").files
-    lacking = sorted(set(names) - {file.name for file in snapshot.files})
-    if lacking:
-        raise CheckpointError(f"{adapter}: {ADAPTER_FILE} names {lacking[0]}, which is not there")
-    folder = download_files(
-        snapshot, (ADAPTER_FILE, *names), token=hub.token, cache_dir=hub.cache_dir
+    target = parse_push_target(
+        repo, private=private, message=commit_message, create_pr=create_pr, token=token
     )
-    return folder, snapshot.repo_id
+    hub = make_hub_options(revision, token, cache_dir, progress)
+    most = parse_size(max_shard_size)
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Differences:
-    """What is another in a base than in the base of an adapter, in words."""
-
-    adapter: OpenedAdapter
-    found: Sequence[str]
-
-
-def _check_headers(
-    checkpoint: Checkpoint, adapters: Sequence[OpenedAdapter], force_base: bool
-) -> tuple[str, ...]:
-    differences = [
-        _Differences(adapter=opened, found=find_header_differences(checkpoint, opened.adapter))
-        for opened in adapters
-    ]
-    return _judge(checkpoint, differences, force_base)
-
-
-def _judge(
-    checkpoint: Checkpoint, differences: Sequence[_Differences], force_base: bool
-) -> tuple[str, ...]:
-    """Refuse a base with differences, or say them. Raises: CheckpointError."""
-    notes: tuple[str, ...] = ()
-    for difference in differences:
-        if not difference.found:
-            continue
-        name = difference.adapter.adapter.base.name.public
-        fact = (
-            f"another base than the blocks were trained in ({name}): {and_more(difference.found)}"
-        )
-        if not force_base:
+    def plan() -> HubPlan:
+        opened = open_adapters(adapters, hub)
+        source = open_on_hub(base, hub)
+        made = plan_application(source.checkpoint, opened, scale=scale, max_shard_nbytes=most)
+        notes = check_headers(source.checkpoint, opened, force_base)
+        if is_proven_by_listing(source, opened):
+            notes += (PROVEN_BY_LISTING,)
+        elif trust_base:
+            notes += (TRUSTED,)
+        else:
             raise CheckpointError(
-                f"{checkpoint.root}: is {fact}; give the base itself, or --force-base to put the "
-                "blocks on this one"
+                f"{base}: the Hub's digests of its files are not those of the base that the blocks "
+                "were trained in (it may be the same in other shards): apply without --on-hub, "
+                "which reads the base to prove it, or give --trust-base"
             )
-        notes += (f"this is {fact}",)
-    return notes
+        check_adapters(opened, progress)
+        made = add_documents(made, source.name, opened, scale, notes, "")
+        return divide(source, replace(made, notes=made.notes + notes), hub)
 
-
-def _check_content(
-    source: OpenedSource,
-    checkpoint: Checkpoint,
-    adapters: Sequence[OpenedAdapter],
-    force_base: bool,
-    progress: Progress,
-) -> tuple[str, ...]:
-    """Prove the base's bytes, by the Hub's digests where there are some, else by reading them."""
-    if source.snapshot is not None:
-        listed = {
-            shard.file.name: source.snapshot.file(shard.file.name).sha256
-            for shard in checkpoint.shards
-        }
-        if all(is_known_by_files(listed, opened.adapter) for opened in adapters):
-            return ("the base is proven by the Hub's digests of its files",)
-    progress.begin("comparing", sum(spec.nbytes for spec in checkpoint.specs.values()))
-    digests, _ = digest_tensors(checkpoint.root, checkpoint.shards, progress.advance)
-    differences = [
-        _Differences(
-            adapter=opened,
-            found=[
-                f"tensor {name!r} has other values"
-                for name in find_content_differences(digests, opened.adapter)
-            ],
-        )
-        for opened in adapters
-    ]
-    notes = _judge(checkpoint, differences, force_base)
-    return notes or ("the base is proven: every byte is that which the blocks were trained in",)
-
-
-def _check_adapters(adapters: Sequence[OpenedAdapter], progress: Progress) -> None:
-    """Refuse an adapter whose bytes are not those of its digests. Raises: CheckpointError."""
-    for opened in adapters:
-        progress.begin("comparing", sum(shard.file.nbytes for shard in opened.shards))
-        found, _ = digest_tensors(opened.root, opened.shards, progress.advance)
-        for name, (tensor, _) in opened.placed.items():
-            if found[name].sha256 != tensor.sha256:
-                raise CheckpointError(
-                    f"{opened.root}: tensor {name!r} is damaged: its bytes do not have the digest "
-                    f"that {ADAPTER_FILE} states; fetch the adapter again"
-                )
-
-
-def _add_documents(
-    plan: Plan,
-    base: ModelRef,
-    adapters: Sequence[OpenedAdapter],
-    scale: float,
-    notes: Sequence[str],
-    command: str,
-) -> Plan:
-    """Return the plan with its card and manifest."""
-    said = " ".join(f"{note[0].upper()}{note[1:]}." for note in notes)
-    manifest = edit_json_object(
-        render_manifest(plan, base, command, {}),
-        (JsonEdit(path=("adapters",), value=[_describe(opened, scale) for opened in adapters]),),
+    return make_on_hub(
+        plan, target, hub, work=work, overwrite=overwrite, dry_run=dry_run, progress=progress
     )
-    documents = (
-        Document(name=CARD_FILE, data=render_applied_card(plan, base, adapters, scale, said)),
-        Document(name=MANIFEST_FILE, data=manifest),
-    )
-    return replace(plan, documents=plan.documents + documents)
-
-
-def _describe(opened: OpenedAdapter, scale: float) -> dict[str, object]:
-    adapter = opened.adapter
-    stored: dict[str, DigestedTensor] = {**adapter.tensors, **adapter.changed}
-    return {
-        "name": opened.name,
-        "new_layers": list(adapter.new_layers),
-        "scale": scale,
-        "tensors": {name: tensor.sha256 for name, tensor in stored.items()},
-    }

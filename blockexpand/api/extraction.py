@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from .._version import __version__
 from ..adapters.card import render_adapter_card
 from ..adapters.digests import digest_tensors, digest_widened, is_widening
 from ..adapters.extraction import (
@@ -41,6 +42,7 @@ from ..planning.plan import Plan
 from ..planning.recipe import PlanOptions
 from ..planning.shards import Document, render_index
 from ..progress import SILENT, Progress
+from ..publishing.target import check_push, parse_push_target
 from ..verification.layer_finding import find_layer_map
 from ..writing.leftovers import clear_debris
 from ..writing.preflight import check_write
@@ -74,6 +76,8 @@ def extract(
     cache_dir: str | Path | None = None,
     push_to_hub: str | None = None,
     private: bool = False,
+    commit_message: str | None = None,
+    create_pr: bool = False,
     progress: Progress = SILENT,
 ) -> Extraction:
     """Write the new blocks of a trained expansion as a block adapter of its base.
@@ -85,13 +89,19 @@ def extract(
     """
     target = resolve_target(expand_home(out))
     options = WriteOptions(overwrite=overwrite)
-    hub = make_hub_options(revision, token, cache_dir)
+    hub = make_hub_options(revision, token, cache_dir, progress)
     clear_debris(target)
     check_target(target, options)
+    upload = None
     if push_to_hub is not None:
-        from ..publishing.target import check_push
-
-        check_push(push_to_hub, token=token)
+        upload = parse_push_target(
+            push_to_hub,
+            private=private,
+            message=commit_message or f"Upload block adapter made with blockexpand {__version__}",
+            create_pr=create_pr,
+            token=token,
+        )
+        check_push(upload, token=token, tell=hub.tell)
     base_checkpoint, base_name = open_source(str(base), hub, progress=progress)
     theirs, _ = open_source(
         str(trained), make_hub_options(None, token, cache_dir), progress=progress
@@ -110,11 +120,15 @@ def extract(
     progress.begin("writing", plan.nbytes)
     written = write(plan, target, options, progress)
     pushed = None
-    if push_to_hub is not None:
+    if upload is not None:
         from ..publishing.folder import push_folder
 
         pushed = push_folder(
-            written.out, push_to_hub, private=private, token=token, show_progress=progress.is_shown
+            written.out,
+            upload,
+            token=token,
+            show_progress=progress.is_shown,
+            tell=progress.tell,
         )
     return Extraction(
         out=written.out,

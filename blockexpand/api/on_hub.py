@@ -1,29 +1,35 @@
-"""Expand a repository of the Hub into another one there: what stays as it is never leaves the Hub.
+"""Make a repository of the Hub from another one there: what stays as it is never leaves the Hub.
 
 Planned from headers. Shards that repeat a source shard are copied by the Hub; the others are made
-here one at a time, from the ranges that they need, sent and deleted. All of it is one commit.
+here one at a time, from the ranges that they need, sent and deleted. All of it is one commit. What
+is made is a plan like any other: of an expansion, or of a base with block adapters in it.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ..checkpoints.checkpoint import Checkpoint
+from ..checkpoints.hub.failures import explaining
 from ..checkpoints.hub.files import RepoFile, RepoSnapshot
 from ..checkpoints.hub.snapshot import list_tree
 from ..checkpoints.sources import (
     HubOptions,
     ModelRef,
+    OpenedSource,
     fetch_side_files,
     open_headers,
 )
 from ..errors import HubError, RecipeError
+from ..fs.io import make_folders
 from ..fs.paths import expand_home
 from ..planning.card import add_card
 from ..planning.plan import Plan, make_plan
-from ..planning.recipe import Recipe, render_command
+from ..planning.recipe import render_command
 from ..planning.shards import PlannedFile
 from ..progress import SILENT, Progress
 from ..publishing.commit import (
@@ -35,17 +41,25 @@ from ..publishing.commit import (
     open_target,
 )
 from ..publishing.folder import bars
-from ..publishing.target import PushTarget, check_push, refuse_secrets
+from ..publishing.target import PushTarget, check_push, parse_push_target, refuse_secrets
+from ..writing.locking import lock_target
+from .arguments import Dtype, Phase, Quantized, check_arguments
 from .on_hub_shards import HubPlan, ShardSender
+from .options import check_revision, make_hub_options, make_recipe
+from .rows import choose_row, read_row
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HubExpansion:
-    """A finished expansion on the Hub: what was done where, and the address of its commit."""
+class HubResult:
+    """A model on the Hub: what was done where, and the address of its commit; None of a dry run.
+
+    `done.plan` is its plan; `done.copied_nbytes` is what the Hub copied, `done.fetched_nbytes` and
+    `done.sent_nbytes` are what went over the line, small files aside.
+    """
 
     done: HubPlan
     repo: str
-    pushed: str
+    pushed: str | None
 
     @property
     def source(self) -> ModelRef:
@@ -53,23 +67,97 @@ class HubExpansion:
         return self.done.source.name
 
 
-def plan_on_hub(
-    src: str, target: PushTarget, recipe: Recipe, hub: HubOptions, max_shard_size: str | int | None
-) -> HubPlan:
-    """Plan from headers, and say what the Hub can copy. Nothing is made or sent.
+def expand_on_hub(
+    src: str,
+    repo: str,
+    *,
+    new_layers: int | None = None,
+    position: str | Sequence[int] = "end",
+    layers: str | None = None,
+    phase: Phase | None = None,
+    family: str | None = None,
+    no_proof: bool = False,
+    dtype: Dtype | None = None,
+    quantized: Quantized = "keep",
+    max_shard_size: str | int | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+    cache_dir: str | Path | None = None,
+    overwrite: bool = False,
+    private: bool = False,
+    commit_message: str | None = None,
+    create_pr: bool = False,
+    work: str | Path | None = None,
+    dry_run: bool = False,
+    progress: Progress = SILENT,
+) -> HubResult:
+    """Expand a repository of the Hub into `repo` (or `repo@branch`) there; nothing is kept here.
 
-    Raises: RecipeError for a folder; what `make_plan` raises; HubError.
+    Shards that stay as they are are copied by the Hub itself; the others are made one at a time in
+    the folder `work`, by default one in the cache, sent and deleted. All of it is one commit. A run
+    that was cut goes on with what was sent. `overwrite` commits on top of what `repo` holds. A
+    `dry_run` makes and sends nothing. The other arguments are those of `expand`.
+    Raises: BlockExpandError. Then nothing was committed, unless the error says what is wrong with
+    the commit.
     """
+    check_arguments(
+        src=src,
+        new_layers=new_layers,
+        position=position,
+        layers=layers,
+        phase=phase,
+        family=family,
+        no_proof=no_proof,
+        dtype=dtype,
+        quantized=quantized,
+        max_shard_size=max_shard_size,
+        revision=revision,
+        token=token,
+        cache_dir=cache_dir,
+        overwrite=overwrite,
+        private=private,
+        commit_message=commit_message,
+        create_pr=create_pr,
+        progress=progress,
+    )
+    check_revision(src, revision)
+    target = parse_push_target(
+        repo, private=private, message=commit_message, create_pr=create_pr, token=token
+    )
+    recipe = make_recipe(
+        Path.cwd(), new_layers, position, dtype, max_shard_size, phase, layers, quantized
+    )
+    row = read_row(family) if family is not None else None
+    hub = make_hub_options(revision, token, cache_dir, progress)
+
+    def plan() -> HubPlan:
+        source = open_on_hub(src, hub)
+        chosen = choose_row(source.checkpoint, recipe, row, needs_proof=not no_proof)
+        made = make_plan(source.checkpoint, chosen)
+        name = target.repo_id.rpartition("/")[2]
+        command = render_command(src, name, chosen, max_shard_size)
+        return divide(source, add_card(made, source.name, command), hub)
+
+    return make_on_hub(
+        plan, target, hub, work=work, overwrite=overwrite, dry_run=dry_run, progress=progress
+    )
+
+
+def open_on_hub(src: str, hub: HubOptions) -> OpenedSource:
+    """Open a repository's headers. Raises: RecipeError for a folder; HubError without the Hub."""
     source = open_headers(src, hub)
-    snapshot = source.snapshot
-    if snapshot is None:
+    if source.snapshot is None:
         raise RecipeError(f"{src}: --on-hub is for a repository of the Hub, not for a folder")
-    if snapshot.cached is not None:
+    if source.snapshot.cached is not None:
         raise HubError(f"{src}: --on-hub needs the Hub, which cannot be reached")
-    plan = make_plan(source.checkpoint, recipe)
-    name = target.repo_id.rpartition("/")[2]
-    plan = add_card(plan, source.name, render_command(src, name, recipe, max_shard_size))
-    refuse_secrets((file.name for file in plan.side_files), src)
+    return source
+
+
+def divide(source: OpenedSource, plan: Plan, hub: HubOptions) -> HubPlan:
+    """Say which shards of a plan the Hub can copy, and which are made here. Raises: HubError."""
+    snapshot = source.snapshot
+    assert snapshot is not None
+    refuse_secrets((file.name for file in plan.side_files), snapshot.repo_id)
     # Only the tree tells by which hash the storage of the Hub knows a file.
     listed = {file.name: file for file in _list(snapshot, hub)}
     copies: list[ServerCopy] = []
@@ -84,8 +172,10 @@ def plan_on_hub(
                 notes.append(f"shards are sent, not copied on the Hub: {reason}")
             continue
         pinned = snapshot.file(original.name)
-        if pinned.sha256 not in (None, original.sha256):
-            raise HubError(f"{src}: the Hub lists two digests of {original.name} at one commit")
+        if pinned.nbytes != original.nbytes or pinned.sha256 not in (None, original.sha256):
+            raise HubError(
+                f"{snapshot.repo_id}: the Hub lists two digests of {original.name} at one commit"
+            )
         copies.append(ServerCopy(name=file.name, source=original))
     return HubPlan(
         source=source,
@@ -97,31 +187,47 @@ def plan_on_hub(
     )
 
 
-def expand_on_hub(
-    src: str,
+def make_on_hub(
+    make: Callable[[], HubPlan],
     target: PushTarget,
-    recipe: Recipe,
     hub: HubOptions,
     *,
-    max_shard_size: str | int | None = None,
-    work: Path | None = None,
-    overwrite: bool = False,
-    progress: Progress = SILENT,
-) -> HubExpansion:
-    """Expand on the Hub; `work` is a folder for one shard at a time, by default in the cache.
+    work: str | Path | None,
+    overwrite: bool,
+    dry_run: bool,
+    progress: Progress,
+) -> HubResult:
+    """Check that the commit will be allowed, have `make` plan it, then make and commit it.
 
-    A run that was cut goes on with what was sent. Raises: as `plan_on_hub`; HubError where the
-    repository has files and `overwrite` is not given, or where something fails on the way: then
-    nothing is committed.
+    Raises: what `make` raises; HubError where the repository has files and `overwrite` is not
+    given, or where something fails on the way.
     """
     check_push(target, token=hub.token, tell=hub.tell)
     opened = open_target(target, overwrite=overwrite, token=hub.token, tell=hub.tell)
-    planned = plan_on_hub(src, target, recipe, hub, max_shard_size)
+    planned = make()
+    if dry_run:
+        return HubResult(done=planned, repo=opened.repo_id, pushed=None)
     for line in (*planned.notes, planned.describe()):
         progress.tell(line)
     checkpoint = fetch_side_files(planned.source, hub)
     opened = make_target(opened, token=hub.token, tell=hub.tell)
-    folder = work or _default_work(opened, planned.plan)
+    folder = _work_folder(work, opened, planned.plan)
+    make_folders(folder)
+    with lock_target(folder):
+        planned, address = _make(planned, opened, hub, folder, checkpoint, progress)
+        shutil.rmtree(folder, ignore_errors=True)
+    return HubResult(done=planned, repo=opened.repo_id, pushed=address)
+
+
+def _make(
+    planned: HubPlan,
+    opened: OpenedTarget,
+    hub: HubOptions,
+    folder: Path,
+    checkpoint: Checkpoint,
+    progress: Progress,
+) -> tuple[HubPlan, str]:
+    """Make and send what the Hub does not copy, and commit; return what was done, and where."""
     maker = ShardSender(planned, opened, hub, folder, progress)
     small: dict[str, Path | bytes] = {
         document.name: document.data for document in planned.plan.documents
@@ -140,18 +246,18 @@ def expand_on_hub(
             planned = replace(planned, copies=(), made=planned.plan.files)
             progress.begin("sending", sum(file.nbytes for file in files))
             address = maker.commit((), [*sent, *maker.make(files)], small)
-    shutil.rmtree(folder, ignore_errors=True)
-    return HubExpansion(done=planned, repo=opened.repo_id, pushed=address)
+    return planned, address
 
 
 def _list(snapshot: RepoSnapshot, hub: HubOptions) -> tuple[RepoFile, ...]:
-    from ..checkpoints.hub.failures import explaining
-
     with explaining(snapshot.repo_id, revision=snapshot.revision, token=hub.token, tell=hub.tell):
         return list_tree(snapshot.repo_id, snapshot.commit, hub.token)
 
 
-def _default_work(opened: OpenedTarget, plan: Plan) -> Path:
-    cache = expand_home(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+def _work_folder(work: str | Path | None, opened: OpenedTarget, plan: Plan) -> Path:
+    """Return a folder that is this run's alone, and that the same command finds again."""
+    if work is None:
+        cache = expand_home(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+        work = cache / "blockexpand" / "on-hub"
     name = f"{opened.repo_id.replace('/', '--')}-{plan.fingerprint[:16]}"
-    return cache / "blockexpand" / "on-hub" / name
+    return expand_home(work) / name

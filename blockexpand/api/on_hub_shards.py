@@ -1,4 +1,4 @@
-"""The shards of an expansion on the Hub that the Hub does not copy: made one at a time, and sent.
+"""The shards of a model on the Hub that the Hub does not copy: made one at a time, and sent.
 
 Each lies in a folder of its own until it is sent. What was sent is noted, for a run that goes on.
 """
@@ -7,20 +7,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..checkpoints.hub.files import RepoFile, RepoSnapshot
-from ..checkpoints.hub.pieces import merge_ranges, stream_pieces
-from ..checkpoints.sources import (
-    HubOptions,
-    OpenedSource,
-    ShardStream,
-)
+from ..checkpoints.sources import HubOptions, OpenedSource
 from ..errors import HubError
 from ..messages import format_size
-from ..planning.origins import sources_of
 from ..planning.plan import Plan
 from ..planning.shards import PlannedFile
 from ..progress import Progress
@@ -28,11 +22,13 @@ from ..publishing.commit import (
     CopyRefusedError,
     OpenedTarget,
     ServerCopy,
+    can_tell_uploaded,
     commit,
     upload_file,
 )
 from ..writing.target import WriteOptions
 from ..writing.writer import write
+from .shard_sources import bring_sources, count_ranges
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,12 +50,7 @@ class HubPlan:
     @property
     def fetched_nbytes(self) -> int:
         """What is fetched of the source's shards."""
-        return sum(
-            nbytes
-            for file in self.made
-            for ranges in _find_ranges(file).values()
-            for _, nbytes in merge_ranges(ranges)
-        )
+        return sum(count_ranges(file, self.plan.paths) for file in self.made)
 
     @property
     def sent_nbytes(self) -> int:
@@ -95,8 +86,8 @@ class ShardSender:
         self._kept: dict[str, Path | bytes] = {}
 
     def make(self, files: Sequence[PlannedFile]) -> list[RepoFile]:
-        """Make and send files; those that the Hub takes with the commit only are kept here."""
-        sent = self._read_notes()
+        """Make and send files; those that go with the commit only stay here until then."""
+        sent = self._read_notes() if can_tell_uploaded() else {}
         for file in files:
             if file.name in sent and sent[file.name].nbytes == file.nbytes:
                 self._progress.advance(file.nbytes)
@@ -106,10 +97,10 @@ class ShardSender:
                 self._opened, path, file.name, token=self._hub.token, tell=self._hub.tell
             )
             if done is None:
-                self._kept[file.name] = path.read_bytes()
-            else:
-                sent[file.name] = done
-                self._note(sent)
+                self._kept[file.name] = path
+                continue
+            sent[file.name] = done
+            self._note(sent)
             shutil.rmtree(path.parent)
         return [sent[file.name] for file in files if file.name in sent]
 
@@ -138,39 +129,15 @@ class ShardSender:
 
     def _write(self, file: PlannedFile) -> Path:
         """Write one shard of the plan to a folder of its own."""
-        plan = self._planned.plan
-        ranges = _find_ranges(file)
-
-        def fetch(
-            names: Sequence[str], folder: Path, ahead_nbytes: Mapping[str, int]
-        ) -> Generator[Path, None, None]:
-            return stream_pieces(
-                self._planned.snapshot,
-                {name: ranges[name] for name in names},
-                folder,
-                token=self._hub.token,
-                cache_dir=self._hub.cache_dir,
-                tell=self._hub.tell,
-            )
-
-        alone = replace(
-            plan,
-            files=(replace(file, identical_to=None),),
-            documents=(),
-            side_files=(),
-            source_files=tuple(one for one in plan.source_files if one.name in ranges),
-        )
-        folder = self._folder / file.name.removesuffix(".safetensors")
+        planned = self._planned
+        name = file.name.removesuffix(".safetensors")
+        sources = self._folder / f"{name}.sources"
+        alone = bring_sources(planned.plan, file, planned.snapshot, self._hub, sources)
+        folder = self._folder / name
         # Written by a run that was ended before it noted that the shard was sent.
         shutil.rmtree(folder, ignore_errors=True)
-        written = write(
-            alone,
-            folder,
-            WriteOptions(reflink="never"),
-            self._progress,
-            None,
-            ShardStream(commit=self._planned.snapshot.commit, fetch=fetch),
-        )
+        written = write(alone, folder, WriteOptions(), self._progress)
+        shutil.rmtree(sources)
         return written.out / file.name
 
     def _identity(self) -> dict[str, object]:
@@ -188,8 +155,9 @@ class ShardSender:
             if notes.pop("for") != self._identity():
                 return {}
             return {
-                name: RepoFile(name=name, nbytes=int(nbytes), sha256=str(sha256))
+                name: RepoFile(name=name, nbytes=int(nbytes), sha256=sha256)
                 for name, (nbytes, sha256) in notes["sent"].items()
+                if len(bytes.fromhex(sha256)) == 32
             }
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return {}
@@ -199,12 +167,3 @@ class ShardSender:
         draft = self._notes.with_suffix(".part")
         draft.write_text(json.dumps({"for": self._identity(), "sent": known}), "utf-8")
         draft.replace(self._notes)
-
-
-def _find_ranges(file: PlannedFile) -> dict[str, list[tuple[int, int]]]:
-    """Return which ranges of which source files a shard takes its bytes from."""
-    ranges: dict[str, list[tuple[int, int]]] = {}
-    for tensor in file.tensors:
-        for extent in sources_of(tensor.origin):
-            ranges.setdefault(extent.file, []).append((extent.offset, extent.nbytes))
-    return ranges

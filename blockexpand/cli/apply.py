@@ -5,10 +5,18 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from .arguments import add_hub_options, add_output_options, not_empty
+from ..errors import UsageError
+from .arguments import (
+    add_commit_options,
+    add_executor_option,
+    add_hub_options,
+    add_output_options,
+    not_empty,
+)
 from .console import print_outcome
-from .parsing import Parser
+from .parsing import Parser, advise
 from .reporting import reporting
 
 
@@ -21,7 +29,8 @@ def make_parser() -> Parser:
         epilog="examples:\n\n"
         "  blockexpand apply org/name me/my-blocks --out ./model\n"
         "  blockexpand apply ./base ./my-blocks --out ./half --scale 0.5\n"
-        "  blockexpand apply ./base ./one ./other --out ./both",
+        "  blockexpand apply ./base ./one ./other --out ./both\n"
+        "  blockexpand apply org/name me/my-blocks --push-to-hub me/model --on-hub",
     )
     add = parser.add_argument
     add("base", type=not_empty, metavar="BASE", help="a folder or a Hub repository")
@@ -32,7 +41,7 @@ def make_parser() -> Parser:
         metavar="BLOCKS",
         help="folders that `blockexpand extract` made, or Hub repositories of them",
     )
-    add("--out", type=not_empty, required=True, help="folder to create for the whole model")
+    add("--out", type=not_empty, help="folder to create for the whole model")
     add(
         "--scale",
         type=float,
@@ -60,32 +69,57 @@ def make_parser() -> Parser:
         help="share unchanged blocks with the base: auto (the default), always or never",
     )
     add("--hardlink", action="store_true", help="link shards of the base that do not change")
+    add(
+        "--max-shard-size",
+        metavar="SIZE",
+        help="repack into shards of at most SIZE (5GB, 800MB); default: mirror the base",
+    )
+    add_executor_option(add)
     add("--overwrite", action="store_true", help="replace OUT once the new one is complete")
     add("--dry-run", action="store_true", help="print the plan and write nothing")
-    add = add_hub_options(parser).add_argument
-    add("--push-to-hub", metavar="REPO", help="upload OUT to the model repository REPO")
-    add("--private", action="store_true", help="with --push-to-hub: make a new REPO private")
+    hub = add_hub_options(parser)
+    hub.add_argument(
+        "--push-to-hub",
+        metavar="REPO",
+        help="upload OUT to the model repository REPO (or REPO@BRANCH), made if there is none",
+    )
+    add_commit_options(hub)
+    hub.add_argument(
+        "--on-hub",
+        action="store_true",
+        help="with --push-to-hub, for a BASE on the Hub: unchanged shards are copied on the Hub, "
+        "the others are made here one at a time; nothing is kept here, and OUT is not needed",
+    )
     add_output_options(parser, verbose="print every file", progress=True)
     return parser
 
 
 def run(options: argparse.Namespace, words: Sequence[str]) -> int:
+    if options.private and options.push_to_hub is None:
+        raise UsageError("--private needs --push-to-hub REPO")
+    if options.on_hub:
+        return _run_on_hub(options)
+    if options.out is None:
+        raise UsageError(advise("--out missing", "blockexpand apply --help"))
     from ..api.application import apply, plan_apply
+    from ..writing.executors import open_executor
     from . import text
 
-    hub = {name: getattr(options, name) for name in ("revision", "token", "cache_dir")}
-    common = {
+    common: dict[str, Any] = {
         "out": options.out,
-        "scale": options.scale,
-        "force_base": options.force_base,
         "overwrite": options.overwrite,
-        **hub,
+        **_shared_arguments(options),
     }
     if options.dry_run:
         plan, name = plan_apply(options.base, *options.adapters, **common)
+        if options.push_to_hub is not None:
+            from ..publishing.target import check_push, refuse_secrets
+
+            check_push(options.push_to_hub, token=options.token)
+            refuse_secrets((file.name for file in plan.side_files), name.model)
         print_outcome(options, text.plan_as_json, text.describe_plan, plan, name, Path(options.out))
         return 0
-    with reporting(options) as progress:
+    with open_executor(options.executor) as executor, reporting(options) as progress:
         result = apply(
             options.base,
             *options.adapters,
@@ -95,7 +129,44 @@ def run(options: argparse.Namespace, words: Sequence[str]) -> int:
             hardlink=options.hardlink,
             push_to_hub=options.push_to_hub,
             private=options.private,
+            commit_message=options.commit_message,
+            create_pr=options.create_pr,
+            executor=executor,
             progress=progress,
         )
     print_outcome(options, text.expansion_as_json, text.describe_expansion, result)
     return 0
+
+
+def _run_on_hub(options: argparse.Namespace) -> int:
+    if options.push_to_hub is None:
+        raise UsageError("--on-hub needs --push-to-hub")
+    for option in ("out", "hardlink", "executor"):
+        if getattr(options, option):
+            raise UsageError(
+                f"--{option} does not go with --on-hub, which keeps no output and no base here"
+            )
+    from ..api.application import apply_on_hub
+    from . import text_on_hub
+
+    with reporting(options) as progress:
+        result = apply_on_hub(
+            options.base,
+            *options.adapters,
+            repo=options.push_to_hub,
+            **_shared_arguments(options),
+            trust_base=options.trust_base,
+            overwrite=options.overwrite,
+            private=options.private,
+            commit_message=options.commit_message,
+            create_pr=options.create_pr,
+            dry_run=options.dry_run,
+            progress=progress,
+        )
+    print_outcome(options, text_on_hub.as_json, text_on_hub.describe, result)
+    return 0
+
+
+def _shared_arguments(options: argparse.Namespace) -> dict[str, Any]:
+    names = ("scale", "force_base", "max_shard_size", "revision", "token", "cache_dir")
+    return {name: getattr(options, name) for name in names}

@@ -114,6 +114,16 @@ def add_upload_options(group: argparse._ArgumentGroup) -> None:
         help="upload OUT to the model repository REPO (or REPO@BRANCH), made if there is none, "
         "after any requested verification has passed",
     )
+    add_commit_options(group)
+    group.add_argument(
+        "--base-model",
+        metavar="REPO",
+        help="the repository that a local source came from, for the model card",
+    )
+
+
+def add_commit_options(group: argparse._ArgumentGroup) -> None:
+    """Add what is said of the commit of an upload."""
     group.add_argument(
         "--commit-message", metavar="TEXT", help="with --push-to-hub: what the commit says"
     )
@@ -122,11 +132,6 @@ def add_upload_options(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--private", action="store_true", help="with --push-to-hub: make a new REPO private"
-    )
-    group.add_argument(
-        "--base-model",
-        metavar="REPO",
-        help="the repository that a local source came from, for the model card",
     )
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
@@ -208,45 +207,35 @@ def _run_on_hub(options: argparse.Namespace) -> int:
                 f"--{option} does not go with --on-hub, which keeps no output and no source here"
             )
     _check_layers(options)
-    from ..api.on_hub import expand_on_hub, plan_on_hub
-    from ..api.options import make_hub_options, make_recipe
-    from ..publishing.target import parse_push_target
+    from ..api.on_hub import expand_on_hub
     from . import text_on_hub
     from .console import print_outcome
     from .reporting import reporting
 
-    target = parse_push_target(
-        options.push_to_hub,
-        private=options.private,
-        message=options.commit_message,
-        create_pr=options.create_pr,
-        token=options.token,
-    )
     with reporting(options) as progress:
-        hub = make_hub_options(options.revision, options.token, options.cache_dir, progress)
-        recipe = make_recipe(
-            Path.cwd(),
-            options.new_layers,
-            options.position or "end",
-            options.dtype,
-            options.max_shard_size,
-            options.phase,
-            options.layers,
-            options.quantized or "keep",
+        result = expand_on_hub(
+            options.src,
+            options.push_to_hub,
+            new_layers=options.new_layers,
+            position=options.position or "end",
+            layers=options.layers,
+            phase=options.phase,
+            family=options.family,
+            no_proof=options.no_proof,
+            dtype=options.dtype,
+            quantized=options.quantized or "keep",
+            max_shard_size=options.max_shard_size,
+            revision=options.revision,
+            token=options.token,
+            cache_dir=options.cache_dir,
+            overwrite=options.overwrite,
+            private=options.private,
+            commit_message=options.commit_message,
+            create_pr=options.create_pr,
+            dry_run=options.dry_run,
+            progress=progress,
         )
-        arguments = (options.src, target, recipe, hub)
-        if options.dry_run:
-            planned = plan_on_hub(*arguments, options.max_shard_size)
-            result = None
-        else:
-            result = expand_on_hub(
-                *arguments,
-                max_shard_size=options.max_shard_size,
-                overwrite=options.overwrite,
-                progress=progress,
-            )
-            planned = result.done
-    print_outcome(options, text_on_hub.as_json, text_on_hub.describe, planned, result)
+    print_outcome(options, text_on_hub.as_json, text_on_hub.describe, result)
     return 0
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from .arguments import add_hub_options, add_output_options, not_empty
+from ..errors import UsageError
+from .arguments import add_commit_options, add_hub_options, add_output_options, not_empty
 from .console import print_outcome
 from .parsing import Parser
 from .reporting import reporting
@@ -33,14 +34,21 @@ def make_parser() -> Parser:
         help="store originals that were trained too, instead of refusing them",
     )
     add("--overwrite", action="store_true", help="replace OUT once the new one is complete")
-    add = add_hub_options(parser).add_argument
-    add("--push-to-hub", metavar="REPO", help="upload the adapter to the model repository REPO")
-    add("--private", action="store_true", help="with --push-to-hub: make a new REPO private")
+    hub = add_hub_options(parser)
+    hub.add_argument(
+        "--push-to-hub",
+        metavar="REPO",
+        help="upload the adapter to the model repository REPO (or REPO@BRANCH), made if there is "
+        "none",
+    )
+    add_commit_options(hub)
     add_output_options(parser, verbose="print every tensor", progress=True)
     return parser
 
 
 def run(options: argparse.Namespace, words: Sequence[str]) -> int:
+    if options.private and options.push_to_hub is None:
+        raise UsageError("--private needs --push-to-hub REPO")
     from ..api.extraction import extract
     from . import text_adapters
 
@@ -56,6 +64,8 @@ def run(options: argparse.Namespace, words: Sequence[str]) -> int:
             cache_dir=options.cache_dir,
             push_to_hub=options.push_to_hub,
             private=options.private,
+            commit_message=options.commit_message,
+            create_pr=options.create_pr,
             progress=progress,
         )
     print_outcome(

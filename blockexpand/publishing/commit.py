@@ -8,6 +8,7 @@ the repository sees all of it or nothing.
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,14 +16,17 @@ from typing import Any
 
 from .._version import __version__
 from ..checkpoints.hub.answers import Tell, tell_nobody
-from ..checkpoints.hub.digests import describe_bytes, describe_digest
+from ..checkpoints.hub.digests import describe_bytes, describe_digest, describe_path
 from ..checkpoints.hub.failures import explaining
 from ..checkpoints.hub.files import RepoFile, RepoSnapshot
+from ..checkpoints.hub.history import is_in_history
 from ..checkpoints.hub.snapshot import list_tree
 from ..errors import HubError
 from ..messages import and_more, show
 from ..planning.plan import Plan
 from .target import PushTarget
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 # Made by the Hub itself in every repository.
 _OF_THE_HUB = frozenset({".gitattributes"})
@@ -133,12 +137,16 @@ def make_target(opened: OpenedTarget, *, token: str | None, tell: Tell) -> Opene
 def upload_file(
     opened: OpenedTarget, path: Path, name: str, *, token: str | None, tell: Tell
 ) -> RepoFile | None:
-    """Send a large file ahead of the commit; None where the Hub takes it with the commit only.
+    """Send a large file ahead of the commit; None where it can go with the commit only.
 
+    That is so of what the Hub does not keep apart from the repository, and of every file with a
+    client that cannot be told later that a file was sent.
     Raises: HubError.
     """
     from huggingface_hub import CommitOperationAdd
 
+    if not can_tell_uploaded():
+        return None
     with explaining(opened.repo_id, revision=None, token=token, tell=tell):
         operation: Any = CommitOperationAdd(path_in_repo=name, path_or_fileobj=path)
         _api(token).preupload_lfs_files(
@@ -152,6 +160,17 @@ def upload_file(
             return None
         info = operation.upload_info
         return RepoFile(name=name, nbytes=info.size, sha256=info.sha256.hex())
+
+
+def can_tell_uploaded() -> bool:
+    """Tell whether the client's operations have what `_uploaded_addition` sets.
+
+    It has no public way to name a file that another process has sent.
+    """
+    from huggingface_hub import CommitOperationAdd
+
+    fields = getattr(CommitOperationAdd, "__dataclass_fields__", {})
+    return {"upload_info", "_upload_mode", "_should_ignore", "_is_uploaded"} <= fields.keys()
 
 
 def commit(
@@ -175,8 +194,10 @@ def commit(
     uploaded = tuple(uploaded)
     expected = [replace(copy.source, name=copy.name) for copy in copies] + list(uploaded)
     for name, content in files.items():
-        data = content if isinstance(content, bytes) else content.read_bytes()
-        expected.append(describe_bytes(name, data))
+        if isinstance(content, Path):
+            expected.append(describe_path(name, content))
+        else:
+            expected.append(describe_bytes(name, content))
     kept = {file.name for file in expected} | _OF_THE_HUB
     stale = [] if opened.target.create_pr else [f.name for f in opened.files if f.name not in kept]
     operations: list[Any] = [
@@ -216,12 +237,29 @@ def commit(
                     "nothing of this is in it: look at it, and run the same command again"
                 ) from None
             raise
-        if done.oid == opened.head:
-            return str(done.commit_url)
+        if not _COMMIT.fullmatch(str(done.oid)):
+            raise HubError(
+                f"{opened.repo_id}: the Hub answers the commit with {show(str(done.oid))} as its "
+                "id; expected 40 digits: look at the repository before you use it"
+            )
         _check_commit(
             opened.repo_id, done.oid, expected, list_tree(opened.repo_id, done.oid, token)
         )
+        if not target.create_pr:
+            _check_branch(opened.repo_id, target.branch or "main", done.oid, token)
     return str(done.pr_url or done.commit_url)
+
+
+def _check_branch(repo_id: str, branch: str, oid: str, token: str | None) -> None:
+    """Hold the branch to the commit that the Hub says it made. Raises: HubError."""
+    head = _api(token).model_info(repo_id, revision=branch).sha
+    # Somebody may have committed on top of it already.
+    if head != oid and not is_in_history(repo_id, oid, branch, token=token):
+        raise HubError(
+            f"{repo_id}: the Hub says that it made commit {oid[:12]}, and {branch} is at "
+            f"{str(head)[:12]}, which does not come from it: look at the repository before you use "
+            "it"
+        )
 
 
 def _check_commit(

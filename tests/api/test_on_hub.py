@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,12 +15,8 @@ import pytest
 from hub_server import HubServer, hub_environment, read_folder
 
 import blockexpand
-from blockexpand.api.on_hub import expand_on_hub
-from blockexpand.api.options import make_recipe
-from blockexpand.checkpoints.sources import HubOptions
 from blockexpand.errors import HubError, RecipeError
 from blockexpand.progress import Progress
-from blockexpand.publishing.target import parse_push_target
 
 TOKEN = "hf_abcdefghijklmnopqrstuvwxyz012345"
 SOURCE = "org/name"
@@ -45,16 +42,13 @@ def grow(
     hub.add_repo(SOURCE, tiny_mistral)
 
     def run(told: list[str] | None = None, repo: str = REPO, **more: Any) -> Any:
-        options = {"new_layers": 1, "position": "end", "dtype": "source"} | more.pop("recipe", {})
-        target = {name: more.pop(name) for name in ("create_pr", "message") if name in more}
-        return expand_on_hub(
+        return blockexpand.expand_on_hub(
             SOURCE,
-            parse_push_target(repo, **target),
-            make_recipe(tmp_path, max_shard_size=None, **options),
-            HubOptions(token=TOKEN, tell=lambda line: None),
+            repo,
+            token=TOKEN,
             work=tmp_path / "work",
             progress=Progress(tell=(told if told is not None else []).append),
-            **more,
+            **{"new_layers": 1, "dtype": "source", **more},
         )
 
     return run
@@ -87,7 +81,7 @@ def test_unchanged_shards_never_leave_the_hub(
     )
     assert len(hub.repos[REPO].commits) == 2  # the empty one, and ours
     assert result.pushed.endswith(hub.repos[REPO].refs["main"])
-    assert not (tmp_path / "work").exists()
+    assert not list((tmp_path / "work").iterdir())
     assert {r.token for r in hub.requests if r.origin == "cdn"} == {None}
 
 
@@ -104,7 +98,7 @@ def test_interleaved_streams_what_changes(
     grow: Callable[..., Any], hub: HubServer, tiny_mistral: Path, tmp_path: Path
 ) -> None:
     options = {"new_layers": 2, "position": "interleaved"}
-    grow(recipe=options)
+    grow(**options)
     expected = local(tiny_mistral, tmp_path / "out", **options)
     assert weights(hub.files(REPO)) == expected
 
@@ -223,17 +217,17 @@ def test_going_on_after_a_cut(
 
         patch.setattr(on_hub_shards, "upload_file", fail_second)
         with pytest.raises(HubError, match="cut"):
-            grow(recipe=options)
+            grow(**options)
     before = len(hub.seen("/upload/", "PUT"))
     assert before == 1 and set(hub.files(REPO)) == set()
-    result = grow(recipe=options)
+    result = grow(**options)
     assert weights(hub.files(REPO)) == local(tiny_mistral, tmp_path / "out", **options)
     assert len(hub.seen("/upload/", "PUT")) == len(result.done.made) > 1
 
 
 def test_a_pull_request_and_a_message(grow: Callable[..., Any], hub: HubServer) -> None:
     hub.add_repo(REPO, {"README.md": b"mine"})
-    address = grow(create_pr=True, message="Four more blocks").pushed
+    address = grow(create_pr=True, commit_message="Four more blocks").pushed
     assert "/discussions/" in address
     assert hub.files(REPO) == {"README.md": b"mine"}
     assert "config.json" in hub.files(REPO, "refs/pr/1")
@@ -248,12 +242,17 @@ def test_a_branch(grow: Callable[..., Any], hub: HubServer) -> None:
 
 def test_a_folder_is_refused(grow: Callable[..., Any], tiny_mistral: Path, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="not for a folder"):
-        expand_on_hub(
-            str(tiny_mistral),
-            parse_push_target(REPO),
-            make_recipe(tmp_path, 1, "end", "source", None),
-            HubOptions(token=TOKEN),
-        )
+        blockexpand.expand_on_hub(str(tiny_mistral), REPO, new_layers=1, token=TOKEN)
+
+
+def test_the_snippet_of_the_page_runs(
+    grow: Callable[..., Any], hub: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "hub.md").read_text()
+    (snippet,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    exec(snippet.replace("me/", "user/"), {"blockexpand": blockexpand})
+    assert "config.json" in hub.files("user/grown")
 
 
 def test_the_command(

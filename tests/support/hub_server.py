@@ -95,6 +95,8 @@ class HubServer:
         self.uploads: dict[str, bytes] = {}
         self.requests: list[Request] = []
         self.faults: list[Fault] = []
+        # The first lines of the commits that clients made.
+        self.messages: list[str] = []
         # Mirrors that know the sizes of files in their tree only, and listings in pages.
         self.lists_sizes = True
         self.tells_xet = True
@@ -587,6 +589,8 @@ class _Handler(BaseHTTPRequestHandler):
         items = [json.loads(line) for line in self.body.splitlines()]
         for item in items:
             value = item["value"]
+            if item["key"] == "header":
+                self.hub.messages.append(value["summary"])
             if item["key"] == "header" and value.get("parentCommit", head) != head:
                 self._refuse(412, None, "A commit has happened since.")
                 return

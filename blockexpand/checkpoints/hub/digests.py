@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from ...fs.paths import expand_home
@@ -71,6 +72,26 @@ def describe_bytes(name: str, data: bytes) -> RepoFile:
         sha256=hashlib.sha256(data).hexdigest(),
         blob_id=blob.hexdigest(),
     )
+
+
+def describe_path(
+    name: str, path: Path, report: Callable[[int], object] = lambda nbytes: None
+) -> RepoFile:
+    """Return a file of this machine as the Hub would list it, with both digests, read once.
+
+    Raises: OSError.
+    """
+    nbytes = path.stat().st_size
+    whole = hashlib.sha256()
+    blob = hashlib.sha1(b"blob %d\0" % nbytes, usedforsecurity=False)
+    buffer = bytearray(_BUFFER_NBYTES)
+    with path.open("rb", buffering=0) as stream:
+        while count := stream.readinto(buffer):
+            piece = memoryview(buffer)[:count]
+            whole.update(piece)
+            blob.update(piece)
+            report(count)
+    return RepoFile(name=name, nbytes=nbytes, sha256=whole.hexdigest(), blob_id=blob.hexdigest())
 
 
 def describe_digest(file: RepoFile) -> str:
