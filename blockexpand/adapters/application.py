@@ -27,7 +27,7 @@ from ..planning.plan import Plan, make_constant, make_documents
 from ..planning.recipe import PlanOptions, Recipe, spell_choice
 from ..planning.shards import plan_files
 from ..planning.tensor_map import SourceModel, TensorUse, map_tensors
-from .extraction import refuse_quantized_base
+from .extraction import refuse_unfit_base
 from .opening import OpenedAdapter
 
 
@@ -82,7 +82,7 @@ def plan_application(
     Raises: CheckpointError where an adapter does not fit the base; UnsupportedModelError.
     """
     decoder = find_decoder(checkpoint.config, checkpoint.specs)
-    refuse_quantized_base(decoder, str(checkpoint.root))
+    refuse_unfit_base(decoder, str(checkpoint.root))
     for opened in adapters:
         _check_fit(decoder, checkpoint, opened)
     composition = compose(adapters)

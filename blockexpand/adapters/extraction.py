@@ -55,11 +55,18 @@ class Extracted:
     widened: tuple[str, ...]
 
 
-def refuse_quantized_base(decoder: Decoder, base: str) -> None:
+def refuse_unfit_base(decoder: Decoder, base: str) -> None:
     """Refuse a base whose tensors are parts of modules: trainers save originals unquantised.
 
+    Also one with tables that have a part for every layer: new layers make them wider, and a block
+    adapter holds whole tensors only.
     Raises: UnsupportedModelError.
     """
+    if decoder.tables:
+        raise UnsupportedModelError(
+            f"{base}: {', '.join(map(repr, decoder.tables))} hold a part for every layer, which a "
+            "block adapter cannot keep apart from the base; keep the whole expanded model"
+        )
     if decoder.quantization is not None:
         raise UnsupportedModelError(
             f"{base}: the base is quantized, and what trainers save of it is not; make an "

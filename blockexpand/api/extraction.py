@@ -16,7 +16,7 @@ from ..adapters.extraction import (
     expected_tensors,
     fingerprint,
     plan_blocks_files,
-    refuse_quantized_base,
+    refuse_unfit_base,
 )
 from ..adapters.format import (
     ADAPTER_FILE,
@@ -107,7 +107,7 @@ def extract(
         str(trained), make_hub_options(None, token, cache_dir), progress=progress
     )
     decoder = find_decoder(base_checkpoint.config, base_checkpoint.specs)
-    refuse_quantized_base(decoder, str(base))
+    refuse_unfit_base(decoder, str(base))
     layer_map = _find_layers(base_checkpoint, theirs, decoder, str(trained))
     adapter, extracted = _compare(
         base_checkpoint, base_name, theirs, decoder, layer_map, progress, str(trained)

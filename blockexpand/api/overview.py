@@ -6,7 +6,7 @@ Of tensor data only those are read that make new blocks pass their input through
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,9 +74,10 @@ def show(
     source = open_headers(str(model), make_hub_options(revision, token, cache_dir))
     checkpoint = source.checkpoint
     manifest = _find_manifest(checkpoint)
-    layer_map, prefix, refusal = _find_layers(checkpoint, manifest)
+    layer_map, prefix, refusal, tables = _find_layers(checkpoint, manifest)
     new = [index for index, entry in enumerate(layer_map or ()) if entry.is_new]
     closing = trained = None
+    specs, layers = checkpoint.specs.items(), len(layer_map or ()) or 1
     if manifest is not None and new and source.snapshot is None:
         names = list(_closing_tensors(manifest, checkpoint))
         closing, trained = len(names), _count_trained(checkpoint, names)
@@ -85,7 +86,7 @@ def show(
         model_type=find_model_type(checkpoint.config),
         dtype=name_main_dtype(checkpoint.specs.values()),
         layer_map=layer_map,
-        parameters=count_tensors(checkpoint.specs.items(), prefix, new),
+        parameters=count_tensors(specs, prefix, new, tables=tables, layers=layers),
         nbytes=sum(shard.file.nbytes for shard in checkpoint.shards),
         files=len(checkpoint.shards),
         side_files=len(checkpoint.side_files),
@@ -104,22 +105,26 @@ def _find_manifest(checkpoint: Checkpoint) -> Manifest | None:
 
 def _find_layers(
     checkpoint: Checkpoint, manifest: Manifest | None
-) -> tuple[LayerMap | None, str, str | None]:
-    """Return the layer map, what layers are called, and why the model could not be expanded."""
+) -> tuple[LayerMap | None, str, str | None, Collection[str]]:
+    """Return the layer map, what layers are called, and why the model could not be expanded.
+
+    Also the tables that have a part for every layer.
+    """
     try:
         decoder = find_decoder(checkpoint.config, checkpoint.specs)
     except BlockExpandError as error:
         if manifest is not None:
-            return manifest.layer_map, manifest.layer_prefix, str(error)
-        return None, "", str(error)
+            return manifest.layer_map, manifest.layer_prefix, str(error), ()
+        return None, "", str(error), ()
     if manifest is None:
-        return tuple(LayerEntry(source=i) for i in range(decoder.layers)), decoder.prefix, None
+        layer_map = tuple(LayerEntry(source=i) for i in range(decoder.layers))
+        return layer_map, decoder.prefix, None, decoder.tables
     if len(manifest.layer_map) != decoder.layers:
         raise CheckpointError(
             f"{manifest.file}: its block_expansion.json tells of {len(manifest.layer_map)} layers, "
             f"the model has {decoder.layers}: it is another model's; remove it"
         )
-    return manifest.layer_map, manifest.layer_prefix, None
+    return manifest.layer_map, manifest.layer_prefix, None, decoder.tables
 
 
 def _closing_tensors(

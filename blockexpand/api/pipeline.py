@@ -19,7 +19,7 @@ from ..checkpoints.sources import (
 from ..errors import NoProofError, ProofError, RecipeError
 from ..models.quantization.find import find_cut_block, find_quantization
 from ..planning.card import add_proof
-from ..planning.origins import Convert, Dequantize, Scale
+from ..planning.origins import Convert, Dequantize, Gather, Origin, Scale
 from ..planning.plan import Plan
 from ..progress import Progress
 from ..verification.findings import Finding, Verification
@@ -232,11 +232,12 @@ def verify_and_push(
 
 def _computes(plan: Plan) -> bool:
     """Tell whether any tensor has to be computed with, for which torch is loaded."""
-    return any(
-        isinstance(tensor.origin, Convert | Scale | Dequantize)
-        for file in plan.files
-        for tensor in file.tensors
-    )
+
+    def is_computed(origin: Origin) -> bool:
+        values = origin.values if isinstance(origin, Gather) else origin
+        return isinstance(values, Convert | Scale | Dequantize)
+
+    return any(is_computed(tensor.origin) for file in plan.files for tensor in file.tensors)
 
 
 def _note_in_card(out: Path, verification: Verification, proof: LogitsProof | None) -> None:

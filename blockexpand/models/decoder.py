@@ -9,14 +9,14 @@ import re
 import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 from ..errors import CheckpointError, UnsupportedModelError
 from ..formats.safetensors import TensorSpec
-from .decoder_checks import check_tensors, refuse_unknown_fields
+from .decoder_checks import check_tensors, find_tables, refuse_unknown_fields
 from .families import FAMILIES, MULTIMODAL
 from .families.family import Family
 from .families.form import FamilyForm, Row, make_family
@@ -170,19 +170,19 @@ def count_layers(
     layers = stored
     predicted = (text.get(field) for field in ("num_nextn_predict_layers", "num_mtp_layers"))
     most_tail = max([1, *(n for n in predicted if isinstance(n, int))]) if family.tail else 0
-    for field in dict.fromkeys(("num_hidden_layers", *family.count)):
-        value = text.get(field)
+    for name in dict.fromkeys(("num_hidden_layers", *family.count)):
+        value = text.get(name)
         if value is None:
             continue
         if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= MAX_LAYERS:
             raise CheckpointError(
-                f"config.json: {field!r} must be the number of layers; "
+                f"config.json: {name!r} must be the number of layers; "
                 f"expected a whole number from 1 to {MAX_LAYERS}, found {value!r}"
             )
         tail = stored - value
         if not 0 <= tail <= most_tail or layers not in (stored, value):
             raise CheckpointError(
-                f"config.json: {field!r} is {value}, but the tensors {prefix}<i>.* "
+                f"config.json: {name!r} is {value}, but the tensors {prefix}<i>.* "
                 f"are numbered to {stored - 1}; expected {stored}"
             )
         layers = value
@@ -206,7 +206,8 @@ class Decoder:
     """The decoder of one checkpoint: a tensor is named `prefix`, its layer, a dot and its suffix.
 
     `placed` has the tensors of the `layers` layers and of the `tail_layers` that are stored past
-    the end (numbers from `layers` on); no other tensor is renumbered. `config_path` leads to the
+    the end (numbers from `layers` on); no other tensor is renumbered. `tables` have a part for
+    every layer in the dimension that is given. `config_path` leads to the
     object of config.json that holds the decoder's fields; `text_type` is the model type of that
     object, which is that of the whole model where there is no other. Of a quantised checkpoint
     `quantization` tells which tensors make up a module; to the family each is its plain weight.
@@ -221,6 +222,7 @@ class Decoder:
     placed: Mapping[str, LayerTensor]
     config_path: tuple[str, ...] = ()
     quantization: Quantization | None = None
+    tables: Mapping[str, int] = field(default_factory=dict)
 
 
 def find_decoder(
@@ -255,6 +257,7 @@ def find_decoder(
         placed=placed,
         config_path=path,
         quantization=quantization,
+        tables=find_tables(family.tables, text, prefix, layers, tensors),
     )
     rules = field_rules(family)
     refuse_unknown_fields(rules, text, layers)

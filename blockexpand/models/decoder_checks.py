@@ -12,8 +12,9 @@ from typing import Any
 
 from ..errors import CheckpointError, UnsupportedModelError
 from ..formats.safetensors import FLOAT_DTYPES, TensorSpec
-from .families.family import Family
-from .families.layer_fields import FieldRule
+from ..messages import show
+from .families.family import Family, LayerTable
+from .families.layer_fields import FieldRule, get_field
 from .families.tensor_roles import find_form, is_known
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -99,6 +100,40 @@ def check_tensors(
     for layer in range(differs, len(kinds)):
         like = by_kind.setdefault(kinds[layer], layer)
         _compare_layers(prefix, like, _shapes(layers[like]), layer, _shapes(layers[layer]))
+
+
+def find_tables(
+    tables: Sequence[LayerTable],
+    text: Mapping[str, Any],
+    prefix: str,
+    layers: int,
+    tensors: Mapping[str, TensorSpec],
+) -> dict[str, int]:
+    """Return the tables beside the layers that have a part for each, with the dimension it is in.
+
+    Raises: CheckpointError where the config says that there is one, and it is not there or of
+    another size.
+    """
+    parent = prefix.removesuffix(".").rpartition(".")[0]
+    found = {}
+    for table in tables:
+        size = get_field(text, table.field, table.default)
+        if not size:
+            continue
+        name = f"{parent}.{table.module}.weight".removeprefix(".")
+        spec = tensors.get(name)
+        if spec is None:
+            raise CheckpointError(
+                f"tensor {name!r} is missing, or stored quantized; config.json has {table.field!r} "
+                f"{show(size)}, so the model has one with a part for each of {layers} layers"
+            )
+        if len(spec.shape) != 2 or spec.shape[table.axis] != size * layers:
+            raise CheckpointError(
+                f"tensor {name!r}: expected {layers} x {show(size)} ({table.field!r}) in dimension "
+                f"{table.axis}, found the shape {list(spec.shape)}"
+            )
+        found[name] = table.axis
+    return found
 
 
 def _could_be_per_layer(value: Any, layers: int) -> bool:

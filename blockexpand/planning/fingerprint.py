@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator
 
-from .origins import Convert, Copy, Dequantize, Fill, Origin, Scale, Zeros
+from .origins import Convert, Copy, Dequantize, Fill, Gather, Origin, Scale, Zeros
 from .recipe import PlanOptions
 from .shards import Document, PlannedFile
 
@@ -62,3 +62,5 @@ def _spell_origin(origin: Origin) -> str:
         case Dequantize(codec=codec, parts=parts, to_dtype=after):
             places = [f"{role} {extent.file} {extent.offset}" for role, _, extent in parts]
             return f"dequantize {codec!r} {' '.join(places)} {after}"
+        case Gather(values=values, rows=rows, of=of, parts=numbers):
+            return f"gather {rows} {of} {' '.join(map(str, numbers))} of {_spell_origin(values)}"

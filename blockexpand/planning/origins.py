@@ -1,4 +1,4 @@
-"""Where the bytes of an output tensor come from: six kinds of origin, and nothing else.
+"""Where the bytes of an output tensor come from: seven kinds of origin, and nothing else.
 
 A consumer matches on all of them, so that a new kind cannot be forgotten anywhere. Values only;
 `compute_slice` and `dequantize_slice` alone bring bytes of a source into what they are in the
@@ -91,7 +91,22 @@ class Dequantize:
     to_dtype: str
 
 
-Origin = Copy | Zeros | Fill | Convert | Scale | Dequantize
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gather:
+    """A table whose every row has a part for each layer, with other parts in another order.
+
+    The source has `rows` rows of `of` parts of one size; each row of the output has its `parts`, by
+    number. A table with a block of rows for each layer is one such row. `values` tells what becomes
+    of the values, of the whole table.
+    """
+
+    values: Copy | Convert | Scale
+    rows: int
+    of: int
+    parts: tuple[int, ...]
+
+
+Origin = Copy | Zeros | Fill | Convert | Scale | Dequantize | Gather
 
 
 def source_of(origin: Origin) -> Extent | None:
@@ -105,6 +120,8 @@ def sources_of(origin: Origin) -> tuple[Extent, ...]:
     match origin:
         case Copy(extent=extent) | Convert(extent=extent) | Scale(extent=extent):
             return (extent,)
+        case Gather(values=values):
+            return (values.extent,)
         case Dequantize(parts=parts):
             return tuple(part.extent for part in parts)
         case Zeros() | Fill():

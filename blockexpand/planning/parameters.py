@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from ..formats.safetensors import TensorSpec
 from ..models.decoder import split_name
+from .origins import Gather
 from .plan import Plan
 
 # An element of these is a number that the model computes with.
@@ -52,14 +53,25 @@ class Parameters:
 
 def count_parameters(plan: Plan) -> Parameters:
     """Count the parameters of a plan's whole output and those in its new blocks."""
-    tensors = ((tensor.name, tensor.spec) for file in plan.files for tensor in file.tensors)
-    return count_tensors(tensors, plan.layer_prefix, plan.new_layers)
+    planned = [tensor for file in plan.files for tensor in file.tensors]
+    tables = {tensor.name for tensor in planned if isinstance(tensor.origin, Gather)}
+    tensors = ((tensor.name, tensor.spec) for tensor in planned)
+    layers = len(plan.layer_map)
+    return count_tensors(tensors, plan.layer_prefix, plan.new_layers, tables=tables, layers=layers)
 
 
 def count_tensors(
-    tensors: Iterable[tuple[str, TensorSpec]], layer_prefix: str, new_layers: Collection[int]
+    tensors: Iterable[tuple[str, TensorSpec]],
+    layer_prefix: str,
+    new_layers: Collection[int],
+    *,
+    tables: Collection[str] = (),
+    layers: int = 1,
 ) -> Parameters:
-    """Count the parameters of tensors by name; layers are called `layer_prefix` and a number."""
+    """Count the parameters of tensors by name; layers are called `layer_prefix` and a number.
+
+    `tables` have a part for each of all `layers`.
+    """
     marked = frozenset(new_layers)
     total = new = packed = new_packed = 0
     for name, spec in tensors:
@@ -70,6 +82,8 @@ def count_tensors(
         if split is not None and split[0] in marked:
             new += count
             new_packed += nbytes
+        elif name in tables:
+            new += count // layers * len(marked)
     return Parameters(total=total, new=new, packed_nbytes=packed, new_packed_nbytes=new_packed)
 
 

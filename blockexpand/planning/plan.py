@@ -34,6 +34,7 @@ from ..models.readers import ReaderView, keep_phase
 from ..models.surgery import Surgery, plan_rearrangement, plan_surgery
 from .dtypes import DtypePolicy, make_dtype_policy
 from .fingerprint import take_fingerprint
+from .layer_tables import follow_layers
 from .origins import Fill, Part, Zeros
 from .quantizing import find_constant, make_quantized_tensors, plan_settings
 from .recipe import PlanOptions, Recipe, spell_choice
@@ -195,8 +196,9 @@ def _plan_files(
         spec, origin = dtypes.plan(use.name, use.spec, use.extent)
         if constant is not None:
             return Part(use.output, spec, make_constant(spec, constant))
-        return Part(use.output, spec, origin)
+        return Part(use.output, *follow_layers(source.decoder, use.name, spec, origin, sources))
 
+    sources = [entry.source for entry in layer_map]
     kept, blocks = map_tensors((source,), layer_map, make, lambda source, name: True)
     return plan_files(
         kept,

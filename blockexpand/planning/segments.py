@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from .origins import Convert, Copy, Dequantize, Extent, Fill, Origin, Scale, Zeros
+from .origins import Convert, Copy, Dequantize, Extent, Fill, Gather, Origin, Scale, Zeros
 from .shards import PlannedFile, PlannedTensor
 
 
@@ -110,7 +110,8 @@ def tally_file(file: PlannedFile) -> Tally:
     """Count a planned file's bytes."""
     copied = zeroed = converted = filled = scaled = headers = 0
     for segment in make_segments(file):
-        match segment.origin:
+        origin = segment.origin
+        match origin.values if isinstance(origin, Gather) else origin:
             case Copy():
                 copied += segment.nbytes
             case Zeros():

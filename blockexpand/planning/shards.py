@@ -17,7 +17,7 @@ from typing import NamedTuple
 from ..checkpoints.checkpoint import Shard
 from ..checkpoints.files import WEIGHTS_FILE
 from ..formats.safetensors import DTYPE_BITS, TensorSpec, render_header
-from .origins import Convert, Copy, Dequantize, Origin, Part, Scale, source_of
+from .origins import Convert, Copy, Dequantize, Gather, Origin, Part, Scale, source_of
 
 # New blocks go into further shards of at most this size (the default of the Hub's own tools).
 NEW_SHARD_NBYTES = 5_000_000_000
@@ -129,7 +129,7 @@ def _split_block(block: Sequence[Part]) -> list[list[Part]]:
 
 def _arrange(parts: Sequence[Part], block_nbytes: int, mirrors: str | None = None) -> Arrangement:
     if mirrors is None or any(
-        isinstance(part.origin, Convert | Scale | Dequantize) for part in parts
+        isinstance(part.origin, Convert | Scale | Dequantize | Gather) for part in parts
     ):
         parts = _align(parts)
     residue, _ = _best_residue(parts, block_nbytes)

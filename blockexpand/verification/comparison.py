@@ -21,14 +21,16 @@ from typing_extensions import assert_never
 from ..formats.safetensors import DTYPE_BITS
 from ..fs.extents import SharedBytes, find_shared
 from ..fs.ranges import RangeReader
-from ..fs.reading import FileStat, Reader, make_buffer
+from ..fs.reading import PAGE_NBYTES, FileStat, Reader, make_buffer
 from ..fs.threads import work_through
+from ..planning.gathering import gather_slice
 from ..planning.origins import (
     Convert,
     Copy,
     Dequantize,
     Extent,
     Fill,
+    Gather,
     Scale,
     Zeros,
     compute_slice,
@@ -234,6 +236,15 @@ def expect_bytes(
             result = memoryview(converted)[:nbytes]
             fetch = ranges.fetch_into(buffer)
             dequantize_slice(segment.origin, skipped, result, fetch, segment.tensor or "")
+            return result
+        case Gather():
+
+            def read(part: Extent) -> memoryview:
+                return source.read(part.file, part.offset, part.nbytes, buffer)
+
+            result = memoryview(converted)[:nbytes]
+            room = len(buffer) - 2 * PAGE_NBYTES
+            gather_slice(segment.origin, skipped, result, read, room, segment.tensor or "")
             return result
         case Literal():
             raise AssertionError("a header is no tensor")

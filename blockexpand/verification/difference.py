@@ -11,14 +11,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..checkpoints.checkpoint import Checkpoint
+from ..errors import BlockExpandError
 from ..formats.safetensors import TensorSpec
+from ..models.decoder import find_decoder
 from ..models.layer_map import LayerMap
-from ..planning.origins import Copy
+from ..planning.origins import Copy, Gather
 from ..planning.shards import PlannedTensor
-from ..progress import Progress
+from ..progress import SILENT, Progress
 from .comparison import compare_tensors
 from .expectation import find_extents, in_dtype, place_files
-from .matching import TensorKey, match_tensors
+from .matching import Matching, TensorKey, match_tensors
 
 Status = Literal["same", "changed", "new", "missing"]
 
@@ -119,8 +121,12 @@ def compare_checkpoints(
         paranoid=paranoid,
     )
     offsets = {pairs[name]: mismatch.offset for name, mismatch in mismatches.items()}
+    tables = _find_equal_tables(base, other, matching, {n: theirs.get(k) for k, n in mine.items()})
     tensors = []
     for key, name in mine.items():
+        if name in tables:
+            tensors.append(_judge_table(base, other, name, theirs[key]))
+            continue
         tensors.append(_judge(base, other, key, name, theirs.get(key), offsets.get(name)))
     for key, name in theirs.items():
         if key not in mine:
@@ -167,6 +173,55 @@ def _judge(
         offset=offset,
         message=message,
     )
+
+
+def _judge_table(base: Checkpoint, other: Checkpoint, mine: str, theirs: str) -> TensorDifference:
+    before, after = base.specs[mine], other.specs[theirs]
+    return TensorDifference(
+        status="same",
+        base_name=mine,
+        other_name=theirs,
+        nbytes=before.nbytes,
+        in_new_block=False,
+        message=f"{_show(before)} → {_show(after)}, the parts of original layers the same",
+    )
+
+
+def _find_equal_tables(
+    base: Checkpoint, other: Checkpoint, matching: Matching, partners: Mapping[str, str | None]
+) -> set[str]:
+    """Return the tables with a part for each layer whose original layers' parts are the same."""
+    originals = [i for i, entry in enumerate(matching.layer_map) if not entry.is_new]
+    equal: set[str] = set()
+    if not originals:
+        return equal
+    try:
+        tables = find_decoder(base.config, base.specs).tables
+    except BlockExpandError:  # a checkpoint that is compared need not be one that can be expanded
+        return equal
+    for name, axis in tables.items():
+        partner = partners.get(name)
+        if partner is None:
+            continue
+        sides = [(base, name), (other, partner)]
+        sides.sort(key=lambda side: side[0].specs[side[1]].shape[axis])
+        (less, short), (more, long) = sides
+        small, large = less.specs[short], more.specs[long]
+        wanted = small.shape[axis] // len(originals) * len(matching.layer_map)
+        if small.dtype != large.dtype or small == large or large.shape[axis] != wanted:
+            continue
+        origin = Gather(
+            values=Copy(find_extents(more)[long]),
+            rows=large.shape[0] if axis else 1,
+            of=len(matching.layer_map),
+            parts=tuple(originals),
+        )
+        extent = find_extents(less)[short]
+        placed = PlannedTensor(short, small, extent.offset, origin)
+        places = place_files(more), place_files(less)
+        if not compare_tensors(*places, {extent.file: [placed]}, SILENT):
+            equal.add(name)
+    return equal
 
 
 def holds(one: TensorSpec, other: TensorSpec) -> bool:

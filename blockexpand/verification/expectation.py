@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from ..checkpoints.checkpoint import Checkpoint
@@ -20,7 +20,8 @@ from ..formats.safetensors import FLOAT_DTYPES, TensorSpec
 from ..models.decoder import Decoder, find_decoder, output_name, split_name
 from ..models.layer_map import LayerMap
 from ..models.surgery import plan_surgery
-from ..planning.origins import Convert, Copy, Extent, Fill, Origin, Scale, Zeros
+from ..planning.layer_tables import follow_layers
+from ..planning.origins import Convert, Copy, Extent, Fill, Gather, Origin, Scale, Zeros
 from ..planning.plan import Plan
 from .comparison import Place
 
@@ -101,7 +102,8 @@ def expect_layers(checkpoint: Checkpoint, decoder: Decoder, layer_map: LayerMap)
         origin = Copy(extents[name])
         placed = decoder.placed.get(name)
         if placed is None:
-            tensors[name] = ExpectedTensor(spec, origin)
+            sources = [entry.source for entry in layer_map]
+            tensors[name] = ExpectedTensor(*follow_layers(decoder, name, spec, origin, sources))
         elif placed.layer >= decoder.layers:
             index = placed.layer - decoder.layers + len(layer_map)
             tensors[output_name(decoder, placed, index)] = ExpectedTensor(spec, origin)
@@ -161,6 +163,10 @@ def in_dtype(origin: Origin, spec: TensorSpec, dtype: str) -> Origin | None:
                 to_dtype=dtype,
                 factor=1.0,
             )
+        case Gather(values=values):
+            inner = in_dtype(values, spec, dtype)
+            assert isinstance(inner, Convert | Scale | None)
+            return None if inner is None else replace(origin, values=inner)
         case _:
             return None
 

@@ -22,7 +22,7 @@ from ..messages import one_line
 from ..models.decoder import split_name
 from ..models.families import FAMILIES
 from ..models.loading import quiet_transformers
-from ..planning.origins import Fill, Scale, Zeros, source_of
+from ..planning.origins import Fill, Gather, Scale, Zeros, source_of
 from ..planning.plan import Plan, make_plan
 from ..planning.recipe import Recipe
 from ..planning.shards import PlannedTensor
@@ -204,14 +204,24 @@ def _sources(checkpoint: Checkpoint, plan: Plan) -> dict[str, str]:
             else:
                 name = _namesake(plan, tensor.name)
             spec = checkpoint.specs.get(name or "")
-            if name is None or spec is None or spec.shape != tensor.spec.shape:
+            if name is None or spec is None or _source_shape(tensor) != spec.shape:
                 raise ProofError(
                     f"{file.name}: tensor {tensor.name!r}: the plan takes it from no source "
-                    f"tensor of its shape; expected {list(tensor.spec.shape)}, found "
+                    f"tensor of its shape; expected {list(_source_shape(tensor))}, found "
                     f"{list(spec.shape) if spec else 'none'}"
                 )
             sources[tensor.name] = name
     return sources
+
+
+def _source_shape(tensor: PlannedTensor) -> tuple[int, ...]:
+    """Return the shape of what a tensor is made of: its own, unless parts are put together anew."""
+    shape, origin = tensor.spec.shape, tensor.origin
+    if not isinstance(origin, Gather):
+        return shape
+    axis = 0 if origin.rows == 1 else 1
+    before = shape[axis] // len(origin.parts) * origin.of
+    return (*shape[:axis], before, *shape[axis + 1 :])
 
 
 def _namesake(plan: Plan, name: str) -> str:
@@ -255,8 +265,14 @@ def _output_weights(
         if layer is not None and layer in roles:
             silenced = constants.get(plan.layer_map[layer].source, {}) if roles[layer] else {}
             constant = silenced.get(suffix)
-        if isinstance(tensor.origin, Scale):
-            value = value * tensor.origin.factor
+        origin = tensor.origin
+        if isinstance(origin, Gather):
+            axis = 0 if origin.rows == 1 else 1
+            whole = torch.unflatten(value, axis, (origin.of, -1))
+            value = whole.index_select(axis, torch.tensor(origin.parts)).flatten(axis, axis + 1)
+            origin = origin.values
+        if isinstance(origin, Scale):
+            value = value * origin.factor
         yield (
             tensor.name,
             value.clone() if constant is None else torch.full_like(value, constant),

@@ -69,7 +69,10 @@ _GROUPS = ("n_group", "num_expert_group")
 
 _RANKS = ("q_lora_rank", "kv_lora_rank", "time_step_rank", "mamba_dt_rank")
 
-_STATES = ("state_size", "ssm_state_size", "mamba_d_state")
+_STATES = (
+    *("state_size", "ssm_state_size", "mamba_d_state"),
+    "hidden_size_per_layer_input",
+)
 
 _CHUNKS = ("chunk_size", "mamba_chunk_size")
 

@@ -20,11 +20,14 @@ from ..fs.ranges import RangeReader
 from ..fs.reading import PAGE_NBYTES, WORTH_DIRECT_NBYTES, Reader, make_buffer
 from ..fs.sharing import copy_in_kernel, prefers_kernel_copy, reserve
 from ..fs.threads import THREADS, work_through
+from ..planning.gathering import gather_slice
 from ..planning.origins import (
     Convert,
     Copy,
     Dequantize,
+    Extent,
     Fill,
+    Gather,
     Scale,
     Zeros,
     compute_slice,
@@ -166,6 +169,16 @@ class ChunkMover:
                 dequantize_slice(segment.origin, skipped, out, fetch, segment.tensor or "")
                 with self._lock:
                     self._converted += len(out)
+            case Gather(values=values):
+
+                def read(extent: Extent) -> memoryview:
+                    return self._source.read(extent.file, extent.offset, extent.nbytes, scratch)
+
+                room = len(scratch) - 2 * PAGE_NBYTES
+                gather_slice(segment.origin, skipped, out, read, room, segment.tensor or "")
+                if not isinstance(values, Copy):
+                    with self._lock:
+                        self._converted += len(out)
             case _:
                 assert_never(segment.origin)
 

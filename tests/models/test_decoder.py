@@ -235,14 +235,6 @@ UNSUPPORTED = {
         {"model_type": "bloom", "apply_residual_connection_post_layernorm": True},
         "residual is taken after a norm",
     ),
-    "per-layer embeddings": (
-        {"model_type": "gemma4_text", "hidden_size_per_layer_input": 8},
-        "embeddings for every layer",
-    ),
-    "shared keys": (
-        {"model_type": "gemma4_text", "num_kv_shared_layers": 2},
-        "reuse the keys and values",
-    ),
 }
 
 

@@ -15,6 +15,23 @@ MLA = {
 }
 GPT2 = {"n_embd": 32, "n_head": 4, "n_layer": 6, "n_positions": 128, "vocab_size": 96}
 
+# As Gemma 4 E2B: embeddings of its own for every layer, the last layers with the keys and values
+# of earlier ones and MLPs of twice the width.
+GEMMA4_E = {
+    "num_hidden_layers": 8,
+    "sliding_window": 6,
+    "head_dim": 8,
+    "global_head_dim": 16,
+    "num_kv_shared_layers": 3,
+    "use_double_wide_mlp": True,
+    "hidden_size_per_layer_input": 4,
+    "vocab_size_per_layer_input": 96,
+    "layer_types": [
+        *("sliding_attention", "sliding_attention", "full_attention", "sliding_attention"),
+        *("full_attention", "sliding_attention", "sliding_attention", "full_attention"),
+    ],
+}
+
 DENSE = (
     Zoo(name="llama", model_type="llama"),
     Zoo(
@@ -160,6 +177,25 @@ DENSE = (
             "moe_intermediate_size": 24,
             "layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 2,
         },
+    ),
+    Zoo(
+        name="gemma4_text_per_layer_embeddings",
+        model_type="gemma4_text",
+        config=GEMMA4_E,
+        depth=8,
+        refused={"interleaved": "layers from 5 on use the keys and values of layer 3"},
+    ),
+    Zoo(
+        name="gemma4_text_released",
+        model_type="gemma4_text",
+        config={
+            **GEMMA4_E,
+            "num_kv_shared_layers": 4,
+            "use_double_wide_mlp": False,
+        },
+        on_disk={"per_layer_config": None, "global_head_dim": 16},  # as it was released
+        depth=8,
+        refused={"interleaved": "layers from 4 on use the keys and values of layer 3"},
     ),
     Zoo(name="olmo2", model_type="olmo2"),
     Zoo(name="olmo3", model_type="olmo3", config={"sliding_window": 6}),

@@ -195,6 +195,24 @@ MULTIMODAL = (
         },
     ),
     Zoo(
+        name="gemma4_per_layer_embeddings",
+        model_type="gemma4",
+        config={
+            "vision_config": {**TOWER, "head_dim": 16, "num_key_value_heads": 2},
+            "image_token_id": 91,
+        },
+        text={
+            **WINDOW,
+            "global_head_dim": 16,
+            "num_kv_shared_layers": 2,
+            "use_double_wide_mlp": True,
+            "hidden_size_per_layer_input": 4,
+            "vocab_size_per_layer_input": 96,
+            "layer_types": ["sliding_attention", "full_attention"] * 3,
+        },
+        refused={"interleaved": "layers from 4 on use the keys and values of layer 2"},
+    ),
+    Zoo(
         name="idefics3",
         model_type="idefics3",
         config={"vision_config": TOWER, "image_token_id": 91},

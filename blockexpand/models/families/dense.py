@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from .family import Branch, Family, Form, Refusal
-from .layer_fields import indexed, leading, listed, numbered
+from dataclasses import replace
+
+from .family import Branch, Family, Form, LayerTable, Refusal
+from .layer_fields import indexed, leading, listed, numbered, trailing
 from .layer_patterns import FULL, every, rope_except_every, window_after, window_without_rope
+from .layer_places import keys_are_shared
 from .special_fields import attention_types, root_of_depth
 
 ATTENTION: Branch = (Form(outputs=("self_attn.o_proj",)),)
@@ -21,6 +24,26 @@ def closed_by(attention: str, mlp: str, *, value: float = 0.0) -> tuple[Branch, 
 
 
 LAYER_TYPES_EVERY_SECOND = listed("layer_types", derive=every(2))
+
+GEMMA4 = Family(
+    model_types=("gemma4_unified_text",),
+    branches=(
+        (Form(outputs=("self_attn.o_proj",), norms=("post_attention_layernorm",)),),
+        (
+            Form(
+                outputs=("mlp.down_proj", "experts.down_proj", "experts.{e}.down_proj"),
+                norms=("post_feedforward_layernorm",),
+            ),
+        ),
+    ),
+    constants=(("layer_scalar", 1.0),),
+    fields=(
+        listed("layer_types", derive=every(6), last=FULL),
+        numbered("per_layer_config"),
+        trailing("num_kv_shared_layers"),
+    ),
+    places=(keys_are_shared(every(6)),),
+)
 
 DENSE: tuple[Family, ...] = (
     Family(
@@ -86,36 +109,16 @@ DENSE: tuple[Family, ...] = (
         branches=closed_by("post_attention_layernorm", "post_feedforward_layernorm", value=-1.0),
         fields=(listed("layer_types", derive=every("sliding_window_pattern", 6)),),
     ),
-    Family(
-        model_types=("gemma4_text", "gemma4_unified_text"),
-        branches=(
-            (Form(outputs=("self_attn.o_proj",), norms=("post_attention_layernorm",)),),
-            (
-                Form(
-                    outputs=("mlp.down_proj", "experts.down_proj", "experts.{e}.down_proj"),
-                    norms=("post_feedforward_layernorm",),
-                ),
-            ),
-        ),
-        constants=(("layer_scalar", 1.0),),
-        fields=(
-            listed("layer_types", derive=every(6), last=FULL),
-            numbered("per_layer_config"),
-        ),
-        refuse=(
-            Refusal(
-                when=lambda config: bool(config.get("num_kv_shared_layers")),
-                reason="its last layers reuse the keys and values of earlier layers "
-                "('num_kv_shared_layers'), counted from the end",
-            ),
-            Refusal(
-                when=lambda config: (
-                    config.get("model_type") == "gemma4_text"
-                    and bool(config.get("hidden_size_per_layer_input", 256))
-                ),
-                reason="it has embeddings for every layer ('hidden_size_per_layer_input') in one "
-                "table as wide as the model is deep",
-            ),
+    GEMMA4,
+    replace(
+        GEMMA4,
+        model_types=("gemma4_text",),
+        # A third branch, of the embedding that each layer has of its own, in models that have it.
+        constants=(*GEMMA4.constants, ("post_per_layer_input_norm", 0.0)),
+        copied=("per_layer_input_gate", "per_layer_projection"),
+        tables=tuple(
+            LayerTable(module=module, axis=axis, field="hidden_size_per_layer_input", default=256)
+            for module, axis in (("embed_tokens_per_layer", 1), ("per_layer_model_projection", 0))
         ),
     ),
     Family(

@@ -41,13 +41,28 @@ class Refusal:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LayerTable:
+    """A tensor beside the layers that has a part for each of them along dimension `axis`.
+
+    `field` holds the size of a part, `default` is that where the config is silent; a model whose
+    size is 0 has no such table.
+    """
+
+    module: str
+    axis: int
+    field: str
+    default: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
     """How the decoder layers of some `model_types` are named, neutralised and configured.
 
     `prefixes` are the spellings of what stands before the layer number; `count` are the fields
     that hold the number of layers, the first of which is written where none is there. `constants`
     are set in a new layer besides its branches (a factor on the residual stream), `copied` are
-    tensors beyond the vocabulary of those that are copied as they are. `tail` permits
+    tensors beyond the vocabulary of those that are copied as they are. `tables` are beside the
+    layers and have a part for each. `tail` permits
     layers stored past the end, for multi-token prediction. `float32` are tensors that the model
     computes in float32 whatever its dtype. `places` say why a layer map is impossible, if it is;
     `index_scaled` says what depends on a layer's number, so that no original may move.
@@ -60,6 +75,7 @@ class Family:
     fields: tuple[FieldRule, ...] = ()
     constants: tuple[tuple[str, float], ...] = ()
     copied: tuple[str, ...] = ()
+    tables: tuple[LayerTable, ...] = ()
     tail: bool = False
     float32: tuple[str, ...] = ()
     first_layer_differs: bool = False

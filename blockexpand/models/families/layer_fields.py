@@ -243,6 +243,22 @@ def leading(name: str, *, default: int | None = None, advisory: bool = False) ->
     return FieldRule(fields=(name,), read=read, write=write, advisory=advisory)
 
 
+def trailing(name: str) -> FieldRule:
+    """Make the rule of a count of last layers, none where it is absent."""
+
+    def read(config: Config, layers: int) -> Kinds | None:
+        first = layers - get_field(config, name, 0)
+        return tuple(index >= first for index in range(layers))
+
+    def write(config: Config, kinds: Kinds, origins: Sequence[int]) -> FieldEdits | None:
+        count = sum(kinds)
+        if kinds != tuple(index >= len(kinds) - count for index in range(len(kinds))):
+            return None
+        return {} if get_field(config, name, 0) == count else {_path(name): count}
+
+    return FieldRule(fields=(name,), read=read, write=write)
+
+
 def _prove(wanted: Sequence[tuple[FieldRule, Kinds]], edited: Config, layers: int) -> None:
     """Read every kind back. Raises: UnsupportedModelError where one is not what was wanted."""
     for rule, new in wanted:

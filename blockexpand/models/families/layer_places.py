@@ -31,6 +31,39 @@ def picks_are_shared(derive: Derive) -> Place:
     return place
 
 
+def keys_are_shared(derive: Derive) -> Place:
+    """Refuse a new layer in the place of the one whose keys and values the last layers use.
+
+    That is the last layer of its kind before them, so a new one of that kind must not come after
+    it. `derive` tells the kinds where the config does not list them; the last layer attends to all.
+    """
+
+    def place(config: Config, layer_map: LayerMap) -> str | None:
+        layers = 1 + max(entry.source for entry in layer_map)
+        first = layers - get_field(config, "num_kv_shared_layers", 0)
+        if first == layers:
+            return None
+        kinds = get_field(config, "layer_types") or derive(config, layers)
+        givers = {kinds[index]: index for index in range(first)}
+        last = {kinds[entry.source]: entry for entry in layer_map if entry.source < first}
+        taken = sorted(givers[kind] for kind, entry in last.items() if entry.is_new)
+        if not taken:
+            return None
+        free = [index for index in range(layers) if index not in givers.values()]
+        nearest = sorted(
+            {max((i for i in free if i < giver), default=-1) for giver in taken}
+            | {min((i for i in free if i > giver), default=-1) for giver in taken}
+        )
+        said = " and ".join(f"layer {index}" for index in taken)
+        return (
+            f"layers from {first} on use the keys and values of {said} ('num_kv_shared_layers'), "
+            "whose place a clone behind would take; the nearest layers that can be cloned are "
+            + ", ".join(str(index) for index in nearest if index >= 0)
+        )
+
+    return place
+
+
 def rescaling(config: Config, layer_map: LayerMap) -> str | None:
     """Refuse to move an RWKV layer, or to add one, across a point where the stream is halved."""
     step = get_field(config, "rescale_every", 6)

@@ -22,6 +22,7 @@ from ...models.layer_map import LayerEntry, LayerMap
 from ...models.surgery import Surgery, plan_rearrangement, plan_surgery
 from ..dtypes import MergeDtypes, name_main_dtype
 from ..fingerprint import take_fingerprint
+from ..layer_tables import follow_layers
 from ..origins import Part, source_of
 from ..plan import Plan, make_documents
 from ..recipe import PlanOptions
@@ -174,6 +175,8 @@ def _plan_files(job: _Merge, layer_map: LayerMap, options: PlanOptions) -> tuple
             layer = job.taken[use.layer]
             factor = find_factor(layer.part.scales, use.name, layer.t)
         made = job.dtypes.plan(use.source.decoder, use.name, spec, extent, factor)
+        if use.name in use.source.decoder.tables:
+            made = follow_layers(use.source.decoder, use.name, *made, _table_sources(job))
         return Part(use.output, *made)
 
     def is_kept(source: SourceModel, name: str) -> bool:
@@ -186,6 +189,17 @@ def _plan_files(job: _Merge, layer_map: LayerMap, options: PlanOptions) -> tuple
         for shard in source.checkpoint.shards
     }
     return plan_files(kept, blocks, shards, options.max_shard_nbytes, options.block_nbytes)
+
+
+def _table_sources(job: _Merge) -> list[int]:
+    """Return the layers whose parts a table outside of them has. Raises: RecipeError."""
+    if len({layer.source.model for layer in job.taken}) > 1:
+        raise RecipeError(
+            f"{job.recipe.file}: {', '.join(map(repr, job.base.decoder.tables))} have a part for "
+            "each layer, and those of several models cannot be put into one; take all layers from "
+            "one model"
+        )
+    return [layer.number for layer in job.taken]
 
 
 def _find_source_files(
