@@ -17,16 +17,8 @@ from typing import NamedTuple
 from ..checkpoints.checkpoint import Shard
 from ..checkpoints.files import WEIGHTS_FILE
 from ..formats.safetensors import DTYPE_BITS, TensorSpec, render_header
-from .origins import Convert, Copy, Dequantize, Gather, Origin, Part, Scale, source_of
-
-# New blocks go into further shards of at most this size (the default of the Hub's own tools).
-NEW_SHARD_NBYTES = 5_000_000_000
-
-# Below this a block's bytes are copied rather than given a shard of their own to be shared from.
-_WORTH_SHARING_NBYTES = 1 << 20
-
-# Older files are not looked at again, so that thousands of blocks do not take the square of time.
-_MOST_OPEN_FILES = 64
+from .new_shards import NEW_SHARD_NBYTES, arrange_blocks, best_residue, is_aligned
+from .origins import Convert, Copy, Dequantize, Gather, Origin, Part, Scale
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,22 +44,8 @@ def mirror_shards(
     blocks' parts in the source's order.
     """
     mirrored = [_arrange(parts, block_nbytes, mirrors=name) for name, parts in kept if parts]
-    files: list[_OpenFile] = []
-    for block in blocks:
-        for piece in _split_block(block):
-            residue, shared_nbytes = _best_residue(piece, block_nbytes)
-            nbytes = sum(part.spec.nbytes for part in piece)
-            # A tensor is shared only where its offset keeps the source's residue, so a piece that
-            # would land elsewhere starts a file of its own, if it is worth one.
-            wanted = residue if shared_nbytes >= _WORTH_SHARING_NBYTES else None
-            for file in files[-_MOST_OPEN_FILES:]:
-                if file.accepts(nbytes, wanted, block_nbytes):
-                    break
-            else:
-                file = _OpenFile(residue)
-                files.append(file)
-            file.append(piece, nbytes)
-    return mirrored + [_arrange(file.parts, block_nbytes) for file in files]
+    new = [_arrange(parts, block_nbytes) for parts in arrange_blocks(blocks, block_nbytes)]
+    return mirrored + new
 
 
 def pack_shards(
@@ -88,68 +66,13 @@ def pack_shards(
     return [_arrange(file, block_nbytes) for file in files]
 
 
-class _OpenFile:
-    """A file of new blocks while it is being filled."""
-
-    def __init__(self, residue: int) -> None:
-        self.parts: list[Part] = []
-        self._residue = residue
-        self._nbytes = 0
-
-    def accepts(self, nbytes: int, residue: int | None, block_nbytes: int) -> bool:
-        if self._nbytes + nbytes > NEW_SHARD_NBYTES:
-            return False
-        return residue is None or (self._residue + self._nbytes) % block_nbytes == residue
-
-    def append(self, piece: Sequence[Part], nbytes: int) -> None:
-        self.parts += piece
-        self._nbytes += nbytes
-
-
-def _split_block(block: Sequence[Part]) -> list[list[Part]]:
-    """Cut a block where its source goes on in another file, or where a shard would be too large.
-
-    Constants have no place in the source: they stay with the tensor before them.
-    """
-    pieces: list[list[Part]] = []
-    file: str | None = None
-    nbytes = 0
-    for part in block:
-        extent = source_of(part.origin)
-        source = None if extent is None else extent.file
-        has_moved = source is not None and file is not None and source != file
-        if not pieces or has_moved or nbytes + part.spec.nbytes > NEW_SHARD_NBYTES:
-            pieces.append([])
-            nbytes = 0
-        file = source or file
-        pieces[-1].append(part)
-        nbytes += part.spec.nbytes
-    return pieces
-
-
 def _arrange(parts: Sequence[Part], block_nbytes: int, mirrors: str | None = None) -> Arrangement:
     if mirrors is None or any(
         isinstance(part.origin, Convert | Scale | Dequantize | Gather) for part in parts
     ):
         parts = _align(parts)
-    residue, _ = _best_residue(parts, block_nbytes)
+    residue, _ = best_residue(parts, block_nbytes)
     return Arrangement(parts=tuple(parts), residue=residue, mirrors=mirrors)
-
-
-def _best_residue(parts: Sequence[Part], block_nbytes: int) -> tuple[int, int]:
-    """Return the data section's start, modulo the block, that lets the most bytes be shared.
-
-    Also how many bytes that is. Without anything to share it is 0.
-    """
-    nbytes_by_residue = {0: 0}
-    data_offset = 0
-    for part in parts:
-        nbytes = part.spec.nbytes
-        if isinstance(part.origin, Copy):
-            residue = (part.origin.extent.offset - data_offset) % block_nbytes
-            nbytes_by_residue[residue] = nbytes_by_residue.get(residue, 0) + nbytes
-        data_offset += nbytes
-    return max(nbytes_by_residue.items(), key=lambda item: item[1])
 
 
 def _align(parts: Sequence[Part]) -> Sequence[Part]:
@@ -158,13 +81,9 @@ def _align(parts: Sequence[Part]) -> Sequence[Part]:
     Readers view the mapped file as elements, which fails off alignment. Conversion and repacking
     can cause that, when an odd number of narrow elements comes before wider ones.
     """
-    data_offset = 0
-    for part in parts:
-        width = DTYPE_BITS[part.spec.dtype] // 8 or 1
-        if data_offset % width:
-            return sorted(parts, key=lambda part: -DTYPE_BITS[part.spec.dtype])
-        data_offset += part.spec.nbytes
-    return parts
+    if is_aligned(parts):
+        return parts
+    return sorted(parts, key=lambda part: -DTYPE_BITS[part.spec.dtype])
 
 
 class PlannedTensor(NamedTuple):

@@ -31,6 +31,7 @@ from blockexpand.fs.io import (
 )
 from blockexpand.fs.reading import make_buffer
 from blockexpand.fs.sharing import can_share, copy_in_kernel, file_system_block, prefers_kernel_copy
+from blockexpand.planning import new_shards
 from blockexpand.writing import shard as file_writing
 
 PAGE = os.sysconf("SC_PAGESIZE")
@@ -191,6 +192,7 @@ def test_the_block_is_a_power_of_two_of_at_least_4096(tmp_path: Path) -> None:
 def test_only_heads_and_tails_pass_through_the_process_where_blocks_are_shared(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(new_shards, "WORTH_A_FILE_NBYTES", 1 << 20)
     source = make_source(tmp_path / "source", hidden=768, intermediate=2048, vocabulary=2048)
     out, plain = tmp_path / "out", tmp_path / "plain"
     blockexpand.expand(source, plain, new_layers=2, reflink="never")
@@ -225,7 +227,7 @@ def test_only_heads_and_tails_pass_through_the_process_where_blocks_are_shared(
     assert whole > 50_000_000
     assert result.moved.shared == shared
     # Per file the header, and at each break of what is shared less than a block on either side.
-    assert read < 60_000
+    assert read < 100_000
     assert written < 120_000
     assert whole - shared - result.moved.holes < 80_000
     for path in plain.glob("*.safetensors"):
@@ -247,6 +249,9 @@ def test_where_blocks_cannot_be_shared_always_fails_and_leaves_nothing(
 
 # hidden, intermediate: a shape of whole blocks, and one of which hardly a tensor is
 SHAPES = {"whole blocks": (640, 1024), "odd sizes": (636, 1023)}
+
+# Blocks as small as these would be copied rather than given a file of their own.
+WORTH = {"blockexpand.planning.new_shards.WORTH_A_FILE_NBYTES": 1 << 20}
 
 
 @pytest.mark.mount
@@ -274,7 +279,9 @@ def test_blocks_are_shared_and_zeros_are_holes(
             assert len({index[name] for name in names}) == 2
         before = used_nbytes(point)
         command = ("--src", source, "--position", "2,5", *options)
-        done = nursery.run((*command, "--out", point / "out", "--reflink", "--json"), settings={})
+        done = nursery.run(
+            (*command, "--out", point / "out", "--reflink", "--json"), settings=WORTH
+        )
         assert (done.code, done.err) == (0, "")
         moved = json.loads(done.out)["moved"]
         whole = sum(path.stat().st_size for path in (point / "out").glob("*.safetensors"))
@@ -294,7 +301,9 @@ def test_blocks_are_shared_and_zeros_are_holes(
             if call.name == "preadv" and call.path.endswith(".safetensors")
         )
         assert options or read < 400_000
-        plain = nursery.run((*command, "--out", tmp_path / "plain", "--reflink", "never"))
+        plain = nursery.run(
+            (*command, "--out", tmp_path / "plain", "--reflink", "never"), settings=WORTH
+        )
         assert plain.code == 0
         for path in (tmp_path / "plain").glob("*.safetensors"):
             assert (point / "out" / path.name).read_bytes() == path.read_bytes()

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from blockexpand.formats.safetensors import TensorSpec
+from blockexpand.planning.new_shards import NEW_SHARD_NBYTES, WORTH_A_FILE_NBYTES
 from blockexpand.planning.origins import Convert, Copy, Extent, Part, Zeros
-from blockexpand.planning.shards import NEW_SHARD_NBYTES, Arrangement, mirror_shards, pack_shards
+from blockexpand.planning.shards import Arrangement, mirror_shards, pack_shards
 
 WIDTH = {"U8": 1, "BF16": 2, "F32": 4, "I64": 8}
 BLOCK = 4096
@@ -65,13 +66,16 @@ def test_new_blocks_stand_behind_the_mirrored_shards() -> None:
 
 def test_large_blocks_that_would_lose_their_place_get_files_of_their_own() -> None:
     """Only what lies at the source's offset modulo the block can share blocks with it."""
-    large = (1 << 20) + 16
+    large = WORTH_A_FILE_NBYTES + 16
     blocks = [[copied("n0", 1232, large)], [copied("n1", 1232, large)]]
     made = mirror_shards([], blocks, BLOCK)
     assert names(made) == ["n0", "n1"]
     assert [arrangement.residue for arrangement in made] == [1232, 1232]
     # A multiple of the block behind each other keeps the place, so one file holds both.
     blocks = [[copied("n0", 1232, 1 << 20)], [copied("n1", 1232, 1 << 20)]]
+    assert names(mirror_shards([], blocks, BLOCK)) == ["n0 n1"]
+    # What is copied in no time is worth no file.
+    blocks = [[copied("n0", 1232, 20_000_016)], [copied("n1", 1232, 20_000_016)]]
     assert names(mirror_shards([], blocks, BLOCK)) == ["n0 n1"]
 
 
@@ -88,10 +92,10 @@ def test_new_files_hold_at_most_five_gigabytes() -> None:
 
 
 def test_a_block_from_two_shards_is_cut_where_the_shard_changes() -> None:
-    large = (1 << 20) + 8
+    large = WORTH_A_FILE_NBYTES + 8
     block = [
         copied("t0", 8, large),
-        zeros("z", 8),
+        zeros("z", 4096),
         copied("t1", 1000, large, file="b"),
     ]
     made = mirror_shards([], [block], BLOCK)
