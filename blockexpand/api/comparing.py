@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from ..checkpoints.checkpoint import Checkpoint, open_checkpoint
@@ -11,19 +11,20 @@ from ..checkpoints.sources import (
     HubOptions,
     OpenedSource,
     fetch_weights,
+    names_repository,
     open_headers,
     open_source,
 )
+from ..errors import UsageError
 from ..fs.paths import expand_home
-from ..planning.manifest import Claims
 from ..progress import SILENT, Progress
 from ..verification.difference import Difference, compare_checkpoints
-from ..verification.findings import CommitCheck, Finding
 from ..verification.other_tools import verify_other
 from ..verification.output import check_stated, read_stated, verify_output
 from .arguments import check_arguments
 from .opening import open_others
 from .options import check_revision, make_hub_options
+from .pinning import pin_source
 from .pipeline import Verified, prove_logits
 
 
@@ -44,7 +45,8 @@ def verify(
     `src` is, of a recipe's output, the model whose config it has; it names the others itself. An
     output that another tool made, or whose new blocks were trained, is compared by its tensors,
     unless it must be `untrained`. What lies on the source's own blocks of the disk is not read
-    again, unless `paranoid`.
+    again, unless `paranoid`. `out` may be a repository of the Hub that has a manifest: copies of
+    the source's files are compared by digests, the other files are read one at a time.
     Raises: ProofError where logits differ; what differs in the bytes is in the findings.
     """
     check_arguments(
@@ -61,10 +63,19 @@ def verify(
     check_revision(src, revision)
     hub = make_hub_options(revision, token, cache_dir, progress)
     folder = expand_home(out)
+    if names_repository(out):
+        if logits:
+            raise UsageError(
+                f"--logits needs both models here, and {out} is on the Hub: download it with "
+                f"`hf download {out}`, and give the folder"
+            )
+        from .verifying_on_hub import verify_on_hub
+
+        return verify_on_hub(str(src), str(out), hub, progress, untrained=untrained)
     source = open_headers(str(src), hub)
     has_manifest = (folder / MANIFEST_FILE).is_file()
     stated = read_stated(folder) if has_manifest else None
-    pinned = _pin(source, None if stated is None else stated.claims, str(src), hub)
+    pinned = pin_source(source, None if stated is None else stated.claims, str(src), hub)
     source = pinned.source
     if stated is None:
         checkpoint = _fetch(source, hub, progress)
@@ -98,58 +109,6 @@ def verify(
     if logits and not verification.findings:
         proof = prove_logits(checkpoint, folder, verification, progress)
     return Verified(verification, proof)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Pinned:
-    """A source at the commit that is compared with, and what is wrong with the stated one."""
-
-    source: OpenedSource
-    commit: CommitCheck | None = None
-    findings: tuple[Finding, ...] = ()
-
-
-def _pin(source: OpenedSource, claims: Claims | None, src: str, hub: HubOptions) -> _Pinned:
-    """Take the stated commit of a repository whose branch moved on, if the branch had it.
-
-    The branch may have moved by a word in its card alone. But anybody can propose a commit to a
-    repository: one that the branch never had is not what the user means by its name.
-    """
-    snapshot = source.snapshot
-    if snapshot is None:
-        return _Pinned(source=source)
-    repo, branch = snapshot.repo_id, snapshot.revision
-    is_online = snapshot.cached is None
-    is_given = hub.revision is not None or "@" in src
-    check = CommitCheck(
-        repo=repo,
-        revision=branch,
-        commit=snapshot.commit,
-        is_head=None if is_given or not is_online else True,
-        in_history=None if is_given or not is_online else True,
-    )
-    stated = None if claims is None or claims.source.repo != repo else claims.source.commit
-    if is_given or stated in (None, snapshot.commit):
-        return _Pinned(source=source, commit=check)
-    assert stated is not None
-    from ..checkpoints.hub import is_in_history
-
-    known = is_in_history(repo, stated, branch, token=hub.token) if is_online else None
-    if known is False:
-        message = (
-            f"field 'source': says commit {stated} of {repo}, which is not in the history of "
-            f"{branch}: compared with {branch} today ({snapshot.commit}); if you mean that commit, "
-            f"give --revision {stated}"
-        )
-        return _Pinned(
-            source=source, commit=check, findings=(Finding(file=MANIFEST_FILE, message=message),)
-        )
-    return _Pinned(
-        source=open_headers(src, replace(hub, revision=stated)),
-        commit=replace(
-            check, commit=stated, is_head=False if is_online else None, in_history=known
-        ),
-    )
 
 
 def _fetch(source: OpenedSource, hub: HubOptions, progress: Progress) -> Checkpoint:

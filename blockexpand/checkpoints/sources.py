@@ -174,6 +174,21 @@ def looks_like_path(src: str) -> bool:
     return src.startswith((".", "/", "~")) or "\\" in src or name.count("/") > 1 or src == ""
 
 
+def names_repository(out: str | Path) -> bool:
+    """Tell whether an output's name can only be that of a repository, `org/name`: no such folder.
+
+    A name of one word is a folder that is not there.
+    """
+    name = str(out).partition("@")[0]
+    return (
+        isinstance(out, str)
+        and "/" in name
+        and not looks_like_path(out)
+        and not expand_home(out).exists()
+        and not expand_home(out).parent.is_dir()
+    )
+
+
 def _name_folder(src: str, folder: Path) -> ModelRef:
     """Name a local folder; one in the Hub's cache still tells which repository it is."""
     parts = folder.resolve().parts

@@ -7,7 +7,13 @@ from typing import Any
 
 from ..messages import join_lines
 from ..planning.card import layer_runs
-from ..verification.findings import CommitCheck, Finding, Verification, describe_layers
+from ..verification.findings import (
+    CommitCheck,
+    FileProof,
+    Finding,
+    Verification,
+    describe_layers,
+)
 from ..verification.logits import LogitsProof
 from .text_sizes import describe_shared, format_size
 
@@ -29,6 +35,7 @@ def describe_verification(
     else:
         lines = [f"{out}: {describe_proof(verification, proof)}"]
         lines += _new_layer_lines(verification)
+    lines += [f"  {_describe_files(proof, verbose=verbose)}" for proof in verification.proofs]
     if verification.shared:
         lines.append(f"  {describe_shared(verification.shared)}")
     if verbose:
@@ -55,6 +62,20 @@ def describe_proof(verification: Verification, proof: LogitsProof | None) -> str
     if proof is not None:
         text += f"; {describe_logits(proof)}"
     return text
+
+
+def _describe_files(proof: FileProof, *, verbose: bool) -> str:
+    """Say how files on the Hub were compared."""
+    shards = sum(name.endswith(".safetensors") for name in proof.files)
+    what = f"{shards} shard{'s' if shards > 1 else ''}" if shards else f"{len(proof.files)} small"
+    text = f"{what}, {format_size(proof.nbytes)}: "
+    if proof.by == "digest":
+        text += "the Hub lists the digest of the source's file"
+    else:
+        text += "read from the Hub and compared"
+    if proof.read:
+        text += f", with {format_size(proof.read)} of the source"
+    return f"{text} ({', '.join(proof.files)})" if verbose else text
 
 
 def describe_logits(proof: LogitsProof) -> str:
@@ -111,6 +132,15 @@ def verification_as_json(
         "trained": [_finding_fields(finding) for finding in v.trained],
         "notes": list(v.notes),
         "claims": list(v.stated),
+        "proofs": [
+            {
+                "by": proof.by,
+                "files": list(proof.files),
+                "nbytes": proof.nbytes,
+                "source_nbytes_read": proof.read,
+            }
+            for proof in v.proofs
+        ],
         "logits": None
         if proof is None
         else {

@@ -17,11 +17,12 @@ def make_parser() -> Parser:
         usage="blockexpand verify SRC OUT [options]",
         description="Compare every byte of an expansion with what its source and its recipe say "
         "it must be. New blocks may have been trained, and another tool may have made or saved the "
-        "expansion: then its tensors are compared. Exit status 1 if anything else differs.",
+        "expansion: then its tensors are compared. Nothing that the Hub can show to be a copy is "
+        "downloaded. Exit status 1 if anything else differs.",
     )
     add = parser.add_argument
     add("src", type=not_empty, metavar="SRC", help="the source: a folder or a Hub repository")
-    add("out", type=not_empty, metavar="OUT", help="the folder of the expansion")
+    add("out", type=not_empty, metavar="OUT", help="the expansion: a folder or a Hub repository")
     add(
         "--logits",
         action="store_true",

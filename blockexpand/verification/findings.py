@@ -40,6 +40,18 @@ class CommitCheck:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FileProof:
+    """How files of a repository were compared: `by` is "digest" or "read"; `read` more bytes of
+    the source were read for it. Sizes in bytes.
+    """
+
+    by: str
+    files: tuple[str, ...]
+    nbytes: int
+    read: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Verification:
     """What was compared and proven; no `findings` means that it holds.
 
@@ -74,6 +86,7 @@ class Verification:
     stated: tuple[str, ...] = ()
     commit: CommitCheck | None = None
     wrong_source: str | None = None
+    proofs: tuple[FileProof, ...] = ()
     shared: int = 0
 
     @property

@@ -100,11 +100,12 @@ def compare_documents(plan: Plan, out: Path) -> Iterator[Finding]:
                 differences = json_differences(json.loads(document.data), found)
             except CheckpointError as error:
                 differences = [str(error).removeprefix(f"{document.name}: ")]
-        for difference in differences or [_first_difference(document.data, data)]:
+        for difference in differences or [first_difference(document.data, data)]:
             yield Finding(file=document.name, message=difference)
 
 
-def _first_difference(expected: bytes, found: bytes) -> str:
+def first_difference(expected: bytes, found: bytes) -> str:
+    """Say where two texts part, or that one is shorter."""
     if expected.startswith(found) or found.startswith(expected):
         return f"expected {len(expected)} bytes, found {len(found)}"
     return f"differs from byte {differing_byte(expected, found)} on"
@@ -160,7 +161,7 @@ def read_headers(plan: Plan, out: Path) -> tuple[Headers, list[Finding]]:
             if header.metadata != metadata:
                 message = f"header metadata: expected {metadata}, found {header.metadata}"
             else:
-                message = f"header: {_first_difference(file.header, found)}"
+                message = f"header: {first_difference(file.header, found)}"
             findings.append(Finding(file=file.name, message=message))
     return headers, findings
 

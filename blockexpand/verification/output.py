@@ -97,7 +97,7 @@ def verify_output(
     plan = add_card(bare, claims.source, claims.command, claims.models)
     faults, unknown = compare_with_plan(manifest, plan)
     claim_faults, unconfirmed = compare_claims(claims, source)
-    result = _Result(notes=_notes(plan, claims, unknown, out))
+    result = _Result(notes=note_claims(plan, claims, unknown, out))
     result.findings += [Finding(file=MANIFEST_FILE, message=f) for f in faults + claim_faults]
     saved = None if untrained else _open_saved(plan, checkpoint, out)
     if saved is None:
@@ -174,7 +174,7 @@ def _refuse_source(stated: Stated, checkpoint: Checkpoint, source: ModelRef) -> 
     )
 
 
-def _notes(plan: Plan, claims: Claims, unknown: list[str], out: Path) -> list[str]:
+def note_claims(plan: Plan, claims: Claims, unknown: list[str], out: Path) -> list[str]:
     """Say what differs without making another model: the card, the release, unknown fields."""
     notes = []
     if plan.options.row is not None:
@@ -253,7 +253,7 @@ def _compare_exactly(
     sources = Place(plan.root, {file.name: file for file in plan.source_files}, plan.paths)
     found = Place(out, {name: file for name, (_, file) in headers.items()})
     mismatches, result.shared = compare_tensors(sources, found, placed, progress, paranoid=paranoid)
-    new = {name for name in planned if _is_new(plan, name)}
+    new = {name for name in planned if is_new(plan, name)}
     active = set()
     for file, tensors in placed.items():
         for tensor in tensors:
@@ -281,7 +281,8 @@ def _compare_exactly(
     result.findings += compare_side_files(plan, out, progress.advance)
 
 
-def _is_new(plan: Plan, name: str) -> bool:
+def is_new(plan: Plan, name: str) -> bool:
+    """Tell whether a tensor is one of a new block."""
     parts = split_name(name, plan.layer_prefix)
     return parts is not None and parts[0] < len(plan.layer_map) and plan.layer_map[parts[0]].is_new
 
