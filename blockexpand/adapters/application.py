@@ -24,11 +24,13 @@ from ..planning.dtypes import name_main_dtype
 from ..planning.fingerprint import take_fingerprint
 from ..planning.origins import Copy, Extent, Origin, Part, Scale
 from ..planning.plan import Plan, make_constant, make_documents
+from ..planning.quantizing import plan_settings
 from ..planning.recipe import PlanOptions, Recipe, spell_choice
 from ..planning.shards import plan_files
 from ..planning.tensor_map import SourceModel, TensorUse, map_tensors
 from .extraction import refuse_unfit_base
 from .opening import OpenedAdapter
+from .quantized_base import refuse_mixing, stands_beside, stored_suffix, weight_shape
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,29 +85,39 @@ def plan_application(
     """
     decoder = find_decoder(checkpoint.config, checkpoint.specs)
     refuse_unfit_base(decoder, str(checkpoint.root))
+    refuse_mixing(decoder, str(checkpoint.root))
     for opened in adapters:
         _check_fit(decoder, checkpoint, opened)
     composition = compose(adapters)
     layer_map = composition.layer_map
     surgery = plan_surgery(decoder, checkpoint.config, layer_map)
     source = SourceModel(model=0, checkpoint=checkpoint, decoder=decoder)
+    # Blocks of an adapter are stored unquantised, whatever the base is.
+    mode = "new-blocks-full" if decoder.quantization else "keep"
+    settings_edits, repeating = plan_settings(source, mode, layer_map)
     changed = _changed_tensors(decoder, adapters)
 
     make = _make_parts(decoder, adapters, composition, changed, scale)
     kept, blocks = map_tensors((source,), layer_map, make, lambda source, name: True)
     shards = {shard.file.name: shard for shard in checkpoint.shards}
     files = plan_files(kept, blocks, shards, max_shard_nbytes, block_nbytes)
-    edits = surgery.config_edits + tuple(
-        JsonEdit(path=path, value=value)
-        for opened in adapters
-        for path, value in opened.adapter.config_changes
+    edits = (
+        surgery.config_edits
+        + settings_edits
+        + tuple(
+            JsonEdit(path=path, value=value)
+            for opened in adapters
+            for path, value in opened.adapter.config_changes
+        )
     )
-    documents = make_documents(edit_json_object(checkpoint.config_bytes, edits), files)
+    config = edit_json_object(checkpoint.config_bytes, edits)
+    documents = make_documents(config, files, repeating)
     options = PlanOptions(
         position=spell_choice(Recipe(layers=layer_map)),
         dtype="source",
         max_shard_nbytes=max_shard_nbytes,
         block_nbytes=block_nbytes,
+        quantized=mode,
     )
     stored = _stored_files(adapters)
     return Plan(
@@ -123,7 +135,7 @@ def plan_application(
         dtype=name_main_dtype(checkpoint.specs.values()),
         files=files,
         documents=documents,
-        side_files=checkpoint.side_files,
+        side_files=tuple(file for file in checkpoint.side_files if file.name not in repeating),
         source_files=(*(shard.file for shard in checkpoint.shards), *stored),
         source_card=checkpoint.card,
         left_behind=checkpoint.left_behind,
@@ -131,6 +143,7 @@ def plan_application(
         fingerprint=_fingerprint(take_fingerprint(options, files, documents), adapters),
         paths={file.name: path for file, path in stored.items()},
         adapters=tuple(opened.name for opened in adapters),
+        quantization=decoder.quantization.method.name if decoder.quantization else None,
         keeps_function=scale == 0 and not changed,
     )
 
@@ -141,17 +154,25 @@ def _make_parts(
     composition: Composition,
     changed: Mapping[str, tuple[int, TensorSpec, Extent]],
     scale: float,
-) -> Callable[[TensorUse], Part]:
-    """Return what says of each tensor of the output where its bytes come from."""
+) -> Callable[[TensorUse], Part | None]:
+    """Return what says of each tensor of the output where its bytes come from.
 
-    def make(use: TensorUse) -> Part:
+    What stands beside quantised modules, and is in no adapter, is the base's.
+    """
+
+    def make(use: TensorUse) -> Part | None:
         if use.layer is not None and use.layer in composition.places:
             number, index = composition.places[use.layer]
-            adapter, suffix = adapters[number].adapter, decoder.placed[use.name].suffix
-            tensor, extent = adapters[number].placed[f"{adapter.layer_prefix}{index}.{suffix}"]
+            adapter, suffix = adapters[number].adapter, stored_suffix(decoder, use.name)
+            if suffix is None:
+                return None
+            name = f"{adapter.layer_prefix}{index}.{suffix}"
+            if name not in adapters[number].placed:
+                return Part(use.output, use.spec, Copy(use.extent))
+            tensor, extent = adapters[number].placed[name]
             here = extent._replace(file=_key(number, extent.file))
             origin = _scaled(tensor.spec, here, adapter.neutral.get(suffix), scale)
-            return Part(use.output, tensor.spec, origin)
+            return Part(f"{decoder.prefix}{use.layer}.{suffix}", tensor.spec, origin)
         if use.name in changed:
             number, spec, extent = changed[use.name]
             return Part(use.output, spec, Copy(extent._replace(file=_key(number, extent.file))))
@@ -215,12 +236,17 @@ def _check_fit(decoder: Decoder, checkpoint: Checkpoint, opened: OpenedAdapter) 
         )
     suffixes: dict[int, dict[str, str]] = {}
     for name, placed in decoder.placed.items():
-        suffixes.setdefault(placed.layer, {})[placed.suffix] = name
+        if (suffix := stored_suffix(decoder, name)) is not None:
+            suffixes.setdefault(placed.layer, {})[suffix] = name
     for index in adapter.new_layers:
         source = adapter.layer_map[index].source
         prefix = f"{adapter.layer_prefix}{index}."
         stored = {name.removeprefix(prefix) for name in adapter.tensors if name.startswith(prefix)}
-        wanted = suffixes[source]
+        wanted = {
+            suffix: name
+            for suffix, name in suffixes[source].items()
+            if suffix in stored or not stands_beside(decoder, name)
+        }
         if lacking := sorted(wanted.keys() ^ stored):
             raise CheckpointError(
                 f"{where}: its layer {index} and layer {source} of the base do not have the same "
@@ -228,11 +254,11 @@ def _check_fit(decoder: Decoder, checkpoint: Checkpoint, opened: OpenedAdapter) 
             )
         for suffix, name in wanted.items():
             spec = adapter.tensors[prefix + suffix].spec
-            if spec.shape != checkpoint.specs[name].shape or spec.dtype not in FLOAT_DTYPES:
+            shape = weight_shape(decoder, checkpoint, name)
+            if spec.shape != shape or spec.dtype not in FLOAT_DTYPES:
                 raise CheckpointError(
                     f"{where}: tensor {prefix + suffix!r} is {spec.dtype} {list(spec.shape)}, "
-                    f"{name!r} of the base is {checkpoint.specs[name].dtype} "
-                    f"{list(checkpoint.specs[name].shape)}"
+                    f"{name!r} of the base is {checkpoint.specs[name].dtype} {list(shape)}"
                 )
 
 

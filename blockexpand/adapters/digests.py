@@ -90,14 +90,3 @@ def digest_widened(
                 digests[entry.name] = digest.hexdigest()
         reader.check_unchanged()
     return digests
-
-
-def is_widening(from_dtype: str, to_dtype: str) -> bool:
-    """Tell whether every value of one dtype is a value of another, and the dtypes differ."""
-    return (from_dtype, to_dtype) in {
-        ("BF16", "F32"),
-        ("F16", "F32"),
-        ("BF16", "F64"),
-        ("F16", "F64"),
-        ("F32", "F64"),
-    }

@@ -13,6 +13,7 @@ from typing import Any
 
 from ..checkpoints.checkpoint import Checkpoint
 from ..errors import CheckpointError, UnsupportedModelError
+from ..formats.elements import is_widening
 from ..formats.json_object import JsonObject
 from ..formats.safetensors import TensorSpec
 from ..messages import and_more
@@ -20,7 +21,6 @@ from ..models.decoder import Decoder, output_name
 from ..models.layer_map import LayerMap
 from ..planning.origins import Copy, Extent, Part
 from ..planning.shards import PlannedFile, plan_blocks
-from .digests import is_widening
 from .format import DigestedTensor, name_blocks
 
 # Fields that say how a model is trained, run or labelled, not what it computes.
@@ -56,22 +56,15 @@ class Extracted:
 
 
 def refuse_unfit_base(decoder: Decoder, base: str) -> None:
-    """Refuse a base whose tensors are parts of modules: trainers save originals unquantised.
+    """Refuse a base with tables that have a part for every layer.
 
-    Also one with tables that have a part for every layer: new layers make them wider, and a block
-    adapter holds whole tensors only.
+    New layers make them wider, and a block adapter holds whole tensors only.
     Raises: UnsupportedModelError.
     """
     if decoder.tables:
         raise UnsupportedModelError(
             f"{base}: {', '.join(map(repr, decoder.tables))} hold a part for every layer, which a "
             "block adapter cannot keep apart from the base; keep the whole expanded model"
-        )
-    if decoder.quantization is not None:
-        raise UnsupportedModelError(
-            f"{base}: the base is quantized, and what trainers save of it is not; make an "
-            "unquantized base (--quantized dequantize --new-layers 0) and give that one: its "
-            "values are those that were trained with"
         )
 
 

@@ -21,6 +21,7 @@ from ..models.decoder import Decoder, find_decoder
 from ..models.loading import quiet_transformers
 from ..models.runtime import runtime_prefixes
 from ..models.surgery import plan_rearrangement, plan_surgery
+from ..planning.unquantized import drop_quantization
 from .opening import OpenedAdapter
 
 if TYPE_CHECKING:
@@ -158,7 +159,9 @@ def _load_blocks(
     base = adapter.base.config
     sources = [adapter.layer_map[layer].source for layer in adapter.new_layers]
     surgery = plan_rearrangement(decoder, base, [(decoder, base, source) for source in sources])
-    config = edit_json_object(json.dumps(base).encode(), surgery.config_edits)
+    # Blocks of an adapter are stored unquantised, whatever the base is.
+    plain = drop_quantization(base)
+    config = edit_json_object(json.dumps(plain).encode(), surgery.config_edits)
     numbers = {layer: index for index, layer in enumerate(adapter.new_layers)}
     tensors: dict[str, torch.Tensor] = {}
     for shard in opened.shards:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from .._version import __version__
 from ..adapters.card import render_adapter_card
-from ..adapters.digests import digest_tensors, digest_widened, is_widening
+from ..adapters.digests import digest_tensors, digest_widened
 from ..adapters.extraction import (
     Extracted,
     compare_with_base,
@@ -26,10 +26,12 @@ from ..adapters.format import (
     DigestedTensor,
     render_adapter,
 )
+from ..adapters.quantized_base import expect_whole_model, refuse_changed_modules, refuse_requantized
 from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.files import CARD_FILE, MANIFEST_FILE
 from ..checkpoints.sources import ModelRef, open_source
 from ..errors import CheckpointError
+from ..formats.elements import is_widening
 from ..formats.json_object import edit_json_object, parse_json_object
 from ..fs.paths import existing_folder, expand_home
 from ..fs.sharing import file_system_block
@@ -41,6 +43,7 @@ from ..planning.manifest import parse_manifest
 from ..planning.plan import Plan
 from ..planning.recipe import PlanOptions
 from ..planning.shards import Document, render_index
+from ..planning.unquantized import drop_quantization
 from ..progress import SILENT, Progress
 from ..publishing.target import check_push, parse_push_target
 from ..verification.layer_finding import find_layer_map
@@ -108,6 +111,8 @@ def extract(
     )
     decoder = find_decoder(base_checkpoint.config, base_checkpoint.specs)
     refuse_unfit_base(decoder, str(base))
+    if decoder.quantization is not None:
+        refuse_requantized(decoder.quantization.method, theirs, str(trained))
     layer_map = _find_layers(base_checkpoint, theirs, decoder, str(trained))
     adapter, extracted = _compare(
         base_checkpoint, base_name, theirs, decoder, layer_map, progress, str(trained)
@@ -171,20 +176,37 @@ def _compare(
     progress.begin("comparing", sides)
     digests, shards = digest_tensors(base.root, base.shards, progress.advance)
     found, _ = digest_tensors(trained.root, trained.shards, progress.advance)
-    expected = expected_tensors(decoder, base.specs, layer_map)
-    names = _name_trained(expected, decoder, trained)
+    prefix = find_decoder(trained.config, trained.specs).prefix
+    whole = None
+    expected, before = expected_tensors(decoder, base.specs, layer_map), digests
+    sources = {name: source for name, (source, _) in expected.items()}
+    if decoder.quantization is not None:
+        whole = expect_whole_model(base, decoder, layer_map, digests, found, prefix)
+        expected, before, sources = dict(whole.expected), dict(whole.before), dict(whole.plain)
+    names = _name_trained(expected, decoder, trained, prefix)
     wide = {
         source: found[names[name]].spec.dtype
-        for name, (source, is_new) in expected.items()
-        if not is_new
+        for name, source in sources.items()
+        if not expected[name][1]
         and name in names
         and is_widening(digests[source].spec.dtype, found[names[name]].spec.dtype)
     }
-    widened = digest_widened(base.root, base.shards, wide, lambda nbytes: None) if wide else {}
-    extracted = compare_with_base(expected, digests, found, names, widened, where)
+    digested = digest_widened(base.root, base.shards, wide, lambda nbytes: None) if wide else {}
+    widened = {
+        expected[name][0]: digested[source]
+        for name, source in sources.items()
+        if source in digested
+    }
+    extracted = compare_with_base(expected, before, found, names, widened, where)
+    if whole is not None:
+        refuse_changed_modules(whole, extracted, where)
     surgery = plan_surgery(decoder, base.config, layer_map)
     config = edit_json_object(base.config_bytes, surgery.config_edits)
-    changes = config_differences(parse_json_object(config, "config.json"), trained.config)
+    # How the base's layers are quantised is told by the base alone; trainers save them otherwise.
+    changes = config_differences(
+        drop_quantization(parse_json_object(config, "config.json")),
+        drop_quantization(trained.config),
+    )
     neutral = {
         suffix: constant
         for entry in layer_map
@@ -211,15 +233,17 @@ def _pick(
 
 
 def _name_trained(
-    expected: Mapping[str, tuple[str, bool]], decoder: Decoder, trained: Checkpoint
+    expected: Mapping[str, tuple[str, bool]], decoder: Decoder, trained: Checkpoint, prefix: str
 ) -> dict[str, str]:
-    """Return what the trained checkpoint calls the whole model's tensors, where it has them."""
-    theirs = find_decoder(trained.config, trained.specs)
+    """Return what the trained checkpoint calls the whole model's tensors, where it has them.
+
+    `prefix` is what stands before a layer's number there.
+    """
     names = {}
     for name in expected:
         there = name
         if name.startswith(decoder.prefix):
-            there = theirs.prefix + name.removeprefix(decoder.prefix)
+            there = prefix + name.removeprefix(decoder.prefix)
         if there in trained.specs:
             names[name] = there
     return names

@@ -36,6 +36,17 @@ def convert_slice(
     check_result(values, result, f"{to_dtype}; expand with --dtype {wider}", tensor)
 
 
+def is_widening(from_dtype: str, to_dtype: str) -> bool:
+    """Tell whether every value of one dtype is a value of another, and the dtypes differ."""
+    return (from_dtype, to_dtype) in {
+        ("BF16", "F32"),
+        ("F16", "F32"),
+        ("BF16", "F64"),
+        ("F16", "F64"),
+        ("F32", "F64"),
+    }
+
+
 def scale_slice(
     source: memoryview,
     from_dtype: str,

@@ -5,6 +5,7 @@ Sees names and the config, never tensor data. It refuses what config and tensors
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from collections import defaultdict
@@ -15,7 +16,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from ..errors import CheckpointError, UnsupportedModelError
-from ..formats.safetensors import TensorSpec
+from ..formats.safetensors import TensorSpec, make_tensor_spec
 from .decoder_checks import check_tensors, find_tables, refuse_unknown_fields
 from .families import FAMILIES, MULTIMODAL
 from .families.family import Family
@@ -269,9 +270,30 @@ def find_decoder(
             spec = tensors[name]
             own = quantization.weight_spec(name, spec) if quantization else spec
             by_layer[tensor.layer][suffix] = own
+    if quantization and any(m.scheme.shape is None for m in quantization.modules.values()):
+        _take_shapes(by_layer)
     known = [repr([kind[i] for kind in kinds if kind is not None]) for i in range(layers)]
     check_tensors(family, text_type, prefix, by_layer, known)
     return decoder
+
+
+def _take_shapes(by_layer: Mapping[int, dict[str, TensorSpec]]) -> None:
+    """Give weights whose shape headers do not tell that of another layer's that is as large.
+
+    bitsandbytes stores four-bit weights as one column, and leaves some layers unquantised.
+    """
+    shapes: dict[str, set[tuple[int, ...]]] = defaultdict(set)
+    for tensors in by_layer.values():
+        for suffix, spec in tensors.items():
+            if len(spec.shape) != 2 or spec.shape[1] != 1:
+                shapes[suffix].add(spec.shape)
+    for tensors in by_layer.values():
+        for suffix, spec in tensors.items():
+            if spec.shape in shapes[suffix]:
+                continue
+            for shape in shapes[suffix]:
+                if -(-math.prod(shape) // 2) == math.prod(spec.shape):
+                    tensors[suffix] = make_tensor_spec(spec.dtype, shape)
 
 
 def output_name(decoder: Decoder, placed: LayerTensor, layer: int) -> str:

@@ -82,13 +82,15 @@ class QuantizedPart(NamedTuple):
 class Dequantize:
     """The weight of a quantised module, each value as its format defines it, rounded to nearest.
 
-    The first of `parts` holds the values; the parts may lie in several files.
+    The first of `parts` holds the values; the parts may lie in several files. `via_dtype` is one
+    that values are rounded to before they are widened.
     """
 
     codec: Codec
     parts: tuple[QuantizedPart, ...]
     shape: tuple[int, ...]
     to_dtype: str
+    via_dtype: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,6 +202,13 @@ def _dequantize(
         is_shared = end - begin == spec.nbytes or len(origin.shape) > 2
         part = Extent(extent.file, extent.offset + begin, end - begin)
         parts[role] = fetch(part, is_shared)
-    dequantize_rows(
-        origin.codec, specs, parts, origin.shape, (first, last), target, origin.to_dtype, tensor
-    )
+    dtype = origin.via_dtype or origin.to_dtype
+    values = target
+    if dtype != origin.to_dtype:
+        values = memoryview(
+            bytearray(len(target) * DTYPE_BITS[dtype] // DTYPE_BITS[origin.to_dtype])
+        )
+    rows = (first, last)
+    dequantize_rows(origin.codec, specs, parts, origin.shape, rows, values, dtype, tensor)
+    if dtype != origin.to_dtype:
+        convert_slice(values, dtype, target, origin.to_dtype, tensor)

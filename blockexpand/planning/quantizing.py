@@ -13,12 +13,15 @@ from typing import Any
 from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.files import QUANTIZATION_FILES
 from ..errors import CheckpointError, RecipeError, UnsupportedModelError
+from ..formats.codecs import Shape
 from ..formats.json_object import REMOVE, JsonEdit, edit_json_object, parse_json_object
 from ..formats.safetensors import TensorSpec, make_tensor_spec
+from ..messages import either
 from ..models.decoder import Decoder, module_suffix
 from ..models.families import MULTIMODAL
 from ..models.layer_map import LayerMap
-from ..models.quantization.find import Quantization, QuantizedModule, read_shape
+from ..models.quantization.find import Quantization, QuantizedModule
+from ..models.quantization.shapes import find_shape
 from ..models.quantization.skip_lists import Renumbering, rewrite_settings
 from .origins import Copy, Dequantize, Extent, Fill, Origin, Part, QuantizedPart, Zeros
 from .tensor_map import SourceModel, TensorUse
@@ -63,47 +66,37 @@ class QuantizedTensors:
         if role != "q":
             return None
         own = len(use.name) - len(module.name)
-        spec = make_tensor_spec(self.target, self._shape(module, use.spec))
+        spec = self.weight_spec(module)
         origin: Origin = Zeros(nbytes=spec.nbytes)
         if constant is None:
-            origin = self._dequantize(module, spec)
+            origin = self.dequantize(module, self.target)
         return Part(use.output[:-own] + module.scheme.weight, spec, origin)
 
-    def _is_new(self, layer: int | None) -> bool:
-        return layer is not None and self.layer_map[layer].is_new
+    def weight_spec(self, module: QuantizedModule) -> TensorSpec:
+        """Return what a module's weight is unquantised.
 
-    def _dequantize(self, module: QuantizedModule, spec: TensorSpec) -> Dequantize:
+        Raises: RecipeError where headers do not tell, and no more than those are here.
+        """
+        return make_tensor_spec(self.target, self._shape(module))
+
+    def dequantize(self, module: QuantizedModule, to_dtype: str) -> Dequantize:
+        """Return the origin of a module's weight in a dtype."""
         return Dequantize(
             codec=module.scheme.codec,
             parts=tuple(
                 QuantizedPart(role, *self.extents[module.parts[role]])
                 for role in ("q", *module.scheme.explains)
             ),
-            shape=spec.shape,
-            to_dtype=spec.dtype,
+            shape=self._shape(module),
+            to_dtype=to_dtype,
         )
 
-    def _shape(self, module: QuantizedModule, spec: TensorSpec) -> tuple[int, ...]:
-        if module.scheme.shape is not None:
-            return module.scheme.shape
-        state = next(part for role, part in module.parts.items() if role.startswith("state"))
-        data = self.source.checkpoint.contents.get(state)
-        if data is None:
-            raise RecipeError(
-                f"tensor {state!r} holds the shape of a weight, and only headers were fetched; "
-                f"--quantized {self.mode} needs the model as a folder: download it first"
-            )
-        try:
-            shape = read_shape(data)
-            n_elements = make_tensor_spec("U8", shape).nbytes
-        except (ValueError, CheckpointError) as error:
-            raise CheckpointError(f"tensor {state!r}: no state of a weight: {error}") from None
-        if -(-n_elements // 2) != spec.nbytes:
-            raise CheckpointError(
-                f"tensor {state!r}: says {list(shape)}, which does not fit the weight's "
-                f"{spec.nbytes} bytes"
-            )
-        return shape
+    def _is_new(self, layer: int | None) -> bool:
+        return layer is not None and self.layer_map[layer].is_new
+
+    def _shape(self, module: QuantizedModule) -> Shape:
+        q, _ = self.extents[module.parts["q"]]
+        return find_shape(module, q, self.source.checkpoint.contents)
 
 
 def make_quantized_tensors(
@@ -124,8 +117,9 @@ def make_quantized_tensors(
                 "'quantization_config'); leave the option out"
             )
         return None
-    if reason := _refusal(quantization, mode):
-        raise UnsupportedModelError(f"--quantized {mode}: {reason}")
+    if reason := find_refusal(quantization, mode):
+        others = either([f"--quantized {m}" for m in MODES if not find_refusal(quantization, m)])
+        raise UnsupportedModelError(f"--quantized {mode}: {reason}; use {others}")
     extents = {
         entry.name: (
             entry.spec,
@@ -149,7 +143,7 @@ def make_quantized_tensors(
     )
 
 
-def _refusal(quantization: Quantization, mode: str) -> str | None:
+def find_refusal(quantization: Quantization, mode: str) -> str | None:
     """Say why a checkpoint cannot be had in a mode."""
     is_packed = any(
         ".experts." in name and "shape" in module.parts
@@ -157,8 +151,7 @@ def _refusal(quantization: Quantization, mode: str) -> str | None:
     )
     if mode == "new-blocks-full" and is_packed:
         return (
-            "transformers cannot load packed experts in some layers and unquantized ones in "
-            "others; use --quantized keep, or --quantized dequantize"
+            "transformers cannot load packed experts in some layers and unquantized ones in others"
         )
     return quantization.method.refused.get(mode)
 

@@ -7,8 +7,9 @@ from dataclasses import replace
 
 from ..checkpoints.checkpoint import Checkpoint
 from ..formats.json_object import JsonObject
-from ..formats.safetensors import HeaderEntry
+from ..formats.safetensors import HeaderEntry, make_tensor_spec
 from ..models.quantization.find import find_quantization
+from ..models.quantization.shapes import find_shape
 
 
 def unquantized(checkpoint: Checkpoint) -> Checkpoint:
@@ -25,7 +26,8 @@ def unquantized(checkpoint: Checkpoint) -> Checkpoint:
             if member is not None:
                 if member.module is None or member.role != "q":
                     continue
-                name, spec = member.module.weight, quantization.weight_spec(name, spec)
+                shape = find_shape(member.module, spec, checkpoint.contents)
+                name, spec = member.module.weight, make_tensor_spec("BF16", shape)
             entries.append(HeaderEntry(name, spec, entry.data_offset))
         shards.append(replace(shard, header=replace(shard.header, entries=tuple(entries))))
     config = drop_quantization(checkpoint.config)

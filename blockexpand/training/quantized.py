@@ -33,9 +33,8 @@ _SAVES_PLAINLY = (
 )
 
 _SAVING = (
-    "a trainer saves the original layers in another form than they had: `blockexpand extract` "
-    "takes the new blocks out of it, against the source made with --quantized dequantize "
-    "--new-layers 0"
+    "a trainer may save the original layers in another form than they had: `blockexpand extract` "
+    "takes the new blocks out of what it saved, and `blockexpand apply` puts them on the source"
 )
 
 

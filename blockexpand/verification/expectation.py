@@ -14,21 +14,32 @@ from typing import NamedTuple
 from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.files import CONFIG_FILE
 from ..errors import UnsupportedModelError
-from ..formats.elements import encode_element
+from ..formats.elements import encode_element, is_widening
 from ..formats.json_object import JsonObject, edit_json_object
 from ..formats.safetensors import FLOAT_DTYPES, TensorSpec
-from ..models.decoder import Decoder, find_decoder, output_name, split_name
+from ..models.decoder import Decoder, LayerTensor, find_decoder, output_name, split_name
 from ..models.layer_map import LayerMap
 from ..models.surgery import plan_surgery
 from ..planning.layer_tables import follow_layers
-from ..planning.origins import Convert, Copy, Extent, Fill, Gather, Origin, Scale, Zeros
+from ..planning.origins import (
+    Convert,
+    Copy,
+    Dequantize,
+    Extent,
+    Fill,
+    Gather,
+    Origin,
+    Scale,
+    Zeros,
+)
 from ..planning.plan import Plan
 from .comparison import Place
 
 
 class ExpectedTensor(NamedTuple):
     """A tensor as the expansion makes it: `clone` is where a new block's values come from,
-    `constant` what they are set to instead, None where they are copied."""
+    `constant` what they are set to instead, None where they are copied. Of a quantised source
+    `clone` is the constant itself, by its bytes."""
 
     spec: TensorSpec
     clone: Origin
@@ -66,9 +77,14 @@ def expect_plan(plan: Plan, checkpoint: Checkpoint) -> Expectation:
             clone, constant = tensor.origin, None
             if layer is not None and layer < len(plan.layer_map) and plan.layer_map[layer].is_new:
                 constant = plan.neutral.get(suffix)
-                source = (plan.layer_map[layer].source, suffix)
-                if isinstance(clone, Zeros | Fill) and source in by_place:
-                    clone = Copy(extents[by_place[source]])
+                source = by_place.get(LayerTensor(plan.layer_map[layer].source, suffix))
+                if isinstance(clone, Zeros | Fill):
+                    if decoder.quantization and (
+                        source is None or source in decoder.quantization.members
+                    ):
+                        constant = 0.0  # a weight's, of which this may be a part
+                    elif source is not None:
+                        clone = Copy(extents[source])
             else:
                 layer = None
             tensors[tensor.name] = ExpectedTensor(tensor.spec, clone, layer, suffix, constant)
@@ -167,6 +183,8 @@ def in_dtype(origin: Origin, spec: TensorSpec, dtype: str) -> Origin | None:
             inner = in_dtype(values, spec, dtype)
             assert isinstance(inner, Convert | Scale | None)
             return None if inner is None else replace(origin, values=inner)
+        case Dequantize() if is_widening(spec.dtype, dtype):
+            return replace(origin, via_dtype=spec.dtype, to_dtype=dtype)
         case _:
             return None
 

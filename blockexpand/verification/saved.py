@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from ..checkpoints.checkpoint import Checkpoint
 from ..formats.safetensors import FLOAT_DTYPES
 from ..models.families.tensor_roles import is_output, is_silenced
+from ..planning.origins import Fill, Zeros
 from ..planning.shards import PlannedTensor
 from ..progress import SILENT, Progress
 from .comparison import Compared, Mismatch, Place, compare_tensors, is_zero
@@ -228,6 +229,8 @@ def _judge_blocks(
                 and is_output(family, suffix)
                 and is_zero(saved.root / pair.file, extents[name], pair.found.spec.dtype)
             )
+            if isinstance(pair.expected.clone, Zeros | Fill):
+                zero = name not in mismatches
             if zero:
                 zeroed.add(suffix)
             constant = pair.expected.constant

@@ -5,14 +5,13 @@ Sees names, shapes and the config, never tensor data. What no row covers is refu
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ...errors import CheckpointError, UnsupportedModelError
-from ...formats.codecs import Blocks, Shape
+from ...formats.codecs import Blocks
 from ...formats.safetensors import TensorSpec, make_tensor_spec
 from ...messages import show
 from .bitsandbytes import BITSANDBYTES
@@ -136,14 +135,6 @@ def find_cut_block(quantization: Quantization) -> str | None:
             if any(block and length % block for block, length in sides):
                 return module.name
     return None
-
-
-def read_shape(data: bytes) -> Shape:
-    """Return the shape of a weight from bitsandbytes' state of it. Raises: ValueError."""
-    found = re.search(rb'"shape":\s*\[([0-9, ]*)\]', data)
-    if found is None:
-        raise ValueError("no shape")
-    return tuple(int(dim) for dim in found[1].split(b","))
 
 
 def _descend(config: Mapping[str, Any], path: tuple[str, ...]) -> Mapping[str, Any] | None:
