@@ -114,8 +114,9 @@ def open_target(
     found = [file.name for file in files if file.name not in _OF_THE_HUB]
     if found and not (overwrite or target.create_pr):
         raise HubError(
-            f"{repo_id}: the repository has files ({and_more([show(n) for n in found])}); give "
-            "--overwrite to commit on top of them, or another name"
+            f"{repo_id}: the repository has files ({and_more([show(n) for n in found])}); if an "
+            f"earlier run made them, see `blockexpand verify SRC {repo_id}`; give --overwrite to "
+            "commit on top of them, or another name"
         )
     return OpenedTarget(target=target, repo_id=repo_id, head=head, files=files)
 
