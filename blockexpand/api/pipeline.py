@@ -17,7 +17,7 @@ from ..checkpoints.sources import (
     ShardStream,
 )
 from ..errors import NoProofError, ProofError, RecipeError
-from ..models.quantization.find import find_cut_block, find_quantization
+from ..models.quantization.find import find_misread, find_quantization
 from ..planning.card import add_proof
 from ..planning.origins import Convert, Dequantize, Gather, Origin, Scale
 from ..planning.plan import Plan
@@ -260,12 +260,11 @@ def _refuse_other_values(checkpoint: Checkpoint, folder: Path, verification: Ver
     quantization = find_quantization(checkpoint.config, checkpoint.specs)
     if quantization is None or not verification.is_unpacked:
         return
-    cut = find_cut_block(quantization)
-    if cut is not None:
+    misread = find_misread(quantization)
+    if misread is not None:
         raise NoProofError(
-            f"{folder}: every value is as the format defines it, but transformers unpacks blocks "
-            f"that are not whole ({cut}) otherwise, so that the source's logits prove nothing; "
-            "leave --logits out"
+            f"{folder}: every value is as the format defines it, but transformers unpacks "
+            f"{misread} otherwise, so that the source's logits prove nothing; leave --logits out"
         )
 
 

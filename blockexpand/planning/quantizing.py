@@ -65,12 +65,12 @@ class QuantizedTensors:
             return Part(use.output, use.spec, _fill(zero, use))
         if role != "q":
             return None
-        own = len(use.name) - len(module.name)
         spec = self.weight_spec(module)
         origin: Origin = Zeros(nbytes=spec.nbytes)
         if constant is None:
             origin = self.dequantize(module, self.target)
-        return Part(use.output[:-own] + module.scheme.weight, spec, origin)
+        name = use.output.removesuffix(use.name.removeprefix(module.name))
+        return Part(name + module.scheme.weight, spec, origin)
 
     def weight_spec(self, module: QuantizedModule) -> TensorSpec:
         """Return what a module's weight is unquantised.

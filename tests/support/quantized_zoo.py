@@ -55,6 +55,18 @@ BASES: Mapping[str, Mapping[str, Any]] = {
         "qk_nope_head_dim": 64,
         "v_head_dim": 64,
     },
+    # Experts are one tensor [experts, in, out].
+    "llama4_text": {
+        "hidden_size": 256,
+        "intermediate_size": 128,
+        "intermediate_size_mlp": 384,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 1,
+        "interleave_moe_layer_step": 1,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 64,
+    },
     # Norms close both branches.
     "olmo2": {
         "hidden_size": 256,
@@ -189,6 +201,20 @@ def fp8_blocks(
     return pack
 
 
+def fp8_experts(tensors: Tensors) -> Tensors:
+    """Quantise experts that are one tensor: the scales' name is the weight's and `_scale_inv`."""
+    pack = fp8_blocks()
+    result: Tensors = {}
+    for name, tensor in tensors.items():
+        if not re.fullmatch(r".*experts\.(gate_up|down)_proj", name):
+            result[name] = tensor
+            continue
+        experts = [pack(name, expert) for expert in tensor]
+        result[name] = torch.stack([expert[".weight"] for expert in experts])
+        result[f"{name}_scale_inv"] = torch.stack([e[".weight_scale_inv"] for e in experts])
+    return result
+
+
 def fp8_settings(**more: Any) -> dict[str, Any]:
     return {
         "quant_method": "fp8",
@@ -200,6 +226,10 @@ def fp8_settings(**more: Any) -> dict[str, Any]:
 
 def fp8_values(tensors: Tensors, module: str, block: int = 128) -> torch.Tensor:
     """Return a module's values by the definition: element by element, without slices."""
+    if module in tensors:
+        experts = zip(tensors[module], tensors[f"{module}_scale_inv"], strict=True)
+        alone = [{".weight": weight, ".weight_scale_inv": scale} for weight, scale in experts]
+        return torch.stack([fp8_values(expert, "", block) for expert in alone])
     q, scale = tensors[f"{module}.weight"], tensors[f"{module}.weight_scale_inv"]
     if scale.dtype == torch.float8_e8m0fnu:
         scale = 2.0 ** (scale.view(torch.uint8).float() - 127)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ...errors import CheckpointError
+from ...errors import CheckpointError, UnsupportedModelError
 from ...formats.codecs import Blocks, Specs
 from .matchers import lies_below, names_module, skip_if, transformers_skips
 from .scheme import Entries, Method, QuantConfig, Scheme
@@ -13,6 +13,8 @@ _FLOAT8 = ("F8_E4M3", "F8_E5M2")
 def _read(config: QuantConfig, module: str, specs: Specs) -> Scheme:
     q, scale = specs["q"], specs["scale"]
     size = config.get("weight_block_size") or (0, 0)
+    if q.dtype in ("I8", "U8", "F4"):
+        raise UnsupportedModelError(f"four-bit floats ({q.dtype}, two to a byte) beside FP8")
     if q.dtype not in _FLOAT8 or len(size) != 2:
         raise CheckpointError(f"dtype {q.dtype} in blocks of {list(size)}; expected F8_E4M3")
     block = int(size[0]), int(size[1])
@@ -66,6 +68,10 @@ FINE_GRAINED_FP8 = Method(
             (".weight_scale_inv", ".weight_scale", ".scale", ".qscale_weight"), "scale"
         ),
         **dict.fromkeys((".activation_scale", ".input_scale", ".qscale_act"), "input"),
+        # Experts in one tensor [experts, rows, columns], which has the module's own name.
+        "": "q",
+        "_scale_inv": "scale",
+        "_activation_scale": "input",
     },
     extras=(".k_scale", ".v_scale", ".q_scale"),
     read=_read,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from ...errors import CheckpointError, UnsupportedModelError
@@ -123,17 +123,22 @@ def find_quantization(
     )
 
 
-def find_cut_block(quantization: Quantization) -> str | None:
-    """Return a module whose last FP8 block is not whole; None without one.
+def find_misread(quantization: Quantization) -> str | None:
+    """Say what transformers unpacks otherwise than the format defines it; None for nothing.
 
-    transformers takes the size of a block from the number of scales, and so takes it for another.
+    It takes the size of an FP8 block from the number of scales, so a last block that is not whole
+    for another; and experts in one tensor it takes without their scales.
     """
+    if quantization.method is not FINE_GRAINED_FP8:
+        return None
     for module in quantization.modules.values():
         codec, shape = module.scheme.codec, module.scheme.shape
-        if quantization.method is FINE_GRAINED_FP8 and isinstance(codec, Blocks) and shape:
-            sides = zip(codec.block, shape[-2:], strict=True)
-            if any(block and length % block for block, length in sides):
-                return module.name
+        assert isinstance(codec, Blocks) and shape is not None
+        if not module.scheme.weight:
+            return f"experts in one tensor ({module.name})"
+        sides = zip(codec.block, shape[-2:], strict=True)
+        if any(block and length % block for block, length in sides):
+            return f"blocks that are not whole ({module.name})"
     return None
 
 
@@ -172,7 +177,7 @@ def _find_modules(
         if not name.endswith(endings):
             continue
         suffix = next(suffix for suffix in suffixes if name.endswith(suffix))
-        role, module = method.parts[suffix], name[: -len(suffix)]
+        role, module = method.parts[suffix], name.removesuffix(suffix)
         if role in found[module]:
             raise CheckpointError(
                 f"tensor {name!r}: its module also has {found[module][role]!r}; expected one"
@@ -199,6 +204,8 @@ def _find_modules(
             raise CheckpointError(
                 f"config.json: the quantization config cannot be read for {module!r}: {error}"
             ) from None
+        if parts["q"] == module:
+            scheme = replace(scheme, weight="")
         modules[module] = QuantizedModule(name=module, scheme=scheme, parts=parts)
     return modules
 

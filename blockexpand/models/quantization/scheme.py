@@ -52,14 +52,15 @@ class Entries:
 class Method:
     """One quantisation method: a row of the table.
 
-    `parts` maps the suffixes of a module's tensors to roles; `extras` are further suffixes that are
-    no part of a module and are copied with their layer. `read(config, module, specs)` returns the
-    scheme of a module from the specs of its parts by role, or raises. `entries` are the places
-    that name modules, the first of them a list that new modules are added to; `fused` says that
-    SGLang wants the fused names too. `refused` maps a mode to why it is impossible, `warnings` one
-    that works to what to know of it. `engines` maps an engine to its matcher (see matchers.py).
-    transformers needs `library` to load it, and is given `loading`, a class of its own that is told
-    to dequantize, where the plain way does not work for every checkpoint.
+    `parts` maps the suffixes of a module's tensors to roles, "" the tensor that has the module's
+    own name; `extras` are further suffixes that are no part of a module and are copied with their
+    layer. `read(config, module, specs)` returns the scheme of a module from the specs of its parts
+    by role, or raises. `entries` are the places that name modules, the first of them a list that
+    new modules are added to; `fused` says that SGLang wants the fused names too. `refused` maps a
+    mode to why it is impossible, `warnings` one that works to what to know of it. `engines` maps an
+    engine to its matcher (see matchers.py). transformers needs `library` to load it, and is given
+    `loading`, a class of its own that is told to dequantize, where the plain way does not work for
+    every checkpoint.
     """
 
     name: str
