@@ -13,6 +13,7 @@ from ..fs.paths import expand_home
 from ..fs.reading import FileStat, describe_file
 from ..progress import SILENT, Progress
 from .checkpoint import Checkpoint, assemble_checkpoint, open_checkpoint
+from .contents import find_repeating, find_states
 from .files import describe_choice
 
 if TYPE_CHECKING:
@@ -100,6 +101,13 @@ def open_headers(src: str, options: HubOptions) -> OpenedSource:
         left_behind=headers.left_behind,
         notes=describe_choice({file.name for file in snapshot.files}),
     )
+    # What else a plan of a quantised model has to see, as `open_checkpoint` reads it of a folder.
+    contents: dict[str, bytes] = {}
+    for repeating in find_repeating(checkpoint.config, [f.name for f in checkpoint.side_files]):
+        contents[repeating] = hub.fetch_document(snapshot, repeating, **_access(options))
+    states = find_states(checkpoint.config, checkpoint.shards)
+    contents |= hub.fetch_states(snapshot, states, **_access(options))
+    checkpoint = replace(checkpoint, contents=contents)
     return OpenedSource(checkpoint=checkpoint, name=name, snapshot=snapshot)
 
 

@@ -238,6 +238,51 @@ def fp8_values(tensors: Tensors, module: str, block: int = 128) -> torch.Tensor:
     return (q.float() * spread).to(torch.bfloat16)
 
 
+# Any table with 0 at code 7 will do, as the checkpoint brings it along.
+NF4_MAP = torch.cat((torch.linspace(-1, 0, 8), torch.linspace(0, 1, 9)[1:]))
+
+
+def nf4(module: str, weight: torch.Tensor) -> Tensors:
+    """Quantise to codes of a table, by blocks of 64 elements, as bitsandbytes stores them."""
+    flat = weight.float().reshape(-1, 64)
+    absmax = flat.abs().amax(1)
+    codes = (flat[..., None] / absmax[:, None, None] - NF4_MAP).abs().argmin(-1).to(torch.uint8)
+    codes = codes.reshape(-1, 2)
+    state = {
+        "quant_type": "nf4",
+        "blocksize": 64,
+        "dtype": "bfloat16",
+        "shape": list(weight.shape),
+    }
+    return {
+        ".weight": (codes[:, :1] << 4 | codes[:, 1:]).contiguous(),
+        ".weight.absmax": absmax,
+        ".weight.quant_map": NF4_MAP.clone(),
+        ".weight.quant_state.bitsandbytes__nf4": torch.tensor(
+            list(json.dumps(state).encode()), dtype=torch.uint8
+        ),
+    }
+
+
+def nf4_settings(skips: list[str]) -> dict[str, Any]:
+    return {
+        "quant_method": "bitsandbytes",
+        "load_in_4bit": True,
+        "bnb_4bit_quant_type": "nf4",
+        "bnb_4bit_compute_dtype": "bfloat16",
+        "llm_int8_skip_modules": skips,
+    }
+
+
+def nf4_values(tensors: Tensors, module: str) -> torch.Tensor:
+    """Return a module's values by the definition."""
+    packed = tensors[f"{module}.weight"].flatten()
+    codes = torch.stack((packed >> 4, packed & 15), dim=1).long()
+    values = NF4_MAP[codes].reshape(-1, 64) * tensors[f"{module}.weight.absmax"][:, None]
+    state = bytes(tensors[f"{module}.weight.quant_state.bitsandbytes__nf4"].tolist())
+    return values.to(torch.bfloat16).reshape(json.loads(state)["shape"])
+
+
 E2M1 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
 
 

@@ -13,7 +13,7 @@ from .download import (
     download_side_files,
 )
 from .files import RepoSnapshot, parse_repo_ref
-from .headers import fetch_document, fetch_headers
+from .headers import fetch_document, fetch_headers, fetch_states
 from .history import is_in_history
 from .pieces import stream_pieces
 from .snapshot import list_tree, open_snapshot
@@ -28,6 +28,7 @@ __all__ = [
     "download_side_files",
     "fetch_document",
     "fetch_headers",
+    "fetch_states",
     "find_cached",
     "is_in_history",
     "list_tree",

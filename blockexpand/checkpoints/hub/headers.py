@@ -5,7 +5,7 @@ It reads what the Hub's cache holds and adds nothing to it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from pathlib import Path
 from ...errors import CheckpointError, HubError
 from ...formats.json_object import MOST_JSON_NBYTES
 from ...formats.safetensors import MAX_HEADER_NBYTES
+from ..contents import State
 from ..files import INDEX_FILE, READ_AT_MOST, WEIGHTS_FILE
 from ..index import parse_weight_map
 from .answers import Tell, tell_nobody
@@ -107,6 +108,30 @@ def fetch_document(
     return _fetch_document(snapshot, name, token, cache_dir, tell)
 
 
+def fetch_states(
+    snapshot: RepoSnapshot,
+    states: Sequence[State],
+    *,
+    token: str | None = None,
+    cache_dir: Path | None = None,
+    tell: Tell = tell_nobody,
+) -> dict[str, bytes]:
+    """Return small tensors by name, each by a range request unless its shard is in the cache."""
+
+    def fetch(state: State) -> bytes:
+        file = snapshot.file(state.file)
+        cached = _find_whole(snapshot, file, cache_dir)
+        if cached is not None:
+            with cached.open("rb") as stream:
+                stream.seek(state.start)
+                return stream.read(state.stop - state.start)
+        return _fetch(snapshot, file, b"", state.stop, token, tell, start=state.start)
+
+    with ThreadPoolExecutor(_CONNECTIONS) as pool:
+        found = pool.map(fetch, states)
+        return {state.name: data for state, data in zip(states, found, strict=True)}
+
+
 def _fetch_document(
     snapshot: RepoSnapshot, name: str, token: str | None, cache_dir: Path | None, tell: Tell
 ) -> bytes:
@@ -158,13 +183,19 @@ def _find_whole(snapshot: RepoSnapshot, file: RepoFile, cache_dir: Path | None) 
 
 
 def _fetch(
-    snapshot: RepoSnapshot, file: RepoFile, begun: bytes, stop: int, token: str | None, tell: Tell
+    snapshot: RepoSnapshot,
+    file: RepoFile,
+    begun: bytes,
+    stop: int,
+    token: str | None,
+    tell: Tell,
+    start: int = 0,
 ) -> bytes:
-    """Return the first `stop` bytes of a file, of which the first ones are known."""
+    """Return a file's bytes from `start` to `stop`, of which the first ones are known."""
     buffer = bytearray(begun)
     where = (snapshot.repo_id, snapshot.commit, file.name, file.nbytes)
     with explaining(snapshot.repo_id, revision=snapshot.revision, token=token, tell=tell):
-        read_range(*where, start=len(begun), stop=stop, sink=buffer.extend, token=token)
+        read_range(*where, start=start + len(begun), stop=stop, sink=buffer.extend, token=token)
     return bytes(buffer)
 
 
