@@ -3,9 +3,10 @@
 
     python scripts/make_checkpoint.py demo/source
     python scripts/make_checkpoint.py /data/7b --shape mistral-7b
+    python scripts/make_checkpoint.py /data/fp8 --shape qwen3-8b-fp8
 
-Small shapes are written by `transformers` itself. Shapes of more than 1 GB are streamed in the
-same layout, so that memory stays flat. Nothing is downloaded.
+Small shapes are written by `transformers` itself. Shapes of more than 1 GB, and those in FP8, are
+streamed in the same layout, so that memory stays flat. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     import torch
@@ -25,16 +26,44 @@ if TYPE_CHECKING:
 
 LICENSE = Path(__file__).resolve().parent.parent / "LICENSE"
 STREAM_ABOVE_NBYTES = 1_000_000_000
-SAFETENSORS_DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
+SAFETENSORS_DTYPES = {
+    "bfloat16": "BF16",
+    "float16": "F16",
+    "float32": "F32",
+    "float8_e4m3fn": "F8_E4M3",
+}
+DTYPES = ("bfloat16", "float16", "float32")
+FP8_BLOCK = 128
+# Of values around 0 with a deviation of 1, which are seldom more than 4.
+FP8_SCALE = 4 / 448
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """A model size; `config` holds the fields in which `transformers`' defaults differ."""
+    """A model size; `config` holds the fields in which `transformers`' defaults differ.
+
+    With `fp8` the projections are quantised in blocks of 128 x 128, with scales in bfloat16.
+    """
 
     model_type: str
     shards: int
     config: Mapping[str, Any]
+    fp8: bool = False
+
+
+class Stored(NamedTuple):
+    """A tensor as it is streamed: its dtype by torch's name, its shape, the mean of its values."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    mean: float
+
+    @property
+    def nbytes(self) -> int:
+        """Its size."""
+        import torch
+
+        return math.prod(self.shape) * getattr(torch, self.dtype).itemsize
 
 
 SHAPES = {
@@ -92,6 +121,25 @@ SHAPES = {
             "max_position_embeddings": 131072,
             "max_window_layers": 28,
             "vocab_size": 152064,
+            "rms_norm_eps": 1e-6,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1_000_000.0},
+        },
+    ),
+    # Qwen/Qwen3-8B-FP8
+    "qwen3-8b-fp8": Shape(
+        model_type="qwen3",
+        shards=2,
+        fp8=True,
+        config={
+            "num_hidden_layers": 36,
+            "hidden_size": 4096,
+            "intermediate_size": 12288,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "head_dim": 128,
+            "max_position_embeddings": 40960,
+            "max_window_layers": 36,
+            "vocab_size": 151936,
             "rms_norm_eps": 1e-6,
             "rope_parameters": {"rope_type": "default", "rope_theta": 1_000_000.0},
         },
@@ -158,23 +206,33 @@ def make_checkpoint(
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    itemsize = getattr(torch, dtype).itemsize
-    sizes = {name: math.prod(shape) * itemsize for name, shape in shapes.items()}
+    tensors = store(shapes, dtype, fp8=row.fp8)
+    sizes = {name: tensor.nbytes for name, tensor in tensors.items()}
     parts = split_evenly(sizes, shards or row.shards)
     if shutil.disk_usage(out).free < sum(sizes.values()):
         raise SystemExit(f"{out}: the disk has no room for {sum(sizes.values()) / 1e9:.3g} GB")
 
-    if sum(sizes.values()) > STREAM_ABOVE_NBYTES:
+    if row.fp8 or sum(sizes.values()) > STREAM_ABOVE_NBYTES:
         config.architectures = [type(model).__name__]
         config.save_pretrained(out)
         GenerationConfig.from_model_config(config).save_pretrained(out)
-        stream_weights(out, shapes, parts, dtype, std=config.hidden_size**-0.5, seed=seed)
+        stream_weights(out, tensors, parts, std=config.hidden_size**-0.5, seed=seed)
     else:
         model = AutoModelForCausalLM.from_config(config, **dtype_argument(dtype))
         randomise(model, std=config.hidden_size**-0.5, seed=seed)
         model.save_pretrained(
             out, max_shard_size=max(sum(sizes[name] for name in part) for part in parts)
         )
+    if row.fp8:
+        quantized = {
+            "quant_method": "fp8",
+            "activation_scheme": "dynamic",
+            "fmt": "e4m3",
+            "weight_block_size": [FP8_BLOCK, FP8_BLOCK],
+        }
+        text = json.loads((out / "config.json").read_text())
+        text["quantization_config"] = quantized
+        (out / "config.json").write_text(json.dumps(text, indent=2) + "\n")
     tokenizer.save_pretrained(out)
     shutil.copyfile(LICENSE, out / "LICENSE")
     (out / "README.md").write_text(
@@ -227,6 +285,19 @@ def mean_of(name: str) -> float:
     return 1.0 if name.endswith("norm.weight") else 0.0
 
 
+def store(shapes: Mapping[str, tuple[int, ...]], dtype: str, *, fp8: bool) -> dict[str, Stored]:
+    """Return how each tensor is stored; in FP8, with the scales of its blocks beside it."""
+    tensors = {}
+    for name, shape in shapes.items():
+        if fp8 and name.endswith("_proj.weight"):
+            grid = tuple(-(-length // FP8_BLOCK) for length in shape)
+            tensors[name] = Stored("float8_e4m3fn", shape, 0.0)
+            tensors[f"{name}_scale_inv"] = Stored("bfloat16", grid, FP8_SCALE)
+        else:
+            tensors[name] = Stored(dtype, shape, mean_of(name))
+    return tensors
+
+
 def split_evenly(sizes: Mapping[str, int], shards: int) -> list[list[str]]:
     """Pack the tensors in order into at most `shards` parts, the largest as small as possible."""
     low, high = max(sizes.values()), sum(sizes.values())
@@ -254,9 +325,8 @@ def pack(sizes: Mapping[str, int], max_nbytes: int) -> list[list[str]]:
 
 def stream_weights(
     out: Path,
-    shapes: Mapping[str, tuple[int, ...]],
+    tensors: Mapping[str, Stored],
     parts: list[list[str]],
-    dtype: str,
     *,
     std: float,
     seed: int,
@@ -270,8 +340,16 @@ def stream_weights(
 
     # A prime number of values: equal tensors do not repeat at the same place in the tile.
     tile = torch.empty(4_194_301).normal_(std=std, generator=torch.Generator().manual_seed(seed))
-    tiles = {mean: as_bytes((tile + mean).to(getattr(torch, dtype))) for mean in (0.0, 1.0)}
-    itemsize = getattr(torch, dtype).itemsize
+    tiles: dict[tuple[str, float], memoryview] = {}
+    for stored in tensors.values():
+        key = stored.dtype, stored.mean
+        if key not in tiles:
+            values = tile + stored.mean
+            if stored.dtype == "float8_e4m3fn":
+                values = tile / std / FP8_SCALE
+            elif stored.mean == FP8_SCALE:
+                values = FP8_SCALE * std * (1 + tile.abs())
+            tiles[key] = as_bytes(values.to(getattr(torch, stored.dtype)))
     weight_map: dict[str, str] = {}
     total_nbytes = position = 0
     for number, part in enumerate(parts, 1):
@@ -281,10 +359,10 @@ def stream_weights(
         header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
         end = 0
         for name in sorted(part):
-            start, end = end, end + math.prod(shapes[name]) * itemsize
+            start, end = end, end + tensors[name].nbytes
             header[name] = {
-                "dtype": SAFETENSORS_DTYPES[dtype],
-                "shape": shapes[name],
+                "dtype": SAFETENSORS_DTYPES[tensors[name].dtype],
+                "shape": tensors[name].shape,
                 "data_offsets": [start, end],
             }
             weight_map[name] = file
@@ -293,13 +371,14 @@ def stream_weights(
         with (out / file).open("wb", buffering=0) as stream:
             stream.write(len(text).to_bytes(8, "little") + text)
             for name in sorted(part):
-                nbytes = math.prod(shapes[name]) * itemsize
-                for piece in cut(tiles[mean_of(name)], position, nbytes):
+                stored = tensors[name]
+                for piece in cut(tiles[stored.dtype, stored.mean], position, stored.nbytes):
                     stream.write(piece)
-                position += nbytes
+                position += stored.nbytes
         total_nbytes += end
     if len(parts) > 1:
-        metadata = {"total_parameters": total_nbytes // itemsize, "total_size": total_nbytes}
+        count = sum(math.prod(tensor.shape) for tensor in tensors.values())
+        metadata = {"total_parameters": count, "total_size": total_nbytes}
         index = {"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))}
         (out / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
 
@@ -326,7 +405,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     parser.add_argument("out", type=Path, metavar="OUT", help="the folder to make")
     parser.add_argument("--shape", choices=SHAPES, default="demo", help="default: %(default)s")
-    parser.add_argument("--dtype", choices=SAFETENSORS_DTYPES, default="bfloat16")
+    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
     parser.add_argument("--layers", type=int, metavar="N", help="fewer (or more) layers")
     parser.add_argument("--shards", type=int, metavar="N", help="at most N files of weights")
     parser.add_argument("--seed", type=int, default=0)
@@ -337,7 +416,8 @@ def main() -> None:
     logging.disable_progress_bar()
     make_checkpoint(**vars(options))
     nbytes = sum(file.stat().st_size for file in options.out.glob("*.safetensors"))
-    print(f"{options.out}: {options.shape}, {nbytes / 1e9:.3g} GB of {options.dtype} weights")
+    kind = "FP8" if SHAPES[options.shape].fp8 else options.dtype
+    print(f"{options.out}: {options.shape}, {nbytes / 1e9:.3g} GB of {kind} weights")
 
 
 if __name__ == "__main__":

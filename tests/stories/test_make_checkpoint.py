@@ -109,13 +109,51 @@ def test_a_folder_with_files_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_large_shapes_are_those_of_the_hub() -> None:
-    """Parameter counts as the model cards of openchat-3.5-0106 and Qwen2.5-7B give them."""
+    """Parameter counts as the cards of openchat-3.5-0106, Qwen2.5-7B and Qwen3-8B-FP8 give."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    for name, count in {"mistral-7b": 7_241_748_480, "qwen2.5-7b": 7_615_616_512}.items():
+    for name, count in {
+        "mistral-7b": 7_241_748_480,
+        "qwen2.5-7b": 7_615_616_512,
+        "qwen3-8b-fp8": 8_190_735_360,
+    }.items():
         shape = make_checkpoint.SHAPES[name]
         with torch.device("meta"):
             config = AutoConfig.for_model(shape.model_type, **shape.config)
             model = AutoModelForCausalLM.from_config(config)
         assert sum(tensor.numel() for tensor in model.state_dict().values()) == count
+
+
+def test_an_fp8_checkpoint_loads_and_is_read_alike(tmp_path: Path) -> None:
+    """transformers unpacks it on a CPU; blockexpand's unpacking gives the same values."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    import blockexpand
+
+    small = {
+        "hidden_size": 256,
+        "intermediate_size": 384,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+    }
+    row = make_checkpoint.SHAPES["qwen3-8b-fp8"]
+    shape = make_checkpoint.Shape(
+        model_type="qwen3", shards=2, fp8=True, config={**row.config, **small, "vocab_size": 1024}
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(make_checkpoint.SHAPES, "small", shape)
+        make_checkpoint.make_checkpoint(tmp_path / "fp8", shape="small", layers=2)
+    assert loading_gaps(tmp_path / "fp8") == {}
+    weights = read_weights(tmp_path / "fp8")
+    assert len(set(weights.values())) == len(weights) == 2 * (7 * 2 + 4) + 3
+    blockexpand.expand(tmp_path / "fp8", tmp_path / "flat", new_layers=0, quantized="dequantize")
+    one, other = (
+        AutoModelForCausalLM.from_pretrained(tmp_path / name, dtype=torch.bfloat16).state_dict()
+        for name in ("fp8", "flat")
+    )
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    deviation = one["model.layers.1.mlp.down_proj.weight"].float().std()
+    assert deviation == pytest.approx(256**-0.5, rel=0.2)
