@@ -46,10 +46,11 @@ def e4m3_values(q: Tensor) -> Tensor:
     """
     import torch
 
-    x = q.view(torch.int8).to(torch.int16)
-    magnitude = (x << 7).bitwise_and_(0x3F80)
-    values = (magnitude | (x & -32768)).view(torch.float16).to(torch.float32)
-    if bool((magnitude == 0x3F80).any()):
+    # The sign is in the upper bits already, as int8 is widened to int16.
+    moved = (q.view(torch.int8).to(torch.int16) << 7).bitwise_and_(-0x4080)
+    values = moved.view(torch.float16).to(torch.float32)
+    magnitude = moved.bitwise_and_(0x3F80)
+    if int(magnitude.max()) == 0x3F80:
         values.masked_fill_(magnitude == 0x3F80, float("nan"))
     return values
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ...errors import CheckpointError
 from ...formats.codecs import RowMaximum, Specs, TableCoded
-from .matchers import lies_below, skip_if, transformers_skips
+from .matchers import begins_or_is_in, skip_if, transformers_skips
 from .scheme import Entries, Method, QuantConfig, Scheme
 
 # The byte whose two codes both stand for 0.
@@ -54,7 +54,7 @@ BITSANDBYTES = Method(
             transformers_skips(config.get("llm_int8_skip_modules"), module)
         ),
         "SGLang": lambda config, module: skip_if(
-            lies_below(config.get("llm_int8_skip_modules"), module)
+            begins_or_is_in(config.get("llm_int8_skip_modules"), module)
         ),
     },
     fused=True,

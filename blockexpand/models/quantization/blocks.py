@@ -54,9 +54,18 @@ def _entries(config: QuantConfig) -> tuple[Entries, ...]:
     return tuple(Entries(path=(key,)) for key in known or ["modules_to_not_convert"])
 
 
-def _skips(config: QuantConfig, first: str, second: str) -> list[str] | None:
-    found = config.get(first)
-    return found if found is not None else config.get(second)
+def _vllm_skips(config: QuantConfig) -> list[str] | None:
+    return config.get("ignored_layers") or config.get("modules_to_not_convert")
+
+
+def _sglang_skips(config: QuantConfig) -> list[str] | None:
+    key = "ignored_layers" if "ignored_layers" in config else "modules_to_not_convert"
+    return config.get(key)
+
+
+def _transformers_skips(config: QuantConfig) -> list[str] | None:
+    found = config.get("modules_to_not_convert")
+    return found if found is not None else config.get("ignored_layers")
 
 
 FINE_GRAINED_FP8 = Method(
@@ -78,14 +87,10 @@ FINE_GRAINED_FP8 = Method(
     entries=_entries,
     engines={
         "transformers": lambda config, module: skip_if(
-            transformers_skips(_skips(config, "modules_to_not_convert", "ignored_layers"), module)
+            transformers_skips(_transformers_skips(config), module)
         ),
-        "vLLM": lambda config, module: skip_if(
-            names_module(_skips(config, "ignored_layers", "modules_to_not_convert"), module)
-        ),
-        "SGLang": lambda config, module: skip_if(
-            lies_below(_skips(config, "ignored_layers", "modules_to_not_convert"), module)
-        ),
+        "vLLM": lambda config, module: skip_if(names_module(_vllm_skips(config), module)),
+        "SGLang": lambda config, module: skip_if(lies_below(_sglang_skips(config), module)),
     },
     null_skips=True,
     library="accelerate",

@@ -7,7 +7,14 @@ from typing import Any
 
 from ...errors import CheckpointError, UnsupportedModelError
 from ...formats.codecs import Awq, Gptq, Specs
-from .matchers import find_dynamic, in_blocks, is_part, skip_if, transformers_skips
+from .matchers import (
+    find_dynamic,
+    find_dynamic_in_blocks,
+    in_blocks,
+    is_part,
+    skip_if,
+    transformers_skips,
+)
 from .scheme import Entries, Method, QuantConfig, Scheme
 
 
@@ -98,7 +105,11 @@ GPTQ = Method(
     parts=_PARTS,
     read=_read_gptq,
     entries=_entries_gptq,
-    engines={"transformers": in_blocks, "vLLM": find_dynamic, "SGLang": find_dynamic},
+    engines={
+        "transformers": in_blocks,
+        "vLLM": find_dynamic_in_blocks,
+        "SGLang": find_dynamic,
+    },
     check=_check_gptq,
     library="gptqmodel",
 )

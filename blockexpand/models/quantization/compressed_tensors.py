@@ -8,7 +8,7 @@ from typing import Any
 from ...errors import CheckpointError, UnsupportedModelError
 from ...formats.codecs import Blocks, PackedE2M1, PackedIntegers, Specs
 from .blocks import check_grid
-from .matchers import SKIPPED, find_group
+from .matchers import SKIPPED, find_group, find_group_by_end
 from .scheme import Entries, Method, QuantConfig, Scheme
 
 _FORMATS = (
@@ -154,7 +154,7 @@ COMPRESSED_TENSORS = Method(
     extras=(".k_scale", ".v_scale", ".q_scale", ".output_scale", ".output_zero_point"),
     read=_read,
     entries=_entries,
-    engines=dict.fromkeys(("transformers", "vLLM", "SGLang"), find_group),
+    engines={"transformers": find_group, "vLLM": find_group, "SGLang": find_group_by_end},
     check=_check,
     library="compressed_tensors",
     loading="CompressedTensorsConfig",

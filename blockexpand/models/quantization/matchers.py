@@ -2,8 +2,8 @@
 
 A loader makes of one module, by its full name, SKIPPED or a word of how it is quantised. Written
 after the behaviour of transformers 5.23 (quantizers_utils.should_convert_module), vLLM 0.33
-(quant_utils.is_layer_skipped and each method's own), SGLang 0.5.23 and compressed-tensors 0.20.
-Experts are asked for by their container.
+(quant_utils.is_layer_skipped and each method's own), SGLang 0.5.23 and compressed-tensors 0.20;
+`pytest -m clients` compares with their own functions. Experts are asked for by their container.
 """
 
 from __future__ import annotations
@@ -30,11 +30,9 @@ def transformers_skips(patterns: Iterable[str] | None, module: str) -> bool:
 
 
 def names_module(names: Iterable[str] | None, module: str) -> bool:
-    """Match whole names, and experts by any entry that lies below them (vLLM: fp8, mxfp4)."""
+    """Match whole names, and experts by any entry that contains them (vLLM: fp8)."""
     entries = list(names or ())
-    if module.endswith(".experts"):
-        return any(module in entry for entry in entries)
-    return module in entries
+    return _names_experts(entries, module) if "experts" in module else module in entries
 
 
 def is_part(names: Iterable[str] | None, module: str) -> bool:
@@ -43,8 +41,24 @@ def is_part(names: Iterable[str] | None, module: str) -> bool:
 
 
 def lies_below(names: Iterable[str] | None, module: str) -> bool:
-    """Match whole components anywhere in the name (SGLang: fp8, bitsandbytes)."""
-    return any(f".{entry}." in f".{module}." for entry in names or ())
+    """Match whole components anywhere in the name, with `model.` before them or without, and
+    experts by any entry that contains them (SGLang: fp8)."""
+    bare = [entry.removeprefix("model.") for entry in names or ()]
+    entries = [spelling for entry in bare for spelling in (entry, f"model.{entry}")]
+    return any(f".{entry.rstrip('.')}." in f".{module}." for entry in entries) or (
+        "experts" in module and _names_experts(entries, module)
+    )
+
+
+def _names_experts(entries: Iterable[str], module: str) -> bool:
+    return any(module in entry for entry in entries if "experts" in entry)
+
+
+def begins_or_is_in(names: Iterable[str] | None, module: str) -> bool:
+    """Match one component, or the first ones (SGLang: bitsandbytes)."""
+    return any(
+        entry in module.split(".") or f"{module}.".startswith(f"{entry}.") for entry in names or ()
+    )
 
 
 def skip_if(is_skipped: bool) -> object:
@@ -69,6 +83,14 @@ def find_target(targets: Iterable[str] | None, module: str) -> bool:
 def is_class(target: str) -> bool:
     """Tell whether a target is the name of a class (`Linear`)."""
     return target[:1].isupper() and "." not in target
+
+
+def find_group_by_end(config: QuantConfig, module: str) -> object:
+    """Return the group that a module is in; names in `ignore` match the end of its (SGLang)."""
+    names = [entry for entry in config.get("ignore") or () if not entry.startswith("re:")]
+    if any(f".{module}".endswith(f".{name}") for name in names):
+        return SKIPPED
+    return find_group(config, module)
 
 
 def find_group(config: QuantConfig, module: str) -> object:
@@ -98,6 +120,14 @@ def find_dynamic(config: QuantConfig, module: str) -> object:
         elif _match(key.removeprefix("+:"), module):
             return repr(value)
     return QUANTIZED
+
+
+def find_dynamic_in_blocks(config: QuantConfig, module: str) -> object:
+    """Return what `dynamic` says of a module that is listed by a part of its name (vLLM: gptq)."""
+    names = flatten(config.get("modules_in_block_to_quantize") or ())
+    if names and not any(name in module for name in names):
+        return SKIPPED
+    return find_dynamic(config, module)
 
 
 def in_blocks(config: QuantConfig, module: str) -> object:

@@ -231,9 +231,11 @@ def _add_full(
         # Without a list loaders leave out what they like: the head above all.
         plain = _name_matches(lambda module: not modules[module], modules, renumbering)
         names = ["lm_head", *plain, *names]
-    for e in known or lists[:1]:
+    # Of two keys that could hold the list some loaders take the first, even if it is null.
+    listed = [entry for e in known for entry in _parent(settings, e)[0][e.path[-1]]]
+    for e in lists:
         parent, key = _parent(settings, e)
-        parent[key] = list(dict.fromkeys([*(parent.get(key) or ()), *names]))
+        parent[key] = list(dict.fromkeys([*listed, *names]))
 
 
 def _full_names(modules: Mapping[str, bool], renumbering: Renumbering, *, fused: bool) -> list[str]:
@@ -272,12 +274,8 @@ def _find_fault(
     renumbering: Renumbering,
 ) -> str:
     """Say which module some loader takes for something else than its source; nothing if none."""
-    lists = [e for e in quantization.method.entries(before) if e.is_skip]
-    had_list = any(_parent(dict(before), e)[0].get(e.path[-1]) is not None for e in lists)
     for engine, read in quantization.method.engines.items():
         for module, is_quantized in modules.items():
-            if not is_quantized and renumbering.full and not had_list:
-                continue  # named now, and left out before without a name
             expected = read(before, module)
             layer, rest = renumbering.split(module)
             if layer is None:
@@ -292,7 +290,11 @@ def _find_fault(
                     if is_quantized or j not in renumbering.full
                 ]
             for name, wanted in places:
-                if (found := read(after, name)) != wanted:
+                # What is not quantised may be named now, and have been left out without a name.
+                is_right = (found := read(after, name)) == wanted or (
+                    not is_quantized and found == SKIPPED
+                )
+                if not is_right:
                     return f"to {engine}, {name!r} would be {found} instead of {wanted}"
     return ""
 

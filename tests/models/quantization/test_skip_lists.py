@@ -220,11 +220,33 @@ def test_new_full_blocks_in_gptq_are_named_for_both_of_its_readers(tmp_path: Pat
     assert {name.split(".")[2] for name in names} == {"0", "2", "3", "5"}
 
 
-def test_what_patterns_cannot_say_is_refused(tmp_path: Path) -> None:
-    # The matcher of vLLM takes whole names alone, so that no list is right for it and others.
+def test_a_pattern_that_one_loader_knows_becomes_names_that_all_know(tmp_path: Path) -> None:
+    skips = {"modules_to_not_convert": [r"model\.layers\.[2-2]\.self_attn"]}
+    found = plan_settings(tmp_path, "fp8", skips, plain=LAYER_2)
+    assert found["modules_to_not_convert"] == MOVED
+
+
+def test_what_no_list_can_say_is_refused(tmp_path: Path) -> None:
+    # Named for transformers and not for vLLM, though it is quantised: names would be for both.
     skips = {"modules_to_not_convert": [r"model\.layers\.[2-2]\.self_attn"]}
     with pytest.raises(UnsupportedModelError, match="cannot say which modules"):
-        plan_settings(tmp_path, "fp8", skips, plain=LAYER_2)
+        plan_settings(tmp_path, "fp8", skips)
+
+
+def test_dynamic_alone_says_what_is_quantised_of_what_is_new(tmp_path: Path) -> None:
+    dynamic = {r"-:model\.layers\.2\.self_attn\..*": {}}
+    found = plan_settings(
+        tmp_path, "gptq", {"dynamic": dynamic}, plain=LAYER_2, quantized="new-blocks-full"
+    )
+    assert list(found["dynamic"])[:2] == [r"-:^model\.layers\.1\.", r"-:^model\.layers\.4\."]
+
+
+def test_a_list_beside_a_null_one_is_written_to_both(tmp_path: Path) -> None:
+    # SGLang takes the first key, even if it is null; transformers and vLLM the other.
+    both = {"ignored_layers": None, "modules_to_not_convert": ["lm_head"]}
+    found = plan_settings(tmp_path, "fp8", both, quantized="new-blocks-full")
+    assert found["ignored_layers"] == found["modules_to_not_convert"]
+    assert "model.layers.4.mlp.up_proj" in found["ignored_layers"]
 
 
 def test_the_read_back_sees_numbers_that_were_left_behind(
