@@ -28,6 +28,9 @@ _SAVED_AGAIN = ("fp8", "mxfp4")
 
 _REFUSED_BY_TRAINER = ("bitsandbytes", "gptq", "awq")
 
+# Without it transformers 5 ends with NotImplementedError where it saves the trained model.
+_SAVES_AS_LOADED = "model._weight_conversions = []\n"
+
 _SAVES_PLAINLY = (
     "model.hf_quantizer = None\nmodel._weight_conversions = get_model_conversion_mapping(model)\n"
 )
@@ -85,6 +88,14 @@ def describe_loading(manifest: Manifest, *, is_adapter: bool) -> QuantizedLoadin
         notes = (
             "Trainer refuses a quantized model without an adapter, and does not see that the new "
             "blocks are none: model.is_quantized = False lets it train them",
+            *notes,
+        )
+    if method == "bitsandbytes" and not is_adapter:
+        after += _SAVES_AS_LOADED
+        notes = (
+            "transformers 5 cannot save a model that bitsandbytes quantized before it was loaded: "
+            "the line with _weight_conversions makes it save what is there. Train on a GPU: on a "
+            "CPU bitsandbytes rounds the scales of the original layers when it first computes",
             *notes,
         )
     return QuantizedLoading(
