@@ -153,7 +153,7 @@ def find_refusal(quantization: Quantization, mode: str) -> str | None:
         return (
             "transformers cannot load packed experts in some layers and unquantized ones in others"
         )
-    return quantization.method.refused.get(mode)
+    return None
 
 
 def plan_settings(

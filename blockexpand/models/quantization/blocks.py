@@ -1,4 +1,4 @@
-"""Rows for weights of one element per value, with scales by blocks: fine-grained FP8."""
+"""Rows for weights of one element per value, with scales by blocks or rows: FP8."""
 
 from __future__ import annotations
 
@@ -11,16 +11,31 @@ _FLOAT8 = ("F8_E4M3", "F8_E5M2")
 
 
 def _read(config: QuantConfig, module: str, specs: Specs) -> Scheme:
-    q, scale = specs["q"], specs["scale"]
-    size = config.get("weight_block_size") or (0, 0)
+    size = config.get("weight_block_size")
+    if size is None:
+        return _make_scheme("FP8 by tensors", specs, (0, 0))
+    if (
+        not isinstance(size, (list, tuple))
+        or len(size) != 2
+        or any(type(side) is not int or side < 1 for side in size)
+    ):
+        raise ValueError(f"weight_block_size {size!r} is neither null nor two lengths")
+    return _make_scheme("FP8 by blocks", specs, (size[0], size[1]))
+
+
+def _read_rows(config: QuantConfig, module: str, specs: Specs) -> Scheme:
+    return _make_scheme("FP8 by rows", specs, (1, 0))
+
+
+def _make_scheme(name: str, specs: Specs, block: tuple[int, int]) -> Scheme:
+    q = specs["q"]
     if q.dtype in ("I8", "U8", "F4"):
         raise UnsupportedModelError(f"four-bit floats ({q.dtype}, two to a byte) beside FP8")
-    if q.dtype not in _FLOAT8 or len(size) != 2:
-        raise CheckpointError(f"dtype {q.dtype} in blocks of {list(size)}; expected F8_E4M3")
-    block = int(size[0]), int(size[1])
-    check_grid(q.shape, block, scale.shape)
+    if q.dtype not in _FLOAT8:
+        raise CheckpointError(f"dtype {q.dtype}; expected F8_E4M3")
+    check_grid(q.shape, block, specs["scale"].shape)
     return Scheme(
-        name="FP8 by blocks" if block[0] else "FP8 by tensors",
+        name=name,
         # No byte of a scale may be 0: as E8M0 that is 2 ** -127.
         zero={"q": b"\0"},
         codec=Blocks(block=block),
@@ -82,7 +97,7 @@ FINE_GRAINED_FP8 = Method(
         "_scale_inv": "scale",
         "_activation_scale": "input",
     },
-    extras=(".k_scale", ".v_scale", ".q_scale"),
+    extras=(".k_scale", ".v_scale", ".q_scale", ".kv_scale", ".output_scale"),
     read=_read,
     entries=_entries,
     engines={
@@ -94,4 +109,29 @@ FINE_GRAINED_FP8 = Method(
     },
     null_skips=True,
     library="accelerate",
+)
+
+
+# Llama 3.1 405B, as Meta published it in FP8.
+FBGEMM_FP8 = Method(
+    name="fbgemm_fp8",
+    title="FBGEMM's FP8",
+    parts={".weight": "q", ".weight_scale": "scale", ".input_scale_ub": "input"},
+    read=_read_rows,
+    entries=lambda config: (Entries(path=("modules_to_not_convert",)),),
+    engines={
+        "transformers": lambda config, module: skip_if(
+            transformers_skips(config.get("modules_to_not_convert"), module)
+        ),
+        "vLLM": lambda config, module: skip_if(
+            names_module(config.get("modules_to_not_convert"), module)
+        ),
+    },
+    null_skips=True,
+    warnings={
+        mode: "transformers trains nothing through FBGEMM's FP8: to train, make the model with "
+        "--quantized dequantize"
+        for mode in ("keep", "new-blocks-full")
+    },
+    library="fbgemm_gpu",
 )

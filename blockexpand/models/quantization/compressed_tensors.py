@@ -83,7 +83,10 @@ def _find_block(weights: Mapping[str, Any], group_size: int) -> tuple[int, int]:
         case "group" | "tensor_group":
             return 1, group_size
         case "block":
-            rows, cols = weights.get("block_structure") or (128, 128)
+            structure = weights.get("block_structure") or (128, 128)
+            if isinstance(structure, str):  # "128x128", in older releases
+                structure = structure.split("x")
+            rows, cols = structure
             return int(rows), int(cols)
         case other:
             raise UnsupportedModelError(f"compressed-tensors' strategy {other!r} of weights")

@@ -15,7 +15,7 @@ from ...formats.codecs import Blocks
 from ...formats.safetensors import TensorSpec, make_tensor_spec
 from ...messages import show
 from .bitsandbytes import BITSANDBYTES
-from .blocks import FINE_GRAINED_FP8
+from .blocks import FBGEMM_FP8, FINE_GRAINED_FP8
 from .by_inputs import AWQ, GPTQ
 from .compressed_tensors import COMPRESSED_TENSORS
 from .mxfp4 import MXFP4
@@ -23,7 +23,9 @@ from .scheme import Method, Scheme
 
 METHODS: Mapping[str, Method] = {
     method.name: method
-    for method in (FINE_GRAINED_FP8, MXFP4, COMPRESSED_TENSORS, BITSANDBYTES, GPTQ, AWQ)
+    for method in (
+        *(FINE_GRAINED_FP8, FBGEMM_FP8, MXFP4, COMPRESSED_TENSORS, BITSANDBYTES, GPTQ, AWQ),
+    )
 }
 
 _PLACES = (
@@ -86,9 +88,11 @@ def find_quantization(
     which a part is missing or does not fit.
     """
     places = {path: found for path in _PLACES if (found := _descend(config, path))}
+    # mlx-lm writes the same under both names, and no method into either.
+    if config.get("quantization") and not any("quant_method" in found for found in places.values()):
+        raise _refusal("config.json: 'quantization' is that of MLX")
     if not places:
-        if isinstance(config.get("quantization"), Mapping):
-            raise _refusal("config.json: 'quantization' is that of MLX")
+        _refuse_unexplained(tensors)
         return None
     objects = list(places.values())
     where = f"config.json: {'.'.join(next(iter(places)))!r}"
@@ -140,6 +144,17 @@ def find_misread(quantization: Quantization) -> str | None:
         if any(block and length % block for block, length in sides):
             return f"blocks that are not whole ({module.name})"
     return None
+
+
+def _refuse_unexplained(tensors: Mapping[str, TensorSpec]) -> None:
+    """Refuse quantised weights of which the config says nothing, as older ModelOpt writes them."""
+    for name, spec in tensors.items():
+        if spec.dtype.startswith("F8") and name.endswith(".weight"):
+            raise _refusal(
+                f"tensor {name!r} has dtype {spec.dtype}, and config.json has no "
+                "'quantization_config' that says how it is quantized (ModelOpt says it in "
+                "hf_quant_config.json)"
+            )
 
 
 def _descend(config: Mapping[str, Any], path: tuple[str, ...]) -> Mapping[str, Any] | None:

@@ -56,11 +56,10 @@ class Method:
     own name; `extras` are further suffixes that are no part of a module and are copied with their
     layer. `read(config, module, specs)` returns the scheme of a module from the specs of its parts
     by role, or raises. `entries` are the places that name modules, the first of them a list that
-    new modules are added to; `fused` says that SGLang wants the fused names too. `refused` maps a
-    mode to why it is impossible, `warnings` one that works to what to know of it. `engines` maps an
-    engine to its matcher (see matchers.py). transformers needs `library` to load it, and is given
-    `loading`, a class of its own that is told to dequantize, where the plain way does not work for
-    every checkpoint.
+    new modules are added to; `fused` says that SGLang wants the fused names too. `warnings` maps a
+    mode to what to know of it. `engines` maps an engine to its matcher (see matchers.py).
+    transformers needs `library` to load it, and is given `loading`, a class of its own that is told
+    to dequantize, where the plain way does not work for every checkpoint.
     """
 
     name: str
@@ -73,7 +72,6 @@ class Method:
     extras: tuple[str, ...] = ()
     fused: bool = False
     null_skips: bool = False
-    refused: Mapping[str, str] = field(default_factory=dict)
     warnings: Mapping[str, str] = field(default_factory=dict)
     library: str | None = None
     loading: str | None = None
