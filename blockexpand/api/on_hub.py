@@ -232,7 +232,8 @@ def _make(
     small: dict[str, Path | bytes] = {
         document.name: document.data for document in planned.plan.documents
     }
-    small |= {file.name: checkpoint.root / file.name for file in checkpoint.side_files}
+    # Those that repeat the config of a quantised source are documents, or dropped.
+    small |= {file.name: checkpoint.root / file.name for file in planned.plan.side_files}
     with bars(progress.is_shown):
         progress.begin("sending", planned.sent_nbytes)
         sent = maker.make(planned.made)

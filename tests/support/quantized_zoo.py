@@ -124,9 +124,17 @@ def read_tensors(folder: Path) -> Tensors:
 
 
 def write_quantized(
-    folder: Path, tensors: Tensors, settings: Mapping[str, Any], *, shards: int = 1
+    folder: Path,
+    tensors: Tensors,
+    settings: Mapping[str, Any],
+    *,
+    shards: int = 1,
+    split: bool = True,
 ) -> Path:
-    """Replace a checkpoint's weights; its parts go to shards in turn, so that modules are split."""
+    """Replace a checkpoint's weights; names go to shards in turn, so that modules are split.
+
+    Without `split` they go there in order, each half (or third) of the layers together.
+    """
     for file in folder.glob("*.safetensors*"):
         file.unlink()
     config = json.loads((folder / "config.json").read_text()) | {"quantization_config": settings}
@@ -138,12 +146,20 @@ def write_quantized(
     weight_map = {}
     for number in range(shards):
         file = f"model-{number + 1:05d}-of-{shards:05d}.safetensors"
-        part = {name: tensors[name].contiguous() for name in names[number::shards]}
+        own = names[number::shards]
+        if not split:
+            own = [name for name in names if _shard_of(name, shards) == number]
+        part = {name: tensors[name].contiguous() for name in own}
         save_file(part, folder / file, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(part, file)
     index = {"metadata": {"total_size": 0}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     return folder
+
+
+def _shard_of(name: str, shards: int) -> int:
+    layer = re.search(r"layers\.(\d+)\.", name)
+    return int(layer[1]) * shards // LAYERS if layer else 0
 
 
 LINEAR = re.compile(r".*layers\.\d+\..*_proj(?:_with_mqa)?\.weight|.*_[ab]_proj.*\.weight")
