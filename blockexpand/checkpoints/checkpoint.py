@@ -100,7 +100,7 @@ def open_checkpoint(root: Path) -> Checkpoint:
         shard_names: tuple[str, ...] = (WEIGHTS_FILE,)
     elif INDEX_FILE in names:
         with _within(root):
-            weight_map = parse_weight_map(documents[INDEX_FILE])
+            weight_map = parse_weight_map(documents.pop(INDEX_FILE))
         shard_names = tuple(sorted(set(weight_map.values())))
         if not names.intersection(shard_names):
             raise CheckpointError(f"{root}: {explain_missing_shards(shard_names, names)}")
@@ -281,14 +281,17 @@ def _describe(name: str, status: os.stat_result) -> FileStat:
 
 def _collect_specs(shards: Sequence[Shard], faults: list[str]) -> dict[str, TensorSpec]:
     specs: dict[str, TensorSpec] = {}
+    for shard in shards:
+        specs.update((name, spec) for name, spec, _ in shard.header.entries)
+    if len(specs) == sum(len(shard.header.entries) for shard in shards):
+        return specs
     where: dict[str, str] = {}
     for shard in shards:
         for entry in shard.header.entries:
-            if entry.name in specs:
+            if entry.name in where:
                 faults.append(
                     f"{shard.file.name}: tensor {show(entry.name)} is in {where[entry.name]} too: "
                     "take one of them away, or fetch the files again"
                 )
-            specs[entry.name] = entry.spec
             where[entry.name] = shard.file.name
     return specs

@@ -54,7 +54,9 @@ def compare_with_index(
     A tensor that the index leaves out is there nevertheless. One that no shard has is harmless
     where it belongs to a module, or a layer beyond the config's, of which nothing is there.
     """
-    found = {tensor: shard for shard, tensors in shards.items() for tensor in tensors}
+    found: dict[str, str] = {}
+    for shard, tensors in shards.items():
+        found.update(dict.fromkeys(tensors, shard))
     if found == weight_map:
         return [], []
     faults: list[str] = []

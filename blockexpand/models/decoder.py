@@ -9,7 +9,7 @@ import math
 import re
 import sys
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import lru_cache
@@ -41,13 +41,18 @@ class LayerTensor(NamedTuple):
 
 
 def split_name(name: str, prefix: str) -> tuple[int, str] | None:
-    """Take `<prefix><layer>.<suffix>` apart, the only place that does; None for other names."""
-    if not name.startswith(prefix):
-        return None
-    number, _, suffix = name[len(prefix) :].partition(".")
-    layer = _parse_layer(number)
-    # Layers share their suffixes: one string for all of them.
-    return None if layer is None or not suffix else (layer, sys.intern(suffix))
+    """Take `<prefix><layer>.<suffix>` apart; None for other names."""
+    return next(_split_names((name,), prefix))[1] if name.startswith(prefix) else None
+
+
+def _split_names(names: Iterable[str], prefix: str) -> Iterator[tuple[str, tuple[int, str] | None]]:
+    """Take names that begin with a prefix apart, the only place that does."""
+    start = len(prefix)
+    for name in names:
+        number, _, suffix = name[start:].partition(".")
+        layer = _parse_layer(number)
+        # Layers share their suffixes: one string for all of them.
+        yield name, None if layer is None or not suffix else (layer, sys.intern(suffix))
 
 
 @lru_cache(maxsize=2 * MAX_LAYERS)
@@ -129,10 +134,8 @@ def place_layers(
     found: dict[str, dict[str, LayerTensor]] = {}
     for prefix in spellings:
         placed = {}
-        for name in tensors:
-            if not name.startswith(prefix):
-                continue
-            split = split_name(name, prefix)
+        layered = (name for name in tensors if name.startswith(prefix))
+        for name, split in _split_names(layered, prefix):
             if split is None:
                 raise CheckpointError(
                     f"tensor {name!r}: no layer number after {prefix!r}; "
@@ -264,12 +267,13 @@ def find_decoder(
     refuse_unknown_fields(rules, text, layers)
     kinds = [read_kinds(rule, text, layers) for rule in rules if not rule.advisory]
     by_layer: dict[int, dict[str, TensorSpec]] = defaultdict(dict)
-    for name, tensor in placed.items():
+    for name, (layer, own_suffix) in placed.items():
+        if quantization is None:
+            by_layer[layer][own_suffix] = tensors[name]
+            continue
         suffix = family_suffix(decoder, name)
         if suffix is not None:
-            spec = tensors[name]
-            own = quantization.weight_spec(name, spec) if quantization else spec
-            by_layer[tensor.layer][suffix] = own
+            by_layer[layer][suffix] = quantization.weight_spec(name, tensors[name])
     if quantization and any(m.scheme.shape is None for m in quantization.modules.values()):
         _take_shapes(by_layer)
     known = [repr([kind[i] for kind in kinds if kind is not None]) for i in range(layers)]

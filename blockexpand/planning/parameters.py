@@ -10,7 +10,6 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from ..formats.safetensors import TensorSpec
-from ..models.decoder import split_name
 from .origins import Gather
 from .plan import Plan
 
@@ -72,18 +71,19 @@ def count_tensors(
 
     `tables` have a part for each of all `layers`.
     """
-    marked = frozenset(new_layers)
+    prefixes = tuple(f"{layer_prefix}{layer}." for layer in new_layers)
     total = new = packed = new_packed = 0
     for name, spec in tensors:
-        count, nbytes = _count(spec)
+        is_counted = spec.dtype in _COUNTED
+        count = math.prod(spec.shape) if is_counted else 0
+        nbytes = 0 if is_counted or spec.dtype not in _PACKED else spec.nbytes
         total += count
         packed += nbytes
-        split = split_name(name, layer_prefix)
-        if split is not None and split[0] in marked:
+        if name.startswith(prefixes):
             new += count
             new_packed += nbytes
         elif name in tables:
-            new += count // layers * len(marked)
+            new += count // layers * len(prefixes)
     return Parameters(total=total, new=new, packed_nbytes=packed, new_packed_nbytes=new_packed)
 
 
@@ -113,10 +113,3 @@ def describe_parameters(parameters: Parameters) -> str:
             f"integers, {parameters.new_packed_nbytes:,} of them new"
         )
     return text
-
-
-def _count(spec: TensorSpec) -> tuple[int, int]:
-    """Return a tensor's parameters, and its bytes that hold an unknown number of them."""
-    if spec.dtype in _COUNTED:
-        return math.prod(spec.shape), 0
-    return 0, spec.nbytes if spec.dtype in _PACKED else 0

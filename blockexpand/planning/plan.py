@@ -189,16 +189,19 @@ def _plan_files(
 
     def make(use: TensorUse) -> Part | None:
         constant = None
-        if use.layer is not None and layer_map[use.layer].is_new:
+        if use.layer in new:
             constant = find_constant(source.decoder, surgery.neutral, use.name)
         if quantized is not None and quantized.has(use.name):
             return quantized.make(use, constant)
         spec, origin = dtypes.plan(use.name, use.spec, use.extent)
         if constant is not None:
             return Part(use.output, spec, make_constant(spec, constant))
-        return Part(use.output, *follow_layers(source.decoder, use.name, spec, origin, sources))
+        if use.name in source.decoder.tables:
+            return Part(use.output, *follow_layers(source.decoder, use.name, spec, origin, sources))
+        return Part(use.output, spec, origin)
 
     sources = [entry.source for entry in layer_map]
+    new = {index for index, entry in enumerate(layer_map) if entry.is_new}
     kept, blocks = map_tensors((source,), layer_map, make, lambda source, name: True)
     return plan_files(
         kept,

@@ -26,14 +26,14 @@ def make_recipe(plan: Plan, model: str) -> dict[str, Any] | None:
     if plan.quantization is not None or any(isinstance(t.origin, Fill) for t in tensors):
         return None
     zeroed: dict[int, dict[str, bool]] = {}
+    new = tuple(f"{plan.layer_prefix}{layer}." for layer in plan.new_layers)
     outside: list[str] = []
     for tensor in tensors:
-        split = split_name(tensor.name, plan.layer_prefix)
-        if split is None:
-            outside.append(tensor.name)
-        else:
-            layer, suffix = split
+        if tensor.name.startswith(new):
+            layer, suffix = split_name(tensor.name, plan.layer_prefix) or (0, "")
             zeroed.setdefault(layer, {})[suffix] = isinstance(tensor.origin, Zeros)
+        elif not tensor.name.startswith(plan.layer_prefix):
+            outside.append(tensor.name)
     slices: list[dict[str, Any]] = []
     for index, entry in enumerate(plan.layer_map):
         source: dict[str, Any] = {
