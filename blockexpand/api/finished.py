@@ -5,17 +5,20 @@ A requeued task, or a batch that is run again, then has nothing to do. It only l
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
+from ..checkpoints.checkpoint import open_checkpoint
 from ..checkpoints.files import CONFIG_FILE, INDEX_FILE, MANIFEST_FILE, read_manifest
 from ..checkpoints.sources import ModelRef
 from ..errors import BlockExpandError, OutputError
 from ..messages import show
 from ..planning.manifest import compare_with_plan, parse_claims, parse_manifest
 from ..planning.plan import Plan
-from ..verification.sampling import find_sampled_difference
+from ..planning.shards import PlannedFile
+from ..verification.sampling import find_sampled_difference, place_tensors
 from ..writing.leftovers import is_untidy
 
 
@@ -34,10 +37,11 @@ def find_finished(plan: Plan, out: Path, name: ModelRef, *, is_here: bool) -> Fi
     None where there is no such output: by its manifest, names, sizes, headers and documents.
     `name` is what the plan's source is called; `is_here` says that it is on the disk.
     """
-    if not _has_plan(plan, out):
+    files = _find_files(plan, out)
+    if files is None:
         return None
     try:
-        return _compare_weights(plan, out, name, is_here)
+        return _compare_weights(plan, files, out, name, is_here)
     except (BlockExpandError, OSError) as error:
         return FinishedOutput(compared="same plan", stale=f"cannot be compared: {error}")
 
@@ -58,24 +62,43 @@ def use_finished(plan: Plan, out: Path, name: ModelRef, *, is_here: bool) -> str
     return f"already there: {found.compared}; --overwrite makes it anew"
 
 
-def _has_plan(plan: Plan, out: Path) -> bool:
+def _find_files(plan: Plan, out: Path) -> tuple[PlannedFile, ...] | None:
+    """Return the files of a finished output, with the plan's tensors; None where it is none."""
     with suppress(OSError, BlockExpandError):
         manifest = parse_manifest(*read_manifest(out))
-        # Not the fingerprint: another release may take it otherwise and make the same bytes.
-        return (
+        # Neither the fingerprint nor the shards decide: another release may take the one and lay
+        # out the others otherwise, and make the same model.
+        if (
             not compare_with_plan(manifest, plan)[0]
             and parse_claims(manifest).recipe_text == plan.recipe_text
             and not is_untidy(out)
-            and all(_begins_with(out / file.name, file.header) for file in plan.files)
-            and all((out / file.name).stat().st_size == file.nbytes for file in plan.files)
             and all((out / file.name).stat().st_size == file.nbytes for file in plan.side_files)
-            and all(
-                (out / document.name).read_bytes() == document.data
-                for document in plan.documents
-                if document.name in (CONFIG_FILE, INDEX_FILE)
+            and _has_document(plan, out, CONFIG_FILE)
+        ):
+            return (
+                plan.files
+                if _is_as_planned(plan, out)
+                else place_tensors(plan, open_checkpoint(out))
             )
+    return None
+
+
+def _is_as_planned(plan: Plan, out: Path) -> bool:
+    with suppress(OSError):
+        return (
+            all(_begins_with(out / file.name, file.header) for file in plan.files)
+            and all((out / file.name).stat().st_size == file.nbytes for file in plan.files)
+            and _has_document(plan, out, INDEX_FILE)
         )
     return False
+
+
+def _has_document(plan: Plan, out: Path, name: str) -> bool:
+    return all(
+        (out / document.name).read_bytes() == document.data
+        for document in plan.documents
+        if document.name == name
+    )
 
 
 def _begins_with(path: Path, header: bytes) -> bool:
@@ -83,7 +106,9 @@ def _begins_with(path: Path, header: bytes) -> bool:
         return stream.read(len(header)) == header
 
 
-def _compare_weights(plan: Plan, out: Path, name: ModelRef, is_here: bool) -> FinishedOutput:
+def _compare_weights(
+    plan: Plan, files: Sequence[PlannedFile], out: Path, name: ModelRef, is_here: bool
+) -> FinishedOutput:
     """Say why a finished output may not have the weights that its source has by now.
 
     The headers of two states of a model, or of two models of one shape, are the same, and so are
@@ -105,13 +130,14 @@ def _compare_weights(plan: Plan, out: Path, name: ModelRef, is_here: bool) -> Fi
     what = "the same plan and commit" if is_commit else "the same plan"
     if stale is not None:
         return FinishedOutput(compared=what, stale=stale)
-    tensor, count = find_sampled_difference(plan, out, is_here=is_here)
+    tensor, count = find_sampled_difference(plan, files, out, is_here=is_here)
     if tensor is not None:
         stale = f"tensor {show(tensor)} is not what {name.model} and this plan make it"
     blocks = f"a block of {count} tensors" + (
         "" if is_here else " that take nothing from the source"
     )
-    compared = f"{what}, sizes and headers, and {blocks} compared"
+    layout = "sizes and headers" if files is plan.files else "headers of files laid out otherwise"
+    compared = f"{what}, {layout}, and {blocks} compared"
     touched = [
         file.name
         for file in plan.source_files

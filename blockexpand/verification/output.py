@@ -304,8 +304,8 @@ def _compare_saved(
     findings, notes = compare_configs(expectation.config, _read_config(out))
     result.findings += findings
     result.notes += [
-        "its files are not those that blockexpand writes: another program saved it, so tensors "
-        "and config were compared by what they mean",
+        "its files are not those that this release of blockexpand writes (another release or "
+        "another program made them), so tensors and config were compared by what they mean",
         *notes,
     ]
     apart = [f.file for f in compare_side_files(plan, out, lambda nbytes: None)]

@@ -6,8 +6,10 @@ does not see. Every byte is compared by output.py.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+from ..checkpoints.checkpoint import Checkpoint
 from ..formats.safetensors import DTYPE_BITS
 from ..fs.ranges import RangeReader
 from ..fs.reading import Reader, describe_file, make_buffer
@@ -23,21 +25,47 @@ _BLOCK_NBYTES = 4096
 _MOST_BLOCKS = 8192
 
 
-def find_sampled_difference(plan: Plan, out: Path, *, is_here: bool) -> tuple[str | None, int]:
+def place_tensors(plan: Plan, saved: Checkpoint) -> tuple[PlannedFile, ...] | None:
+    """Return a plan's tensors in the files where a checkpoint has them; None if it has others.
+
+    Another release may have laid the same tensors out in other shards.
+    """
+    planned = {tensor.name: tensor for file in plan.files for tensor in file.tensors}
+    if saved.specs != {name: tensor.spec for name, tensor in planned.items()}:
+        return None
+    return tuple(
+        PlannedFile(
+            name=shard.file.name,
+            header=shard.header_bytes,
+            tensors=tuple(
+                planned[entry.name]._replace(offset=shard.header.data_start + entry.data_offset)
+                for entry in shard.header.entries
+            ),
+            nbytes=shard.file.nbytes,
+            identical_to=None,
+        )
+        for shard in saved.shards
+    )
+
+
+def find_sampled_difference(
+    plan: Plan, files: Sequence[PlannedFile], out: Path, *, is_here: bool
+) -> tuple[str | None, int]:
     """Return the first tensor that differs in its sample, or None, and how many were compared.
 
-    A shard that is the source's own, by a hard link, is not read. Where the source is not on the
-    disk (`is_here` is false) only tensors are compared that nothing is taken from it for.
+    `files` are the plan's, or those of `place_tensors`. A shard that is the source's own, by a hard
+    link, is not read. Where the source is not on the disk (`is_here` is false) only tensors are
+    compared that nothing is taken from it for.
     Raises: TransferError, SourceChangedError.
     """
-    count = sum(len(file.tensors) for file in plan.files)
+    count = sum(len(file.tensors) for file in files)
     step = -(-count // _MOST_BLOCKS)
     sources = {file.name: file for file in plan.source_files}
     buffer, other = make_buffer(_BLOCK_NBYTES * 4), make_buffer(_BLOCK_NBYTES)
     compared = 0
     with Reader(plan.root, sources, plan.paths) as source:
         ranges = RangeReader(source)
-        for file in plan.files:
+        for file in files:
             if is_here and _is_link(plan, file, out):
                 compared += len(file.tensors[::step])
                 continue

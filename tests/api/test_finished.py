@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
 
 import pytest
 from faults import make_source, snapshot
+from safetensors.torch import load_file, save_file
 
 import blockexpand
 from blockexpand.errors import OutputError
@@ -38,6 +40,48 @@ def test_a_task_that_is_run_again_succeeds(source: Path, out: Path) -> None:
     assert moved == []
     assert snapshot(out) == before
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == times
+
+
+def lay_out_otherwise(out: Path, *, poke: str | None = None) -> None:
+    """Save an output's tensors in other shards, as an earlier release did."""
+    tensors = {}
+    for file in sorted(out.glob("*.safetensors")):
+        tensors |= load_file(file)
+        file.unlink()
+    if poke is not None:
+        tensors[poke] = tensors[poke] + 1
+    names = sorted(tensors)
+    weight_map = {}
+    for number, part in enumerate((names[::2], names[1::2]), 1):
+        file_name = f"model-0000{number}-of-00002.safetensors"
+        save_file({name: tensors[name] for name in part}, out / file_name)
+        weight_map |= dict.fromkeys(part, file_name)
+    (out / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+
+def test_an_output_that_another_release_laid_out_is_known(source: Path, out: Path) -> None:
+    lay_out_otherwise(out)
+    before = snapshot(out)
+    result = blockexpand.expand(source, out, new_layers=2)
+    assert any(
+        "already there: the same plan, headers of files laid out otherwise, and a block of 57"
+        in note
+        for note in result.notes
+    )
+    assert snapshot(out) == before
+    verified = blockexpand.verify(source, out)
+    assert verified.ok
+    notes = verified.verification.notes
+    assert any("another release or another program" in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    "poke", ["model.layers.0.self_attn.q_proj.weight", "model.layers.5.mlp.down_proj.weight"]
+)
+def test_other_weights_in_another_layout_are_not_taken(source: Path, out: Path, poke: str) -> None:
+    lay_out_otherwise(out, poke=poke)
+    with pytest.raises(OutputError, match=f"{poke}' is not what .* choose another folder"):
+        blockexpand.expand(source, out, new_layers=2)
 
 
 def test_what_was_asked_for_after_the_writing_is_done_again(source: Path, out: Path) -> None:
