@@ -29,6 +29,8 @@ POSITIONS: Mapping[str, tuple[int, ...]] = {
 }
 MODES = ("keep", "new-blocks-full", "dequantize")
 
+STEPS = {"num_bits": 8, "type": "int", "symmetric": True, "group_size": None, "actorder": None}
+
 Values = dict[str, torch.Tensor]
 """Weights by name as the format defines them."""
 
@@ -74,6 +76,43 @@ def w8a8(module: str, weight: torch.Tensor, values: Values) -> zoo.Tensors:
     return {".weight": q, ".weight_scale": factor}
 
 
+def w4a16(order: bool) -> Any:
+    """Pack in four bits by groups of 64 inputs; with `order` groups are not of neighbours."""
+
+    def pack(module: str, weight: torch.Tensor, values: Values) -> zoo.Tensors:
+        rows, cols = weight.shape
+        index = torch.arange(cols) // 64
+        if order:
+            index = index[torch.randperm(cols, generator=torch.Generator().manual_seed(cols))]
+        groups = range(cols // 64)
+        largest = torch.stack([weight.float().abs()[:, index == g].amax(1) for g in groups], 1)
+        factor = (largest / 7).to(torch.bfloat16)
+        spread = factor.float()[:, index]
+        q = (weight.float() / spread).round().clamp(-8, 7)
+        values[f"{module}.weight"] = (q * spread).to(torch.bfloat16)
+        codes = (q + 8).long().view(rows, cols // 8, 8)
+        words = (codes << 4 * torch.arange(8)).sum(-1)
+        parts = {
+            ".weight_packed": words.to(torch.int32),
+            ".weight_scale": factor,
+            ".weight_shape": torch.tensor([rows, cols]),
+        }
+        return parts | ({".weight_g_idx": index.to(torch.int32)} if order else {})
+
+    return pack
+
+
+def w4a16_settings(order: str | None) -> dict[str, Any]:
+    weights = STEPS | {"num_bits": 4, "strategy": "group", "group_size": 64, "actorder": order}
+    return {
+        "quant_method": "compressed-tensors",
+        "format": "pack-quantized",
+        "ignore": ["lm_head"],
+        "quantization_status": "compressed",
+        "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}},
+    }
+
+
 def blocks(module: str, weight: torch.Tensor, values: Values) -> zoo.Tensors:
     parts = zoo.fp8_blocks(scale_dtype=torch.bfloat16)(module, weight)
     values[f"{module}.weight"] = zoo.fp8_values(parts, "")
@@ -89,8 +128,6 @@ def nf4(module: str, weight: torch.Tensor, values: Values) -> zoo.Tensors:
 NAMES = [f"model.layers.{n}.mlp.{p}_proj" for n in (0, 3) for p in ("gate", "up", "down")]
 ATTENTION = [f"model.layers.{n}.self_attn.{p}_proj" for n in range(4) for p in "qkvo"]
 DYNAMIC = ["model.layers.1.self_attn", "model.layers.3.mlp", "model.layers.0.mlp.down_proj"]
-STEPS = {"num_bits": 8, "type": "int", "symmetric": True, "group_size": None, "actorder": None}
-
 SPELLINGS = {
     # neuralmagic/…-FP8 by AutoFP8, with the scales of an FP8 cache
     "autofp8": Spelling(
@@ -169,6 +206,9 @@ SPELLINGS = {
         },
         plain=tuple(ATTENTION[4:8]),
     ),
+    # RedHatAI/…-quantized.w4a16: inputs in the order of their weight, which is stored, or not
+    "w4a16-group": Spelling(pack=w4a16(True), settings=w4a16_settings("group")),
+    "w4a16-weight": Spelling(pack=w4a16(False), settings=w4a16_settings("weight")),
     # unsloth/…-unsloth-bnb-4bit
     "unsloth-dynamic": Spelling(
         pack=nf4,

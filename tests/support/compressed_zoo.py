@@ -17,6 +17,8 @@ PRESETS = {
     "FP8_BLOCK": "float-quantized",
     "INT8": "int-quantized",
     "NVFP4A16": "nvfp4-pack-quantized",
+    # Quantises activations too, with a scale of its own for each module.
+    "NVFP4": "nvfp4-pack-quantized",
     "MXFP4A16": "mxfp4-pack-quantized",
 }
 
@@ -32,7 +34,10 @@ def write_compressed(folder: Path, preset: str, *, ignore: tuple[str, ...] = ("l
     def pack(module: str, weight: torch.Tensor) -> zoo.Tensors:
         state = {"weight": weight} | _parameters(weight, scheme.weights)
         compressed = compressor.compress(state, scheme)
-        return {f".{name}": part.detach() for name, part in compressed.items()}
+        parts = {f".{name}": part.detach() for name, part in compressed.items()}
+        if preset == "NVFP4":
+            parts[".input_global_scale"] = torch.tensor([700.0])
+        return parts
 
     ignored = tuple(entry for entry in ignore if not entry.startswith("re:"))
     tensors = zoo.quantize(
