@@ -21,8 +21,9 @@ from ..models.decoder import Decoder, module_suffix
 from ..models.families import MULTIMODAL
 from ..models.layer_map import LayerMap
 from ..models.quantization.find import Quantization, QuantizedModule
+from ..models.quantization.renumbering import Renumbering
 from ..models.quantization.shapes import find_shape
-from ..models.quantization.skip_lists import Renumbering, rewrite_settings
+from ..models.quantization.skip_lists import rewrite_settings
 from .origins import Copy, Dequantize, Extent, Fill, Origin, Part, QuantizedPart, Zeros
 from .tensor_map import SourceModel, TensorUse
 
@@ -254,8 +255,10 @@ def _renumber(decoder: Decoder, mode: str, layer_map: LayerMap) -> Renumbering:
     spelt = [decoder.prefix, *(wrapper.prefixes if wrapper else ()), *decoder.family.prefixes]
     spelt += [prefix.partition(".")[2] for prefix in spelt]
     is_full = mode == "new-blocks-full"
+    others = wrapper.prefixes if wrapper else ()
     return Renumbering(
         prefix=decoder.prefix,
+        others=tuple(prefix for prefix in others if prefix != decoder.prefix),
         spellings=tuple(dict.fromkeys(prefix for prefix in spelt if prefix)),
         places={source: tuple(indices) for source, indices in places.items()},
         full=frozenset(i for i, entry in enumerate(layer_map) if entry.is_new and is_full),

@@ -10,12 +10,12 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from ...errors import UnsupportedModelError
 from .find import Quantization
-from .matchers import SKIPPED, find_target, transformers_skips
+from .matchers import find_target, transformers_skips
+from .renumbering import Renumbering, find_fault
 from .scheme import Entries
 
 # What SGLang makes of several modules, and looks for by the name of the whole.
@@ -27,28 +27,6 @@ _FUSED = {
 _NUMBER = re.compile(r"(?<=\.)([0-9]+)(?=\\?\.|$|\$)")
 
 Settings = dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Renumbering:
-    """Where each layer of the source goes; `full` are the output's layers stored unquantised.
-
-    `prefix` stands before a layer's number in tensor names, `spellings` are the prefixes that the
-    config may use for it.
-    """
-
-    prefix: str
-    spellings: tuple[str, ...]
-    places: Mapping[int, tuple[int, ...]]
-    full: frozenset[int]
-
-    def split(self, module: str) -> tuple[int | None, str]:
-        """Return a module's layer, None outside of the layers, and what follows the number."""
-        if module.startswith(self.prefix):
-            number, _, rest = module[len(self.prefix) :].partition(".")
-            if number.isdecimal():
-                return int(number), rest
-        return None, module
 
 
 def rewrite_settings(
@@ -71,7 +49,7 @@ def rewrite_settings(
             _rewrite(result, entries, asked, renumbering, expands=expands)
         if renumbering.full:
             _add_full(result, quantization, modules, renumbering)
-        fault = _find_fault(quantization, settings, result, asked, renumbering)
+        fault = find_fault(quantization, settings, result, asked, renumbering)
         if not fault:
             return result
     lists = ", ".join(repr(".".join(e.path)) for e in quantization.method.entries(settings))
@@ -213,19 +191,25 @@ def _add_full(
     if "dynamic" in styles:
         # vLLM and gptqmodel go by the one, transformers by the other.
         new: Settings = {
-            f"-:^{re.escape(f'{renumbering.prefix}{j}.')}": {} for j in sorted(renumbering.full)
+            f"-:^{re.escape(name)}": {}
+            for j in sorted(renumbering.full)
+            for name in renumbering.spell(j, "")
         }
         settings["dynamic"] = new | (settings.get("dynamic") or {})
-        kept = _name_matches(lambda module: modules[module], modules, renumbering)
-        settings["modules_in_block_to_quantize"] = [
-            [name for name in kept if renumbering.split(name)[0] not in renumbering.full]
-        ]
+        kept: list[str] = []
+        for name in _name_matches(lambda module: modules[module], modules, renumbering):
+            layer, rest = renumbering.split(name)
+            if layer not in renumbering.full:
+                kept += [name] if layer is None else renumbering.spell(layer, rest)
+        settings["modules_in_block_to_quantize"] = [kept]
         return
     lists = [e for e in entries if e.is_skip]
     known = [e for e in lists if _parent(settings, e)[0].get(e.path[-1]) is not None]
     if "targets" in styles:
         names = [
-            f"re:^{re.escape(f'{renumbering.prefix}{j}.')}.*" for j in sorted(renumbering.full)
+            f"re:^{re.escape(name)}.*"
+            for j in sorted(renumbering.full)
+            for name in renumbering.spell(j, "")
         ]
     elif not known:
         # Without a list loaders leave out what they like: the head above all.
@@ -249,11 +233,9 @@ def _full_names(modules: Mapping[str, bool], renumbering: Renumbering, *, fused:
         layer, rest = renumbering.split(module)
         if layer is None or not is_quantized:
             continue
-        names += [
-            f"{renumbering.prefix}{j}.{rest}"
-            for j in renumbering.places.get(layer, ())
-            if j in renumbering.full
-        ]
+        for j in renumbering.places.get(layer, ()):
+            if j in renumbering.full:
+                names += renumbering.spell(j, rest)
     if fused:
         parts = set(names)
         for whole, pieces in _FUSED.items():
@@ -264,39 +246,6 @@ def _full_names(modules: Mapping[str, bool], renumbering: Renumbering, *, fused:
                 if all(head + piece in parts for piece in pieces)
             ]
     return names
-
-
-def _find_fault(
-    quantization: Quantization,
-    before: Mapping[str, Any],
-    after: Mapping[str, Any],
-    modules: Mapping[str, bool],
-    renumbering: Renumbering,
-) -> str:
-    """Say which module some loader takes for something else than its source; nothing if none."""
-    for engine, read in quantization.method.engines.items():
-        for module, is_quantized in modules.items():
-            expected = read(before, module)
-            layer, rest = renumbering.split(module)
-            if layer is None:
-                places = [(module, expected)]
-            else:
-                places = [
-                    (
-                        f"{renumbering.prefix}{j}.{rest}",
-                        SKIPPED if j in renumbering.full else expected,
-                    )
-                    for j in renumbering.places.get(layer, ())
-                    if is_quantized or j not in renumbering.full
-                ]
-            for name, wanted in places:
-                # What is not quantised may be named now, and have been left out without a name.
-                is_right = (found := read(after, name)) == wanted or (
-                    not is_quantized and found == SKIPPED
-                )
-                if not is_right:
-                    return f"to {engine}, {name!r} would be {found} instead of {wanted}"
-    return ""
 
 
 def _parent(settings: Mapping[str, Any], entries: Entries) -> tuple[dict[str, Any], str]:
