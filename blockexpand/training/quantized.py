@@ -58,7 +58,8 @@ class QuantizedLoading:
 def describe_loading(manifest: Manifest, *, is_adapter: bool) -> QuantizedLoading:
     """Return how to load an expansion for training; `is_adapter` if LoRA is what trains.
 
-    Raises: TrainingError where its new blocks are quantised and would have to be trained in full.
+    Raises: TrainingError where its new blocks are quantised and would have to be trained in full,
+    or nothing can be trained among such layers.
     """
     method, mode = parse_quantized(manifest.file, manifest.content)
     if method is None or mode == "dequantize":
@@ -68,6 +69,11 @@ def describe_loading(manifest: Manifest, *, is_adapter: bool) -> QuantizedLoadin
             f"{manifest.file}: the new blocks are quantized ({method}), so that only LoRA can "
             "train them (--framework peft); to train them in full, make the expansion with "
             "--quantized new-blocks-full"
+        )
+    if method == "fbgemm_fp8":
+        raise TrainingError(
+            f"{manifest.file}: no gradient passes through the original layers, which are quantized "
+            f"({method}); make the expansion with --quantized dequantize to train it"
         )
     notes: tuple[str, ...] = (f"the original layers stay quantized ({method}), frozen", _SAVING)
     imported = argument = after = imported_from = ""

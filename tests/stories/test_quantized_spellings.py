@@ -16,6 +16,7 @@ import pytest
 import quantized_zoo as zoo
 import torch
 from checkpoints import read_tensors
+from safetensors.torch import save_file
 from transformers.utils import logging
 
 import blockexpand
@@ -336,3 +337,30 @@ def test_what_is_not_known_is_refused_in_one_line(
         blockexpand.expand(folder, tmp_path / "out", new_layers=1)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("mode", MODES[:2])
+def test_an_output_saved_anew_is_known(
+    mode: Any, source: tuple[Spelling, Path, Values, torch.Tensor], tmp_path: Path
+) -> None:
+    """In other files; then with a block that learnt."""
+    _, folder, _, _ = source
+    out = tmp_path / "out"
+    blockexpand.expand(folder, out, position=(1, 3), quantized=mode)
+    tensors = zoo.read_tensors(out)
+    for file in out.glob("*.safetensors*"):
+        file.unlink()
+    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+    found = blockexpand.verify(folder, out)
+    assert found.ok and not found.verification.trained and not found.verification.active
+    if mode == "keep":
+        return
+    name = "model.layers.5.self_attn.o_proj.weight"
+    save_file(
+        tensors | {name: tensors[name] + 0.5},
+        out / "model.safetensors",
+        metadata={"format": "pt"},
+    )
+    found = blockexpand.verify(folder, out)
+    assert found.ok and found.verification.active == (5,)
+    assert [finding.tensor for finding in found.verification.trained] == [name]

@@ -79,6 +79,16 @@ def test_scripts_load_each_method_so_that_it_trains(
     compile(text, "script", "exec")
 
 
+def test_what_passes_no_gradient_is_refused(made: dict[str, Path], tmp_path: Path) -> None:
+    for file in made["new-blocks-full"].iterdir():
+        text = file.read_bytes()
+        if file.name == "block_expansion.json":
+            text = text.replace(b'"fp8"', b'"fbgemm_fp8"')
+        (tmp_path / file.name).write_bytes(text)
+    with pytest.raises(TrainingError, match="--quantized dequantize to train it"):
+        make_settings(tmp_path, "transformers")
+
+
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_lora_of_a_kept_expansion_trains_its_new_layers(made: dict[str, Path]) -> None:
     peft = pytest.importorskip("peft")
