@@ -50,6 +50,10 @@ if TYPE_CHECKING:
     from .api.on_hub import expand_on_hub as expand_on_hub
     from .api.pipeline import Expansion as Expansion
     from .api.pipeline import Verified as Verified
+    from .api.training import train as train
+    from .api.training_plan import Trained as Trained
+    from .api.training_plan import TrainingPlan as TrainingPlan
+    from .api.training_plan import plan_training as plan_training
     from .checkpoints.checkpoint import Checkpoint as Checkpoint
     from .checkpoints.checkpoint import open_checkpoint as open_checkpoint
     from .checkpoints.sources import ModelRef as ModelRef
@@ -91,7 +95,9 @@ _PLACES = {
     "ModelRef": "checkpoints.sources",
     "TensorDifference": "verification.difference",
     "TensorStatistics": "verification.difference",
+    "Trained": "api.training_plan",
     "TrainerSettings": "training.settings",
+    "TrainingPlan": "api.training_plan",
     "Verification": "verification.findings",
     "Verified": "api.pipeline",
     "apply": "api.application",
@@ -110,6 +116,8 @@ _PLACES = {
     "merge": "api.merging",
     "open_checkpoint": "checkpoints.checkpoint",
     "open_manifest": "training.freezing",
+    "plan_training": "api.training_plan",
+    "train": "api.training",
     "verify": "api.comparing",
 }
 
@@ -144,8 +152,10 @@ __all__ = [
     "SourceChangedError",
     "TensorDifference",
     "TensorStatistics",
+    "Trained",
     "TrainerSettings",
     "TrainingError",
+    "TrainingPlan",
     "TransferError",
     "UnsupportedModelError",
     "UsageError",
@@ -168,6 +178,8 @@ __all__ = [
     "merge",
     "open_checkpoint",
     "open_manifest",
+    "plan_training",
+    "train",
     "verify",
 ]
 

@@ -15,7 +15,7 @@ run() {
 }
 
 mkdir -p demo
-rm -rf demo/expanded demo/trained demo/blocks demo/again demo/base-again
+rm -rf demo/expanded demo/trained demo/trained.training demo/blocks demo/again demo/base-again
 if ! run python scripts/make_real_model.py demo/source; then
     echo "a random Mistral stands in for it: what it says is nonsense, but the same nonsense"
     rm -rf demo/source
@@ -26,8 +26,9 @@ head -c 8000 tests/data/king_james.txt >demo/text.txt
 run python -m blockexpand --src demo/source --out demo/expanded --new-layers 6 --position interleaved
 run python -m blockexpand verify demo/source demo/expanded --logits
 run python scripts/compare_generation.py demo/source demo/expanded
-run python scripts/train_new_blocks.py demo/expanded demo/text.txt --out demo/trained --base demo/source \
+run python -m blockexpand train demo/expanded --text demo/text.txt --out demo/trained \
     --steps 12 --batch-size 2 --length 64
+run python -m blockexpand diff demo/source demo/trained
 run python -m blockexpand show demo/trained
 run python -m blockexpand extract demo/trained --base demo/source --out demo/blocks
 run python -m blockexpand apply demo/source demo/blocks --out demo/again

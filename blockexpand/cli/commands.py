@@ -65,6 +65,7 @@ GROUPS: tuple[tuple[str, tuple[Command, ...]], ...] = (
     (
         "train and share",
         (
+            _command("train", "train the new blocks on plain text"),
             _command("train-config", "print a trainer's settings for the new blocks"),
             _command("extract", "save the trained new blocks alone"),
             _command("apply", "put trained blocks on their base again"),
