@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -11,8 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import benchmark
+import benchmark_cases
 import compare_generation
 import compare_with_mergekit
+import disk_limit
 import measuring
 import pytest
 from measuring import Measurement
@@ -197,16 +200,18 @@ def test_the_tables_give_median_range_and_ratios_of_the_same_round() -> None:
 @pytest.mark.parametrize(
     "case",
     [
-        case if case == "end" else pytest.param(case, marks=pytest.mark.long)
-        for case in benchmark.CASES
+        case if case in ("expand", "verify") else pytest.param(case, marks=pytest.mark.long)
+        for case in benchmark_cases.CASES
     ],
 )
 def test_the_benchmark_measures_every_case(
     case: str, make_tiny: Callable[..., Path], tmp_path: Path
 ) -> None:
     source = make_tiny(layers=8, dtype="float32" if case == "convert" else "bfloat16")
+    work, runs = tmp_path / "work", tmp_path / "runs.json"
+    work.mkdir()
     command = [sys.executable, SCRIPTS / "benchmark.py", "--src", source, "--case", case]
-    command += ["--rounds", "1", "--warm", "--work", tmp_path]
+    command += ["--rounds", "1", "--warm", "--work", work, "--json", runs]
     done = subprocess.run(
         command,
         check=True,
@@ -214,11 +219,42 @@ def test_the_benchmark_measures_every_case(
         text=True,
         env=os.environ | {"PATH": os.defpath},
     )
-    commands = benchmark.make_commands(case, source, tmp_path, tmp_path / "x", None)
-    for name in commands:
+    (found,) = json.loads(runs.read_text())["cases"]
+    assert next(iter(found["runs"])) == "blockexpand"
+    assert len(found["runs"]) > 1
+    for name, (run,) in found["runs"].items():
         assert f"| {name} | " in done.stdout
+        assert run["wall_s"] > 0
+    if case in ("plan", "batch"):
+        assert found["limit_s"] is None
+    else:
+        # Of so few bytes it says little.
+        assert found["limit_s"] > 0
     assert "8 layers, 3 file(s)" in done.stdout
-    assert list(tmp_path.iterdir()) == []
+    assert list(work.iterdir()) == []
+
+
+def test_the_limit_is_that_of_bytes_that_are_really_moved(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "model.safetensors").write_bytes(os.urandom(40_000_000))
+    limit = disk_limit.measure_limit(source, tmp_path, nbytes=40_000_000)
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+    assert limit.read > 10e6 and limit.copied > 10e6
+    assert limit.seconds(10**9, 0) == pytest.approx(1e9 / limit.read)
+    assert limit.seconds(10**9, 10**9) == pytest.approx(2e9 / limit.copied)
+
+
+def test_the_table_goes_between_the_marks_of_the_readme(tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{benchmark.BEGIN}old\n{benchmark.END}after\n")
+    for table in ("| a |", "| b |\n| c |"):
+        benchmark.write_readme(table, readme)
+        expected = f"before\n{benchmark.BEGIN}{table}\n{benchmark.END}after\n"
+        assert readme.read_text() == expected
+    readme.write_text("no marks")
+    with pytest.raises(SystemExit, match="expected <!-- benchmark -->"):
+        benchmark.write_readme("| a |", readme)
 
 
 @pytest.mark.mount
