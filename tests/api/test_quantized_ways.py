@@ -130,6 +130,19 @@ def test_the_hub_makes_the_same(
     files = hub.files(OUT)
     found = {n: d for n, d in files.items() if not n.startswith(("README", "block_", ".git"))}
     assert found == expected
+    assert blockexpand.verify(REPO, OUT).ok
+    if mode != "new-blocks-full":
+        return
+    made_blocks = blockexpand.extract(tmp_path / "plain", tmp_path / "blocks", base=REPO)
+    blockexpand.apply_on_hub(
+        REPO, str(made_blocks.out), repo="user/applied", token=TOKEN, work=tmp_path / "work"
+    )
+    files = hub.files("user/applied")
+    applied = {n: d for n, d in files.items() if not n.startswith(("README", "block_", ".git"))}
+    assert applied.keys() == expected.keys()
+    assert {n: d for n, d in applied.items() if n.endswith(".json")} == {
+        n: d for n, d in expected.items() if n.endswith(".json")
+    }
 
 
 def test_modules_of_several_shards_are_not_streamed(
