@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from ..fs.paths import expand_home
 from ..fs.reading import Reader, make_buffer
 from ..models.decoder import find_decoder, find_model_type
 from ..models.layer_map import LayerEntry, LayerMap
+from ..models.quantization.find import Quantization, find_quantization
 from ..planning.dtypes import name_main_dtype
 from ..planning.manifest import Manifest, parse_claims, parse_manifest
 from ..planning.parameters import Parameters, count_tensors
@@ -36,7 +38,8 @@ class Overview:
 
     `trained` counts the tensors that are no longer as an expansion left them, of `closing` tensors
     that make its new blocks pass their input through; both are None where they were not read.
-    `lineage` is what the model was made from, the latest first.
+    `lineage` is what the model was made from, the latest first; `quantized` the method by which its
+    weights are quantised, None where they are not or it is not known.
     """
 
     name: str
@@ -51,6 +54,7 @@ class Overview:
     closing: int | None = None
     trained: int | None = None
     refusal: str | None = None
+    quantized: str | None = None
 
     @property
     def new_layers(self) -> tuple[int, ...]:
@@ -76,10 +80,13 @@ def show(
     manifest = _find_manifest(checkpoint)
     layer_map, prefix, refusal, tables = _find_layers(checkpoint, manifest)
     new = [index for index, entry in enumerate(layer_map or ()) if entry.is_new]
+    quantization = None
+    with suppress(BlockExpandError):
+        quantization = find_quantization(checkpoint.config, checkpoint.specs)
     closing = trained = None
     specs, layers = checkpoint.specs.items(), len(layer_map or ()) or 1
     if manifest is not None and new and source.snapshot is None:
-        names = list(_closing_tensors(manifest, checkpoint))
+        names = list(_closing_tensors(manifest, checkpoint, quantization))
         closing, trained = len(names), _count_trained(checkpoint, names)
     return Overview(
         name=source.name.model,
@@ -94,6 +101,7 @@ def show(
         closing=closing,
         trained=trained,
         refusal=refusal,
+        quantized=quantization.method.title if quantization else None,
     )
 
 
@@ -128,16 +136,26 @@ def _find_layers(
 
 
 def _closing_tensors(
-    manifest: Manifest, checkpoint: Checkpoint
-) -> Iterator[tuple[str, TensorSpec, float]]:
+    manifest: Manifest, checkpoint: Checkpoint, quantization: Quantization | None
+) -> Iterator[tuple[str, TensorSpec, bytes]]:
+    """Yield each with the element that an expansion fills it with, of quantised ones their part."""
+    quantized = quantization.modules.values() if quantization else ()
+    modules = {module.weight: module for module in quantized}
     for layer in manifest.new_layers:
         for suffix, constant in manifest.neutral.items():
             name = f"{manifest.layer_prefix}{layer}.{suffix}"
-            if name in checkpoint.specs:
-                yield name, checkpoint.specs[name], constant
+            if name in modules:
+                for role, element in modules[name].scheme.zero.items():
+                    part = modules[name].parts[role]
+                    yield part, checkpoint.specs[part], element
+            elif name in checkpoint.specs:
+                spec = checkpoint.specs[name]
+                width = spec.nbytes // max(1, math.prod(spec.shape))
+                zero = bytes(max(1, width))
+                yield name, spec, encode_element(spec.dtype, constant) if constant else zero
 
 
-def _count_trained(checkpoint: Checkpoint, tensors: list[tuple[str, TensorSpec, float]]) -> int:
+def _count_trained(checkpoint: Checkpoint, tensors: list[tuple[str, TensorSpec, bytes]]) -> int:
     """Count the tensors that are not the constant any more; −0 is zero."""
     places = {
         entry.name: (shard.file.name, shard.header.data_start + entry.data_offset)
@@ -148,10 +166,8 @@ def _count_trained(checkpoint: Checkpoint, tensors: list[tuple[str, TensorSpec, 
     buffer = make_buffer(_CHUNK_NBYTES)
     changed = 0
     with Reader(checkpoint.root, files) as reader:
-        for name, spec, constant in tensors:
+        for name, spec, element in tensors:
             file, offset = places[name]
-            width = spec.nbytes // max(1, math.prod(spec.shape))
-            element = encode_element(spec.dtype, constant) if constant else bytes(max(1, width))
             for begin in range(0, spec.nbytes, _CHUNK_NBYTES):
                 nbytes = min(_CHUNK_NBYTES, spec.nbytes - begin)
                 data = bytes(reader.read(file, offset + begin, nbytes, buffer))

@@ -53,6 +53,8 @@ def _describe(overview: Any, *, verbose: bool) -> str:
     from .text_sizes import format_size
 
     facts = [("family", overview.model_type), ("dtype", overview.dtype)]
+    if overview.quantized is not None:
+        facts.append(("quantized", overview.quantized))
     lines = [overview.name]
     if overview.layer_map is not None:
         new = len(overview.new_layers)
@@ -106,6 +108,7 @@ def _as_json(overview: Any) -> dict[str, Any]:
         "model": overview.name,
         "model_type": overview.model_type,
         "dtype": overview.dtype,
+        "quantized": overview.quantized,
         "layers": None if entries is None else len(entries),
         "layer_map": None if entries is None else [entry.source for entry in entries],
         "new_layers": list(overview.new_layers),

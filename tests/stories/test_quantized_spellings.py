@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from transformers.utils import logging
 
 import blockexpand
+from blockexpand.api.overview import show
 
 torch.set_num_threads(1)
 
@@ -353,6 +354,8 @@ def test_an_output_saved_anew_is_known(
     save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
     found = blockexpand.verify(folder, out)
     assert found.ok and not found.verification.trained and not found.verification.active
+    overview = show(out)
+    assert overview.quantized and overview.closing and overview.trained == 0
     if mode == "keep":
         return
     name = "model.layers.5.self_attn.o_proj.weight"
@@ -364,3 +367,4 @@ def test_an_output_saved_anew_is_known(
     found = blockexpand.verify(folder, out)
     assert found.ok and found.verification.active == (5,)
     assert [finding.tensor for finding in found.verification.trained] == [name]
+    assert show(out).trained == 1
