@@ -28,6 +28,10 @@ class UnsupportedModelError(BlockExpandError):
     """A model that cannot be expanded exactly, with the reason."""
 
 
+class UnknownFamilyError(UnsupportedModelError):
+    """A model type that the table of families does not have."""
+
+
 class UsageError(BlockExpandError):
     """An option or argument that is unknown, missing, malformed, or excluded by another one."""
 

@@ -169,6 +169,7 @@ _FLAGS = (
     "fail_fast",
     "stats",
     "no_proof",
+    "trust_remote_code",
 )
 
 _CHECKS: Mapping[str, Callable[[object], object]] = {

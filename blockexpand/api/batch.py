@@ -211,6 +211,7 @@ class _Run:
             push_to_hub=job.push_to_hub,
             private=job.private,
             token=planned.hub.token,
+            own_code=job.trust_remote_code,
         )
         progress = Progress(
             advance=self._report,
@@ -232,7 +233,7 @@ class _Run:
             return verify_and_push(checkpoint, expansion, publish, progress)
         plan = planned.plan
         if source.snapshot is not None:
-            plan = name_plan(make_job_plan(job, checkpoint, planned.out), job, source)
+            plan = name_plan(make_job_plan(planned, checkpoint), job, source)
             plan = replace(plan, notes=planned.plan.notes)
         output = PlannedOutput(checkpoint=checkpoint, name=source.name, plan=plan, out=planned.out)
         return write_and_publish(output, planned.options, publish, progress, self._executor)

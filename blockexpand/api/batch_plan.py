@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from ..writing.target import WriteOptions, resolve_target
 from .finished import find_finished
 from .jobs_file import Job, fill_template
 from .options import make_hub_options, make_recipe, make_write_options, name_base
+from .rows import check_row, choose_source_row
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,9 +79,15 @@ class Batch:
     disk: tuple[DiskNeed, ...]
 
 
-# Jobs that differ in their outputs alone have one plan and one draft of its card, by the source's
-# identity and the recipe.
-Plans = dict[tuple[int, Recipe, str | None], tuple[Plan, Callable[[str], Plan]]]
+@dataclass(frozen=True, slots=True)
+class Plans:
+    """What jobs have in common that differ in their outputs alone, by the source's identity and the
+    recipe: one plan with one draft of its card, and the row that was proven for it."""
+
+    plans: dict[tuple[int, Recipe, str | None], tuple[Plan, Callable[[str], Plan]]] = field(
+        default_factory=dict
+    )
+    rows: dict[tuple[int, Recipe, str | None, bool, bool], Recipe] = field(default_factory=dict)
 
 
 def plan_batch(
@@ -97,7 +104,7 @@ def plan_batch(
     else of the first; OutputError where the disk has no room for all jobs together.
     """
     sources: dict[tuple[str, HubOptions], OpenedSource | BlockExpandError] = {}
-    plans: Plans = {}
+    plans = Plans()
     account: dict[str, Any] | None = None
     faults: dict[str, BlockExpandError] = {}
     planned: list[PlannedJob] = []
@@ -141,7 +148,7 @@ def _plan_job(
     job: Job, source: OpenedSource, hub: HubOptions, plans: Plans, kept: tuple[Path, ...]
 ) -> PlannedJob:
     # The names need the plan, and the plan needs the file system that the names lie on.
-    draft, _ = _plan_once(job, source, Path.cwd(), plans)
+    draft, _ = _plan_once(job, source, hub, Path.cwd(), plans)
     values = {
         "model": _base_name(job.src, source),
         "layers": str(len(draft.layer_map)),
@@ -155,7 +162,7 @@ def _plan_job(
         push_to_hub=None if job.push_to_hub is None else fill_template(job.push_to_hub, values),
     )
     out = resolve_target(expand_home(job.out))
-    plan, add_card_with = _plan_once(job, source, out, plans)
+    plan, add_card_with = _plan_once(job, source, hub, out, plans)
     planned = PlannedJob(
         job=job,
         out=out,
@@ -181,27 +188,41 @@ def _plan_job(
         # The room is counted for all jobs together.
         check_write(planned.plan, out, planned.options, is_here=is_here)
     if job.check and not planned.is_finished:
-        from ..verification.preflight import check_plan
-
-        note = check_plan(source.checkpoint, plan)
+        note = check_row(source.checkpoint, plan)
         planned = replace(planned, plan=replace(planned.plan, notes=(*plan.notes, note)))
     return planned
 
 
-def make_job_plan(job: Job, checkpoint: Checkpoint, out: Path) -> Plan:
-    """Plan a job's output, but for its card."""
-    return make_plan(checkpoint, _make_recipe(job, out))
+def make_job_plan(planned: PlannedJob, checkpoint: Checkpoint) -> Plan:
+    """Plan a job's output anew with the source's files, but for its card."""
+    recipe = _make_recipe(planned.job, planned.out)
+    options = planned.plan.options
+    return make_plan(checkpoint, replace(recipe, row=options.row, row_proof=options.row_proof))
 
 
 def _plan_once(
-    job: Job, source: OpenedSource, out: Path, plans: Plans
+    job: Job, source: OpenedSource, hub: HubOptions, out: Path, plans: Plans
 ) -> tuple[Plan, Callable[[str], Plan]]:
     recipe = _make_recipe(job, out)
+    # No proof depends on the file system of an output.
+    asked = replace(recipe, block_nbytes=0, max_shard_nbytes=None)
+    row_key = id(source), asked, job.family, job.no_proof, job.trust_remote_code
+    if row_key not in plans.rows:
+        plans.rows[row_key] = choose_source_row(
+            source,
+            hub,
+            recipe,
+            job.family,
+            needs_proof=not job.no_proof,
+            own_code=job.trust_remote_code,
+        )
+    chosen = plans.rows[row_key]
+    recipe = replace(recipe, row=chosen.row, row_proof=chosen.row_proof)
     key = id(source), recipe, job.base_model
-    if key not in plans:
+    if key not in plans.plans:
         plan = make_plan(source.checkpoint, recipe)
-        plans[key] = plan, draft_card(plan, name_base(source.name, job.base_model))
-    return plans[key]
+        plans.plans[key] = plan, draft_card(plan, name_base(source.name, job.base_model))
+    return plans.plans[key]
 
 
 def _make_recipe(job: Job, out: Path) -> Recipe:
@@ -230,6 +251,7 @@ def _show_command(plan: Plan, job: Job) -> str:
         keeps_phase=job.phase == "keep",
         layers=None if job.layers is None else parse_layers(job.layers),
         quantized=job.quantized,
+        row=plan.options.row,
     )
     return render_command(job.src, job.out, recipe, job.max_shard_size)
 

@@ -35,6 +35,7 @@ def verify(
     logits: bool = False,
     untrained: bool = False,
     paranoid: bool = False,
+    trust_remote_code: bool = False,
     revision: str | None = None,
     token: str | None = None,
     cache_dir: str | Path | None = None,
@@ -47,6 +48,7 @@ def verify(
     unless it must be `untrained`. What lies on the source's own blocks of the disk is not read
     again, unless `paranoid`. `out` may be a repository of the Hub that has a manifest: copies of
     the source's files are compared by digests, the other files are read one at a time.
+    `trust_remote_code` lets the source's own code compute the logits, in a child process.
     Raises: ProofError where logits differ; what differs in the bytes is in the findings.
     """
     check_arguments(
@@ -55,6 +57,7 @@ def verify(
         logits=logits,
         untrained=untrained,
         paranoid=paranoid,
+        trust_remote_code=trust_remote_code,
         revision=revision,
         token=token,
         cache_dir=cache_dir,
@@ -107,7 +110,7 @@ def verify(
     )
     proof = None
     if logits and not verification.findings:
-        proof = prove_logits(checkpoint, folder, verification, progress)
+        proof = prove_logits(checkpoint, folder, verification, progress, own_code=trust_remote_code)
     return Verified(verification, proof)
 
 

@@ -46,7 +46,7 @@ from .pipeline import (
     write_and_publish,
 )
 from .readiness import Preview, check_output
-from .rows import choose_row, read_row
+from .rows import check_row, choose_source_row, read_row
 
 
 def expand(
@@ -59,6 +59,7 @@ def expand(
     phase: Phase | None = None,
     family: str | None = None,
     no_proof: bool = False,
+    trust_remote_code: bool = False,
     dtype: Dtype | None = None,
     quantized: Quantized = "keep",
     max_shard_size: str | int | None = None,
@@ -89,7 +90,8 @@ def expand(
     layers changes what the model computes, which the plan's `keeps_function` says.
     `phase` "keep" makes layers that readers which go by a layer's number see as they were;
     `family` is a row for a model type that the table does not have: a .yaml file, or the family
-    that the model is built like; it is proven first unless `no_proof`.
+    that the model is built like; it is proven first unless `no_proof`. `trust_remote_code` lets the
+    proof run the checkpoint's own code, in a child process.
     `stream` fetches one shard of a Hub source at a time; `verify_after` is `tensors` or `logits`;
     `push_to_hub` names the repository that a complete (and verified) output is uploaded to. The
     workers of an `executor` write a file each at a time; they have to see source and output under
@@ -110,6 +112,7 @@ def expand(
         phase=phase,
         family=family,
         no_proof=no_proof,
+        trust_remote_code=trust_remote_code,
         dtype=dtype,
         quantized=quantized,
         max_shard_size=max_shard_size,
@@ -140,12 +143,15 @@ def expand(
     options = make_write_options(reflink, hardlink, overwrite, overwrite_anything)
     hub = make_hub_options(revision, token, cache_dir, progress)
     check_out(target, options, push_to_hub=push_to_hub, token=token, create_pr=create_pr)
-    row = read_row(family) if family is not None else None
+    if family is not None:
+        read_row(family)
     if stream:
         check_stream(verify_after, reflink, hardlink, executor)
         options = replace(options, reflink="never")
     source = open_headers(str(src), hub)
-    recipe = choose_row(source.checkpoint, recipe, row, needs_proof=not no_proof)
+    recipe = choose_source_row(
+        source, hub, recipe, family, needs_proof=not no_proof, own_code=trust_remote_code
+    )
     shown = command or render_command(str(src), str(out), recipe, max_shard_size)
     name = name_base(source.name, base_model)
 
@@ -164,6 +170,7 @@ def expand(
         token=token,
         commit_message=commit_message,
         create_pr=create_pr,
+        own_code=trust_remote_code,
     )
     is_here = source.snapshot is None
     note = None if options.replaces else use_finished(plan, target, name, is_here=is_here)
@@ -188,9 +195,7 @@ def expand(
 
 def _prove(checkpoint: Checkpoint, plan: Plan) -> Plan:
     """Prove a plan at toy width; return it with a note of what was proven."""
-    from ..verification.preflight import check_plan
-
-    return replace(plan, notes=(*plan.notes, check_plan(checkpoint, plan)))
+    return replace(plan, notes=(*plan.notes, check_row(checkpoint, plan)))
 
 
 def _check_provable(plan: Plan, check: bool, verify_after: Proof | None) -> None:
@@ -247,6 +252,7 @@ def preview_expansion(
     phase: Phase | None = None,
     family: str | None = None,
     no_proof: bool = False,
+    trust_remote_code: bool = False,
     dtype: Dtype | None = None,
     quantized: Quantized = "keep",
     max_shard_size: str | int | None = None,
@@ -275,6 +281,7 @@ def preview_expansion(
         phase=phase,
         family=family,
         no_proof=no_proof,
+        trust_remote_code=trust_remote_code,
         dtype=dtype,
         quantized=quantized,
         max_shard_size=max_shard_size,
@@ -302,8 +309,9 @@ def preview_expansion(
         check_stream(None, reflink, hardlink, None)
         options = replace(options, reflink="never")
     source = open_headers(str(src), hub)
-    row = read_row(family) if family is not None else None
-    recipe = choose_row(source.checkpoint, recipe, row, needs_proof=not no_proof)
+    recipe = choose_source_row(
+        source, hub, recipe, family, needs_proof=not no_proof, own_code=trust_remote_code
+    )
     plan = make_plan(source.checkpoint, recipe)
     _check_provable(plan, check, None)
     if stream:

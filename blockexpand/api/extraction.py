@@ -30,7 +30,7 @@ from ..adapters.quantized_base import expect_whole_model, refuse_changed_modules
 from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.files import CARD_FILE, MANIFEST_FILE
 from ..checkpoints.sources import ModelRef, open_source
-from ..errors import CheckpointError
+from ..errors import CheckpointError, UnknownFamilyError, UnsupportedModelError
 from ..formats.elements import is_widening
 from ..formats.json_object import edit_json_object, parse_json_object
 from ..fs.paths import existing_folder, expand_home
@@ -109,7 +109,13 @@ def extract(
     theirs, _ = open_source(
         str(trained), make_hub_options(None, token, cache_dir), progress=progress
     )
-    decoder = find_decoder(base_checkpoint.config, base_checkpoint.specs)
+    try:
+        decoder = find_decoder(base_checkpoint.config, base_checkpoint.specs)
+    except UnknownFamilyError as error:
+        raise UnsupportedModelError(
+            f"{base}: {error}; an adapter carries no row of its own, so block adapters are for "
+            "families of the table alone"
+        ) from None
     refuse_unfit_base(decoder, str(base))
     if decoder.quantization is not None:
         refuse_requantized(decoder.quantization.method, theirs, str(trained))

@@ -72,6 +72,9 @@ class Job:
     position: str | tuple[int, ...] = "end"
     layers: str | None = None
     phase: Phase | None = None
+    family: str | None = None
+    no_proof: bool = False
+    trust_remote_code: bool = False
     dtype: Dtype | None = None
     quantized: Quantized = "keep"
     max_shard_size: str | None = None
@@ -217,6 +220,10 @@ def _make_jobs(
             ]
         elif isinstance(position, str) and "new-layers" not in options:
             lacking.append(f"position {position} needs new-layers")
+        if options.get("no-proof") and (
+            "family" not in options or options.get("trust-remote-code")
+        ):
+            lacking.append("no-proof needs family, and does not go with trust-remote-code")
         if options.get("private") and "push-to-hub" not in options:
             lacking.append("private needs push-to-hub")
         missing |= dict.fromkeys(lacking)
@@ -315,6 +322,9 @@ _OPTIONS: dict[str, tuple[str, Callable[[yaml.Node], Any]]] = {
     "position": (f"{', '.join(POSITIONS)}, or layers such as 7,15,23,31", _position),
     "layers": ("layers such as 0-31,31*4", _layers),
     "phase": ("keep", _phase),
+    "family": ("a .yaml file with a row, or a family of the table", _text),
+    "no-proof": ("true or false", _flag),
+    "trust-remote-code": ("true or false", _flag),
     "dtype": _choice(*DTYPES),
     "quantized": _choice(*QUANTIZED),
     "max-shard-size": ("a size such as 5GB", _size),

@@ -20,12 +20,14 @@ from ..formats.safetensors import TensorSpec
 from ..fs.paths import expand_home
 from ..fs.reading import Reader, make_buffer
 from ..models.decoder import find_decoder, find_model_type
+from ..models.families.form import Row
 from ..models.layer_map import LayerEntry, LayerMap
 from ..models.quantization.find import Quantization, find_quantization
 from ..planning.dtypes import name_main_dtype
 from ..planning.manifest import Manifest, parse_claims, parse_manifest
 from ..planning.parameters import Parameters, count_tensors
 from .options import check_revision, make_hub_options
+from .rows import guess_row, is_known
 
 _CHUNK_NBYTES = 1 << 24
 
@@ -39,7 +41,9 @@ class Overview:
     `trained` counts the tensors that are no longer as an expansion left them, of `closing` tensors
     that make its new blocks pass their input through; both are None where they were not read.
     `lineage` is what the model was made from, the latest first; `quantized` the method by which its
-    weights are quantised, None where they are not or it is not known.
+    weights are quantised, None where they are not or it is not known; `is_inferred`
+    says that the table of families does not know the model's type, so that a run would infer its
+    row and prove it.
     """
 
     name: str
@@ -55,6 +59,7 @@ class Overview:
     trained: int | None = None
     refusal: str | None = None
     quantized: str | None = None
+    is_inferred: bool = False
 
     @property
     def new_layers(self) -> tuple[int, ...]:
@@ -102,6 +107,7 @@ def show(
         trained=trained,
         refusal=refusal,
         quantized=quantization.method.title if quantization else None,
+        is_inferred=refusal is None and not is_known(checkpoint),
     )
 
 
@@ -119,7 +125,8 @@ def _find_layers(
     Also the tables that have a part for every layer.
     """
     try:
-        decoder = find_decoder(checkpoint.config, checkpoint.specs)
+        row = _find_row(checkpoint, manifest)
+        decoder = find_decoder(checkpoint.config, checkpoint.specs, row)
     except BlockExpandError as error:
         if manifest is not None:
             return manifest.layer_map, manifest.layer_prefix, str(error), ()
@@ -133,6 +140,14 @@ def _find_layers(
             f"the model has {decoder.layers}: it is another model's; remove it"
         )
     return manifest.layer_map, manifest.layer_prefix, None, decoder.tables
+
+
+def _find_row(checkpoint: Checkpoint, manifest: Manifest | None) -> Row | None:
+    """Return the row that an expansion was made with, else the one that would be tried first."""
+    stated = None if manifest is None else parse_claims(manifest).recipe
+    if stated is not None and stated.row is not None:
+        return stated.row
+    return guess_row(checkpoint)
 
 
 def _closing_tensors(

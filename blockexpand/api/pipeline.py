@@ -25,6 +25,7 @@ from ..progress import Progress
 from ..verification.findings import Finding, Verification
 from ..verification.logits import LogitsProof, compare_logits
 from ..verification.output import verify_output
+from ..verification.own_code import compare_logits_with_own_code, has_own_code
 from ..writing.documents import replace_document
 from ..writing.leftovers import clear_debris
 from ..writing.shard import Moved
@@ -78,7 +79,10 @@ class Verified(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PublishOptions:
-    """What follows once an output is in its place: the arguments of `expand` of these names."""
+    """What follows once an output is in its place: the arguments of `expand` of these names.
+
+    `own_code` is its `trust_remote_code`.
+    """
 
     verify: str | None = None
     push_to_hub: str | None = None
@@ -86,6 +90,7 @@ class PublishOptions:
     token: str | None = None
     commit_message: str | None = None
     create_pr: bool = False
+    own_code: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,7 +192,9 @@ def verify_and_push(
             verification = verify_output(checkpoint, result.source, out, progress, others)
             proof = None
             if publish.verify == "logits" and not verification.findings:
-                proof = prove_logits(checkpoint, out, verification, progress)
+                proof = prove_logits(
+                    checkpoint, out, verification, progress, own_code=publish.own_code
+                )
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"{out} is complete, but not verified") from None
         if verification.findings:
@@ -269,9 +276,17 @@ def _refuse_other_values(checkpoint: Checkpoint, folder: Path, verification: Ver
 
 
 def prove_logits(
-    checkpoint: Checkpoint, folder: Path, verification: Verification, progress: Progress
+    checkpoint: Checkpoint,
+    folder: Path,
+    verification: Verification,
+    progress: Progress,
+    *,
+    own_code: bool = False,
 ) -> LogitsProof:
-    """Compare the logits of an output with its source's. Raises: ProofError, RecipeError."""
+    """Compare the logits of an output with its source's; `own_code` may be the source's, if it has.
+
+    Raises: ProofError, RecipeError.
+    """
     if verification.active:
         raise RecipeError(
             f"{folder}: its new blocks were trained, so its logits cannot be those of the source; "
@@ -284,4 +299,6 @@ def prove_logits(
         )
     _refuse_other_values(checkpoint, folder, verification)
     progress.stage("comparing logits")
+    if own_code and has_own_code(checkpoint.config):
+        return compare_logits_with_own_code(checkpoint, folder, verification.dtype)
     return compare_logits(checkpoint.root, folder, verification.dtype)

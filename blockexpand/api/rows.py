@@ -1,27 +1,38 @@
 """Which row holds for a checkpoint whose model type the table does not have: given or inferred.
 
-A row that is not in the table is proven at toy width before it is used, with the class that
-`transformers` has for the model type. It writes nothing and runs no code of a checkpoint.
+A row that is not in the table is proven at toy width before it is used: with the class that
+`transformers` has for the model type, or in a child process with the checkpoint's own code where
+the user has allowed it. It writes nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..checkpoints.checkpoint import Checkpoint, open_checkpoint
-from ..errors import BlockExpandError, NoProofError, ProofError, RecipeError, UnsupportedModelError
+from ..checkpoints.sources import HubOptions, OpenedSource, fetch_side_files
+from ..errors import NoProofError, RecipeError, UnsupportedModelError
+from ..formats.yaml_nodes import MOST_YAML_NBYTES
 from ..fs.paths import expand_home
+from ..models.decoder import find_text_model
 from ..models.families import FAMILIES, MULTIMODAL
-from ..models.families.form import FamilyForm, Row, parse_form, render_form
+from ..models.families.form import Row, render_form
 from ..models.families.refused import REFUSED
+from ..models.families.row_file import check_row_file, parse_row
 from ..models.inference import infer_forms
-from ..planning.plan import make_plan
+from ..planning.plan import Plan, make_plan
 from ..planning.recipe import Recipe
-
-_MOST_ROW_NBYTES = 1 << 20
+from ..verification.own_code import (
+    check_plan_with_own_code,
+    find_row_with_own_code,
+    has_own_code,
+    prove_row_with_own_code,
+)
+from ..verification.preflight import check_plan
+from ..verification.row_proof import find_row
+from ..verification.toy_model import read_effective
 
 
 def read_row(family: str) -> Row:
@@ -37,105 +48,145 @@ def read_row(family: str) -> Row:
             f"--family {family}: is no family of the table (see `blockexpand families`) and no "
             ".yaml file with a row"
         )
-    import yaml
+    return parse_row(_read_file(family), family)
 
+
+def _read_file(family: str) -> bytes:
     try:
-        with path.open("rb") as stream:
-            data = stream.read(_MOST_ROW_NBYTES + 1)
-        if len(data) > _MOST_ROW_NBYTES:
-            raise RecipeError(f"{family}: expected at most {_MOST_ROW_NBYTES} bytes, found more")
-        return parse_form(yaml.safe_load(data), family)
+        with expand_home(family).open("rb") as stream:
+            return stream.read(MOST_YAML_NBYTES + 1)
     except OSError as error:
         raise RecipeError(f"{family}: cannot read: {error.strerror}") from error
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise RecipeError(f"{family}: this is no YAML: {reason}") from None
-
-
-def infer_family(checkpoint: Checkpoint) -> tuple[FamilyForm, ...]:
-    """Return the rows that may hold for a checkpoint, the likeliest first; none is proven.
-
-    Raises: UnsupportedModelError where none can be told.
-    """
-    return infer_forms(checkpoint.config, checkpoint.specs, _effective(checkpoint))
 
 
 def infer_folder(folder: str | Path) -> dict[str, Any]:
-    """Return the likeliest row for a checkpoint folder as plain data. Raises: as `infer_family`."""
-    return render_form(infer_family(open_checkpoint(expand_home(folder)))[0])
+    """Return the likeliest row for a checkpoint folder as plain data; it is not proven.
+
+    Raises: UnsupportedModelError where none can be told.
+    """
+    checkpoint = open_checkpoint(expand_home(folder))
+    forms = infer_forms(checkpoint.config, checkpoint.specs, read_effective(checkpoint))
+    return render_form(forms[0])
 
 
 def choose_row(
-    checkpoint: Checkpoint, recipe: Recipe, row: Row | None, *, needs_proof: bool
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    row: Row | None,
+    *,
+    needs_proof: bool,
+    own_code: bool = False,
 ) -> Recipe:
     """Return the recipe with the row that holds for a checkpoint, proven for this very plan.
 
-    A model type of the table needs none. Without `needs_proof` a row that is given is used as it
-    is, and the recipe says so. Raises: UnsupportedModelError where no row holds, with the reason.
+    A model type of the table needs none, unless the checkpoint's `own_code` is what says how it is
+    computed. Without `needs_proof` a row that is given is used as it is, and the recipe says so.
+    Raises: UnsupportedModelError where no row holds, with the reason.
     """
-    model_type = checkpoint.config.get("model_type")
-    known = any(model_type == name for table in (FAMILIES, MULTIMODAL, REFUSED) for name in table)
-    known = known or not isinstance(model_type, str)  # what a plan says of it
-    if row is None and known:
-        return recipe
+    own_code = own_code and has_own_code(checkpoint.config)
+    if row is None and is_known(checkpoint):
+        if not own_code:
+            return recipe
+        prove_row_with_own_code(checkpoint, recipe)
+        return replace(recipe, row_proof=f"proven with {OWN_CODE} and {_transformers()}")
     if row is not None and not needs_proof:
         return replace(recipe, row=row)
+    refusal = "" if row is not None else f"{_why_unknown(checkpoint, recipe)}; "
+    find = find_row_with_own_code if own_code else find_row
+    try:
+        found = find(checkpoint, recipe, row)
+    except NoProofError as error:
+        reason = _explain_no_proof(checkpoint, own_code, str(error))
+        raise UnsupportedModelError(refusal + reason) from None
+    except UnsupportedModelError as error:
+        raise UnsupportedModelError(f"{refusal}{error}") from None
+    origin = "given" if row is not None else "inferred"
+    code = f"{OWN_CODE} and " if own_code else ""
+    return replace(recipe, row=found, row_proof=f"{origin} and proven with {code}{_transformers()}")
+
+
+def _why_unknown(checkpoint: Checkpoint, recipe: Recipe) -> str:
     try:
         make_plan(checkpoint, recipe)
     except UnsupportedModelError as error:
-        refusal = str(error)
-    else:
-        refusal = ""
-    try:
-        candidates: tuple[Row, ...] = (row,) if row is not None else infer_family(checkpoint)
-    except UnsupportedModelError as error:
-        raise UnsupportedModelError(f"{refusal}; {error}") from None
-    faults = []
-    for candidate in candidates:
-        attempt = replace(recipe, row=candidate)
-        try:
-            return replace(attempt, row_proof=_prove(checkpoint, attempt, given=row is not None))
-        except BlockExpandError as error:
-            faults.append(str(error))
-    origin = "the row that was given" if row is not None else f"{refusal}; the row inferred for it"
-    raise UnsupportedModelError(f"{origin} does not hold: {faults[0]}")
+        return str(error)
+    return ""
 
 
-def _prove(checkpoint: Checkpoint, recipe: Recipe, *, given: bool) -> str:
-    from importlib.metadata import version
-
-    from ..verification.preflight import check_plan
-
-    plan = make_plan(checkpoint, recipe)
-    try:
-        check_plan(checkpoint, plan, strict=True)
-    except NoProofError as error:
-        has_code = checkpoint.config.get("auto_map")
-        custom = " and the checkpoint's own code is never run" if has_code else ""
-        raise ProofError(
-            f"nothing was proven{custom} ({str(error).removeprefix('--check proves nothing: ')}); "
-            "a row of your own (--family FILE.yaml) can be used unproven with --no-proof"
-        ) from None
+def _explain_no_proof(checkpoint: Checkpoint, own_code: bool, reason: str) -> str:
+    for prefix in ("--check proves nothing: ", "nothing was proven: "):
+        reason = reason.removeprefix(prefix)
+    if not own_code and has_own_code(checkpoint.config) and read_effective(checkpoint) is None:
+        return (
+            f"nothing was proven: {_transformers()} has no class for it, and {OWN_CODE} is run "
+            "only if --trust-remote-code is given (read it first); a row of your own "
+            "(--family FILE.yaml) can be used unproven with --no-proof"
+        )
     return (
-        f"{'given' if given else 'inferred'} and proven with transformers {version('transformers')}"
+        f"nothing was proven ({reason}); a row of your own (--family FILE.yaml) can be used "
+        "unproven with --no-proof"
     )
 
 
-def _effective(checkpoint: Checkpoint) -> Mapping[str, Any] | None:
-    """Return the config with the defaults of transformers; None where it does not know it."""
-    import json
-    import tempfile
+def _transformers() -> str:
+    from importlib.metadata import version
 
-    try:
-        from transformers import AutoConfig
-    except ImportError:
+    return f"transformers {version('transformers')}"
+
+
+INFERRED = (
+    "the model type is not in the table of families: this is with a row that was inferred, which "
+    "a run proves before it writes"
+)
+
+OWN_CODE = "the checkpoint's own code"
+
+
+def choose_source_row(
+    source: OpenedSource,
+    hub: HubOptions,
+    recipe: Recipe,
+    family: str | None,
+    *,
+    needs_proof: bool,
+    own_code: bool = False,
+) -> Recipe:
+    """Do `choose_row` with the row that `--family` names, for a folder or a repository.
+
+    A repository's code is fetched if it is to be run. Raises: as `choose_row`; RecipeError.
+    """
+    checkpoint = source.checkpoint
+    row = None if family is None else read_row(family)
+    if family is not None and not isinstance(row, str):
+        check_row_file(_read_file(family), family, checkpoint.config, checkpoint.specs)
+    if own_code and source.snapshot is not None and has_own_code(checkpoint.config):
+        checkpoint = fetch_side_files(source, hub)
+    return choose_row(checkpoint, recipe, row, needs_proof=needs_proof, own_code=own_code)
+
+
+def guess_row(checkpoint: Checkpoint, *, with_defaults: bool = False) -> Row | None:
+    """Return the row that a run would try first to prove, None for a type of the table.
+
+    `with_defaults` asks `transformers` for what the config leaves out, which takes seconds.
+    Raises: UnsupportedModelError where none can be told.
+    """
+    if is_known(checkpoint):
         return None
-    with tempfile.TemporaryDirectory(prefix="blockexpand-config-") as folder:
-        (Path(folder) / "config.json").write_text(json.dumps(dict(checkpoint.config)))
-        try:
-            found: dict[str, Any] = AutoConfig.from_pretrained(
-                folder, trust_remote_code=False
-            ).to_dict()
-        except Exception:
-            return None
-    return found
+    effective = read_effective(checkpoint) if with_defaults else None
+    return infer_forms(checkpoint.config, checkpoint.specs, effective)[0]
+
+
+def is_known(checkpoint: Checkpoint) -> bool:
+    """Tell whether a plan needs no further row, or says itself what is wrong with the type."""
+    model_type = checkpoint.config.get("model_type")
+    if not isinstance(model_type, str) or model_type in REFUSED:
+        return True
+    _, text_type, _ = find_text_model(checkpoint.config, model_type)
+    return text_type in FAMILIES or text_type in REFUSED
+
+
+def check_row(checkpoint: Checkpoint, plan: Plan, *, strict: bool = False) -> str:
+    """Do `check_plan` with whichever code proved the plan's row, if any did. Raises: as it does."""
+    if OWN_CODE in plan.options.row_proof:
+        return check_plan_with_own_code(checkpoint, plan, strict=strict)
+    return check_plan(checkpoint, plan, strict=strict)

@@ -16,6 +16,7 @@ from ..planning.parameters import Parameters, count_parameters
 from ..planning.plan import make_plan
 from ..planning.recipe import Recipe
 from .options import check_revision, make_hub_options
+from .rows import INFERRED, guess_row
 
 # LLaMA Pro's own: 8 blocks in 32 layers did best of 1, 2, 4, 8, 16 and 32.
 _PAPERS_GROUP = 4
@@ -68,19 +69,20 @@ def suggest(
     check_revision(src, revision)
     source = open_headers(str(src), make_hub_options(revision, token, cache_dir))
     checkpoint = source.checkpoint
-    decoder = find_decoder(checkpoint.config, checkpoint.specs)
+    row = guess_row(checkpoint, with_defaults=True)
+    decoder = find_decoder(checkpoint.config, checkpoint.specs, row)
     counts = [n for n in list_equal_groups(decoder.layers) if decoder.layers + n <= MAX_LAYERS]
     papers = min(counts, key=lambda n: (abs(decoder.layers / n - _PAPERS_GROUP), n))
     rows: list[Suggestion] = []
-    notes: list[str] = []
+    notes: list[str] = [] if row is None else [INFERRED]
     for count in counts:
         position = "interleaved"
         try:
-            plan = make_plan(checkpoint, Recipe(new_layers=count, position=position))
+            plan = make_plan(checkpoint, Recipe(new_layers=count, position=position, row=row))
         except UnsupportedModelError as error:
             notes.append(f"{count} interleaved: {error}")
             position = "end"
-            plan = make_plan(checkpoint, Recipe(new_layers=count, position=position))
+            plan = make_plan(checkpoint, Recipe(new_layers=count, position=position, row=row))
         parameters = count_parameters(plan)
         rows.append(
             Suggestion(

@@ -95,6 +95,12 @@ def make_parser(description: str = _DESCRIPTION) -> Parser:
         help="with --family: use the row unproven, which the run, the card and the manifest say",
     )
     add(
+        "--trust-remote-code",
+        action="store_true",
+        help="let the proof run the code that the checkpoint brings with it (auto_map), in a child "
+        "process; without this it is never run. Read that code first: it may do what you may do",
+    )
+    add(
         "--recipe",
         type=not_empty,
         metavar="FILE",
@@ -140,6 +146,8 @@ def make_parser(description: str = _DESCRIPTION) -> Parser:
 def run(options: argparse.Namespace, words: Sequence[str]) -> int:
     if options.no_proof and options.family is None:
         raise UsageError("--no-proof needs --family: an inferred row is never used unproven")
+    if options.no_proof and options.trust_remote_code:
+        raise UsageError("--no-proof does not go with --trust-remote-code, which is for a proof")
     if options.private and options.push_to_hub is None:
         raise UsageError("--private needs --push-to-hub REPO")
     if options.on_hub:
@@ -165,6 +173,7 @@ def run(options: argparse.Namespace, words: Sequence[str]) -> int:
         "phase": options.phase,
         "family": options.family,
         "no_proof": options.no_proof,
+        "trust_remote_code": options.trust_remote_code,
         "dtype": options.dtype,
         "quantized": options.quantized or "keep",
         "max_shard_size": options.max_shard_size,
@@ -201,10 +210,14 @@ def _run_on_hub(options: argparse.Namespace) -> int:
     for option in ("src", "push_to_hub"):
         if getattr(options, option) is None:
             raise UsageError(f"--on-hub needs --{option.replace('_', '-')}")
-    for option in ("out", "recipe", "stream", "hardlink", "verify", "executor", "check"):
+    for option in (
+        *("out", "recipe", "stream", "hardlink", "verify", "executor", "check"),
+        "trust_remote_code",
+    ):
         if getattr(options, option):
             raise UsageError(
-                f"--{option} does not go with --on-hub, which keeps no output and no source here"
+                f"--{option.replace('_', '-')} does not go with --on-hub, which keeps no output "
+                "and no source here"
             )
     _check_layers(options)
     from ..api.on_hub import expand_on_hub
@@ -274,6 +287,7 @@ def _refuse_beside_recipe(options: argparse.Namespace) -> None:
         "phase",
         "family",
         "no_proof",
+        "trust_remote_code",
         "dtype",
         "quantized",
         "stream",

@@ -71,6 +71,10 @@ def _describe(overview: Any, *, verbose: bool) -> str:
         facts.append(("new blocks", state))
     facts += [("made from", generation) for generation in overview.lineage[:1]]
     facts += [("that from", generation) for generation in overview.lineage[1:]]
+    if overview.is_inferred:
+        facts.append(
+            ("expansion", "by a row that a run infers and proves: the table does not know the type")
+        )
     if overview.refusal is not None:
         facts.append(("expansion", f"not possible: {overview.refusal}"))
     lines += [f"  {name:12}{_wrap(text)}" for name, text in facts]
@@ -119,4 +123,5 @@ def _as_json(overview: Any) -> dict[str, Any]:
         "closing_tensors": overview.closing,
         "trained_tensors": overview.trained,
         "refusal": overview.refusal,
+        "row_inferred": overview.is_inferred,
     }

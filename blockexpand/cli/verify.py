@@ -34,6 +34,12 @@ def make_parser() -> Parser:
         help="also fail where new blocks were trained, or another program saved the files",
     )
     add_paranoid_option(parser)
+    add(
+        "--trust-remote-code",
+        action="store_true",
+        help="let --logits run the code that SRC brings with it (auto_map), in a child process; "
+        "read it first",
+    )
     add_hub_options(parser)
     add_output_options(parser, verbose="print every difference in full", progress=True)
     return parser
@@ -52,6 +58,7 @@ def run(options: argparse.Namespace, words: Sequence[str]) -> int:
             logits=options.logits,
             untrained=options.untrained,
             paranoid=options.paranoid,
+            trust_remote_code=options.trust_remote_code,
             revision=options.revision,
             token=options.token,
             cache_dir=options.cache_dir,

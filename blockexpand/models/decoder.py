@@ -15,7 +15,7 @@ from difflib import get_close_matches
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from ..errors import CheckpointError, UnsupportedModelError
+from ..errors import CheckpointError, UnknownFamilyError, UnsupportedModelError
 from ..formats.safetensors import TensorSpec, make_tensor_spec
 from .decoder_checks import check_tensors, find_tables, refuse_unknown_fields
 from .families import FAMILIES, MULTIMODAL
@@ -99,7 +99,7 @@ def find_family(config: Mapping[str, Any], model_type: str) -> Family:
     custom = " and runs custom code ('auto_map')" if config.get("auto_map") else ""
     alike = get_close_matches(model_type, sorted({*FAMILIES, *MULTIMODAL}), 3)
     closest = f"; the closest names are {', '.join(map(repr, alike))}" if alike else ""
-    raise UnsupportedModelError(
+    raise UnknownFamilyError(
         f"model_type {model_type!r} is not in the table of families{custom}: which of its tensors "
         f"must be zero is unknown{closest} ({_TABLE})"
     )

@@ -183,7 +183,8 @@ def _check_tensor(
     if not known:
         raise UnsupportedModelError(
             f"tensor {name!r} is unknown in a layer of a {model_type!r} model: it could "
-            "belong to an adapter or to a further branch that would have to be zero"
+            "belong to an adapter or to a further branch that would have to be zero; if it is "
+            "neither, a row of your own can list it under 'copied' (--family)"
         )
     if spec.dtype not in FLOAT_DTYPES and not BUFFER.fullmatch(suffix):
         raise UnsupportedModelError(

@@ -44,6 +44,8 @@ _LEADING = ("first_k_dense_replace", "num_dense_layers", "max_window_layers")
 
 _INDICES = ("mlp_only_layers", "attn_layer_indices", "full_attn_idxs", "moe_layers")
 
+_DEPTH_ROOTS = ("scale_depth",)
+
 _DERIVED = ("layer_types", "mlp_layer_types", "layers_block_type", "no_rope_layers")
 
 _HIDDEN = ("hidden_size", "n_embd", "d_model", "embed_dim")
@@ -102,13 +104,16 @@ def infer_forms(
         **_find_fields(text, len(layers)),
         derived=_find_derived(text, known, len(layers)),
     )
+    forms = [form]
     if any(one.norms for branch in branches for one in branch):
         shifted = tuple(
             tuple(replace(one, norm_value=-1.0 if one.norms else 0.0) for one in branch)
             for branch in branches
         )
-        return form, replace(form, branches=shifted)
-    return (form,)
+        forms.append(replace(form, branches=shifted))
+    if form.depth_roots:
+        forms += [replace(one, depth_roots=()) for one in forms]
+    return tuple(forms)
 
 
 def _find_text(config: Mapping[str, Any]) -> tuple[tuple[str, ...], Mapping[str, Any]]:
@@ -235,6 +240,7 @@ def _find_fields(text: Mapping[str, Any], layers: int) -> dict[str, tuple[str, .
             n for n in _INDICES if isinstance(text.get(n), list) or (steps and n == _INDICES[0])
         ),
         "numbered": tuple(numbers),
+        "depth_roots": tuple(n for n in _DEPTH_ROOTS if type(text.get(n)) in (int, float)),
     }
 
 

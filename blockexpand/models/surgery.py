@@ -119,11 +119,6 @@ def _plan_surgery(decoder: Decoder, config: Mapping[str, Any], layer_map: LayerM
             f"the {decoder.tail_layers} multi-token-prediction layer(s) stored past the end are "
             "renumbered; transformers finds such layers by fixed numbers and will not use them"
         )
-    if config.get("auto_map"):
-        notes.append(
-            "config.json names custom code (auto_map): the output is exact for the model class of "
-            f"transformers for {decoder.model_type!r}"
-        )
     readers = view_layers(decoder.text_type, text, layer_map)
     return Surgery(
         neutral=_neutral(decoder, sources),

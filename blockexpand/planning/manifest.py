@@ -294,6 +294,7 @@ def render_manifest(
     if options.row is not None:
         row = options.row
         manifest["family"] = row if isinstance(row, str) else render_form(row)
+    if options.row is not None or options.row_proof:
         manifest["family_proof"] = options.row_proof
     if options.keeps_phase:
         manifest["phase"] = "keep"

@@ -153,6 +153,7 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
         source_card=checkpoint.card,
         left_behind=checkpoint.left_behind,
         notes=_row_notes(recipe)
+        + _code_notes(checkpoint.config, decoder.model_type, recipe)
         + checkpoint.notes
         + surgery.notes
         + _position_notes(recipe, layer_map)
@@ -271,8 +272,10 @@ def _quantized_notes(decoder: Decoder, recipe: Recipe) -> tuple[str, ...]:
 
 def _row_notes(recipe: Recipe) -> tuple[str, ...]:
     match recipe.row:
-        case None:
+        case None if not recipe.row_proof:
             return ()
+        case None:
+            row = "the row of the table of families"
         case FamilyForm(model_type=model_type):
             row = f"the row for model type {model_type!r} is not in the table of families"
         case str(name):
@@ -280,6 +283,16 @@ def _row_notes(recipe: Recipe) -> tuple[str, ...]:
         case _ as unreachable:
             assert_never(unreachable)
     return (f"{row}: {recipe.row_proof or 'NOT PROVEN to keep the function'}",)
+
+
+def _code_notes(config: Mapping[str, Any], model_type: str, recipe: Recipe) -> tuple[str, ...]:
+    """Say what was not looked at: code that the checkpoint brings, and that proved nothing."""
+    if not config.get("auto_map") or recipe.row_proof:
+        return ()
+    return (
+        "config.json names custom code (auto_map): the output is exact for the model class of "
+        f"transformers for {model_type!r}; --trust-remote-code proves it with that code",
+    )
 
 
 def _position_notes(recipe: Recipe, layer_map: LayerMap) -> tuple[str, ...]:

@@ -112,6 +112,8 @@ def _build(out: Path) -> Any:
             return build(config)
     except Exception as error:  # a config that is wrong fails anywhere in there
         reason = one_line(error, 500)
+        if "trust_remote_code" in reason:
+            reason = "only the checkpoint's own code builds it, which is not run here"
         raise TrainingError(
             f"{out}: transformers cannot build the model from its config: {reason}"
         ) from error

@@ -6,6 +6,7 @@ models that are built, and knows no checkpoint.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from ..planning.plan import Plan
@@ -19,10 +20,13 @@ _OF_THE_PLACE = frozenset(
 )
 
 
-def find_odd_layer(source: Any, made: Any, plan: Plan, ids: torch.Tensor) -> str:
+def find_odd_layer(
+    source: Any, made: Any, plan: Plan, ids: torch.Tensor, compared: Collection[int] = ()
+) -> str:
     """Say which layer of a toy is not what its source layer is, or cannot learn; nothing if none.
 
-    `source` and `made` are the toys of a plan's source and output.
+    `source` and `made` are the toys of a plan's source and output. Factors are left out of layers
+    whose work is `compared` with that of their source, and of originals, as logits show them.
     """
     name = plan.layer_prefix.rstrip(".").rpartition(".")[2]
     originals = _find_layers(source, plan.original_layers, name)
@@ -30,14 +34,45 @@ def find_odd_layer(source: Any, made: Any, plan: Plan, ids: torch.Tensor) -> str
     if originals is None or layers is None:
         return f"has no one list of layers called {name!r}, so that they cannot be compared"
     for index, entry in enumerate(plan.layer_map):
-        expected, found = _traits(originals[entry.source]), _traits(layers[index])
-        if expected != found:
-            key = min(k for k in expected.keys() | found.keys() if expected.get(k) != found.get(k))
-            return (
-                f"has a layer {index} that is not built like its source layer {entry.source}: "
-                f"{key} is {found.get(key)!r}, expected {expected.get(key)!r}"
-            )
+        is_shown = index in compared or not entry.is_new
+        if odd := _compare_traits(originals, layers, index, entry.source, is_shown):
+            return odd
     return _find_idle(originals, layers, made, plan, ids)
+
+
+def find_other_factor(source: Any, made: Any, plan: Plan) -> str:
+    """Say which new layer of a toy has another factor than its source layer; nothing if none."""
+    name = plan.layer_prefix.rstrip(".").rpartition(".")[2]
+    originals = _find_layers(source, plan.original_layers, name)
+    layers = _find_layers(made, len(plan.layer_map), name)
+    found = (
+        _compare_traits(originals, layers, index, plan.layer_map[index].source, False)
+        for index in plan.new_layers
+    )
+    return next(filter(None, found), "")
+
+
+def _compare_traits(originals: Any, layers: Any, index: int, source: int, is_shown: bool) -> str:
+    expected, found = _traits(originals[source]), _traits(layers[index])
+    for key in sorted(expected.keys() | found.keys()):
+        old, new = expected.get(key), found.get(key)
+        if old == new or _is_of_the_place(old, new, (source, index), (len(originals), len(layers))):
+            continue
+        if is_shown and isinstance(old, float) and isinstance(new, float):
+            continue
+        return (
+            f"has a layer {index} that is not built like its source layer {source}: {key} is "
+            f"{new!r}, expected {old!r}"
+        )
+    return ""
+
+
+def _is_of_the_place(
+    old: object, new: object, numbers: tuple[int, int], depths: tuple[int, int]
+) -> bool:
+    """Tell whether a number is the layer's own, from 0 or from 1, or that of all layers."""
+    places = (numbers, (numbers[0] + 1, numbers[1] + 1), depths)
+    return type(old) is int and type(new) is int and (old, new) in places
 
 
 def _find_layers(model: Any, depth: int, name: str) -> Any:

@@ -1,12 +1,13 @@
 """Load source and output with `transformers` and compare their logits on real token ids, exactly.
 
-It needs memory for one of the two models at a time. Custom code of a checkpoint is never run.
+It needs memory for one of the two models at a time. It runs no custom code of a checkpoint unless
+it is handed what does.
 """
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -38,7 +39,7 @@ class LogitsProof:
     what: str = "logits"
 
 
-class _Outcome(NamedTuple):
+class Outcome(NamedTuple):
     """What a model computes, which tensors did not load, what was computed (`logits`), and whether
     all that it was computed with was in the checkpoint."""
 
@@ -48,17 +49,24 @@ class _Outcome(NamedTuple):
     is_complete: bool
 
 
-def compare_logits(source: Path, out: Path, dtype: str) -> LogitsProof:
+Run = Callable[[Path, str, "torch.Tensor"], Outcome]
+
+
+def compare_logits(
+    source: Path, out: Path, dtype: str, run: Run | None = None, ids: torch.Tensor | None = None
+) -> LogitsProof:
     """Compare the logits of two checkpoint folders, both loaded in `dtype` (`bfloat16`, …).
 
+    `run` is another way to run one than with `transformers`, on the token `ids` [1, tokens].
     Raises: ProofError where they differ anywhere; NoProofError where one cannot be loaded.
     """
     import torch
 
     with quiet_transformers():
-        ids = _token_ids(source)
-        expected, source_report, what, is_complete = _run(source, dtype, ids)
-        found, out_report, other_what, _ = _run(out, dtype, ids)
+        run = _run if run is None else run
+        ids = _token_ids(source) if ids is None else ids
+        expected, source_report, what, is_complete = run(source, dtype, ids)
+        found, out_report, other_what, _ = run(out, dtype, ids)
     if (out_report, other_what) != (source_report, what):
         raise ProofError(
             f"{out}: transformers loads it with other missing or unexpected tensors than its "
@@ -81,7 +89,7 @@ def compare_logits(source: Path, out: Path, dtype: str) -> LogitsProof:
     return LogitsProof(tokens=ids.shape[1], vocabulary=expected.shape[-1], dtype=dtype, what=what)
 
 
-def _run(folder: Path, dtype: str, ids: torch.Tensor) -> _Outcome:
+def _run(folder: Path, dtype: str, ids: torch.Tensor) -> Outcome:
     """Run a checkpoint's model; of one without its head, what lies below the head."""
     import torch
 
@@ -110,7 +118,7 @@ def _run(folder: Path, dtype: str, ids: torch.Tensor) -> _Outcome:
     gc.collect()
     kept = ("missing_keys", "mismatched_keys", "error_msgs")
     missing = {key: sorted(map(str, report.get(key, ()))) for key in kept}
-    return _Outcome(computed, missing, what, is_complete)
+    return Outcome(computed, missing, what, is_complete)
 
 
 def _absent(model: Any, report: Mapping[str, Any]) -> list[torch.Tensor]:
@@ -145,6 +153,12 @@ def _token_ids(folder: Path) -> torch.Tensor:
         ids = [number for number in tokenizer(_TEXT)["input_ids"] if number < vocabulary]
     except Exception:
         ids = []
-    if not ids:
-        ids = [(number * 7919 + 1) % vocabulary for number in range(64)]
+    return torch.tensor([ids[:most]]) if ids else plain_token_ids(vocabulary, most)
+
+
+def plain_token_ids(vocabulary: int, most: int = _MOST_TOKENS) -> torch.Tensor:
+    """Return token ids [1, tokens] from all over a vocabulary."""
+    import torch
+
+    ids = [(number * 7919 + 1) % vocabulary for number in range(64)]
     return torch.tensor([ids[:most]])

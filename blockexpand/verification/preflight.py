@@ -3,7 +3,8 @@
 The source's toy has random weights under the checkpoint's own tensor names; the output's toy is
 made of them by the plan's own origins and has the plan's own config. Both are loaded as the real
 ones will be, so that a wrong row of the table of families shows before anything is written. It
-reads no weights, decides nothing, and runs no custom code of a checkpoint.
+reads no weights, decides nothing, and runs no custom code of a checkpoint unless it is handed toys
+that do.
 """
 
 from __future__ import annotations
@@ -27,18 +28,9 @@ from ..planning.plan import Plan, make_plan
 from ..planning.recipe import Recipe
 from ..planning.shards import PlannedTensor
 from ..planning.unquantized import drop_quantization, unquantized
-from .layer_traits import find_odd_layer
+from .layer_traits import find_odd_layer, find_other_factor
 from .toy_config import Narrowing, apply_toy_fields, make_toy_fields
-from .toy_model import (
-    TOKENS,
-    NoToyError,
-    Outcome,
-    make_source_weights,
-    one_thread,
-    run_toy,
-    token_ids,
-    write_config,
-)
+from .toy_model import TOKENS, TRANSFORMERS, NoToyError, Outcome, Toys, one_thread, token_ids
 
 if TYPE_CHECKING:
     import torch
@@ -55,11 +47,13 @@ _TOYS = (
 )
 
 
-def check_plan(checkpoint: Checkpoint, plan: Plan, *, strict: bool = False) -> str:
+def check_plan(
+    checkpoint: Checkpoint, plan: Plan, *, strict: bool = False, toys: Toys = TRANSFORMERS
+) -> str:
     """Compare source and output at toy width, exactly; return in one line what was proven.
 
     `strict` asks more, for a row that is a guess: that every layer is built like its source, and
-    that all that is set to a constant in a new layer can learn.
+    that all that is set to a constant in a new layer can learn. `toys` is how toys are made.
     Raises: ProofError where the output's toy does not load or computes anything else; NoProofError
     where no toy can be made of the source, which is no failure of the plan.
     """
@@ -74,19 +68,22 @@ def check_plan(checkpoint: Checkpoint, plan: Plan, *, strict: bool = False) -> s
         checkpoint, plan = _unquantized_twin(checkpoint, plan)
     sources = _sources(checkpoint, plan)
     reasons = []
-    for toy in _TOYS:
+    for width in _TOYS:
         with (
             quiet_transformers(),
             one_thread(),
             tempfile.TemporaryDirectory(prefix="blockexpand-check-") as folder,
         ):
             try:
-                return _prove(checkpoint, plan, sources, Path(folder), toy, strict=strict)
+                return _prove(checkpoint, plan, sources, Path(folder), width, toys, strict=strict)
             except NoToyError as error:
                 reasons.append(one_line(error))
+    reason = f"no toy model could be made of this source ({reasons[0]})"
+    if strict:
+        raise NoProofError(reason)
     raise NoProofError(
-        f"--check proves nothing: no toy model could be made of this source ({reasons[0]}); leave "
-        "--check out, and prove the output with --verify logits"
+        f"--check proves nothing: {reason}; leave --check out, and prove the output with "
+        "--verify logits"
     )
 
 
@@ -117,18 +114,19 @@ def _prove(
     plan: Plan,
     sources: Mapping[str, str],
     folder: Path,
-    toy: Narrowing,
+    width: Narrowing,
+    toys: Toys,
     *,
     strict: bool,
 ) -> str:
-    effective = write_config(checkpoint.config, folder / "real")
-    toys = make_toy_fields(checkpoint.config, effective, toy)
-    config = apply_toy_fields(checkpoint.config, toys)
-    write_config(config, folder / "source")
-    weights = make_source_weights(folder / "source", tuple(checkpoint.specs))
+    effective = toys.write_config(checkpoint, checkpoint.config, folder / "real")
+    fields = make_toy_fields(checkpoint.config, effective, width)
+    config = apply_toy_fields(checkpoint.config, fields)
+    toys.write_config(checkpoint, config, folder / "source")
+    weights = toys.make_weights(folder / "source", tuple(checkpoint.specs))
     ids = token_ids(config)
     try:
-        expected = run_toy(folder / "source", weights, ids)
+        expected = toys.run(folder / "source", weights, ids)
     except ProofError as error:
         raise NoToyError(str(error)) from None
     if expected.missing:
@@ -138,18 +136,25 @@ def _prove(
 
     document = next(doc for doc in plan.documents if doc.name == CONFIG_FILE)
     out = folder / "out"
-    out.mkdir()
-    toy_document = apply_toy_fields(json.loads(document.data), toys)
-    (out / CONFIG_FILE).write_text(json.dumps(toy_document))
+    try:
+        toys.write_config(checkpoint, apply_toy_fields(json.loads(document.data), fields), out)
+    except NoToyError as error:
+        raise NoProofError(f"transformers cannot run the output: {one_line(error)}") from None
     tensors = [tensor for file in plan.files for tensor in file.tensors]
+
+    by_number = _differ_by_number(checkpoint, plan)
+    rounds = [] if by_number else _swaps(plan)
+    at_work = {index for roles in rounds for index, is_silent in roles.items() if not is_silent}
 
     def compare(what: str, roles: Mapping[int, bool]) -> None:
         made = dict(_output_weights(plan, tensors, sources, weights, roles))
-        found = run_toy(out, made, ids)
+        found = toys.run(out, made, ids)
         fault = _find_fault(expected, found)
         if strict and not fault and not roles:
-            fault = find_odd_layer(expected.model, found.model, plan, ids)
+            fault = find_odd_layer(expected.model, found.model, plan, ids, at_work)
         if fault and strict:
+            if roles and (factor := find_other_factor(expected.model, found.model, plan)):
+                fault += f": it {factor}"
             raise ProofError(f"{what} {fault}")
         if fault:
             raise ProofError(
@@ -160,9 +165,8 @@ def _prove(
     depth = f"the same {len(plan.layer_map)} layers"
     compare(f"the toy model of {depth}", {})
     proven = f"toy model of {depth}: logits of {TOKENS} tokens bit-identical"
-    if _differ_by_number(checkpoint, plan):
+    if by_number:
         return f"{proven}; the new layers are no true clones, so they were not compared"
-    rounds = _swaps(plan)
     for roles in rounds:
         compare("a toy model with new layers in the place of the layers that they clone", roles)
     proven += ", also with each new layer in the place of its source" if rounds else ""

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import json
 import re
+import tempfile
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.files import CONFIG_FILE, WEIGHTS_FILE
 from ..errors import BlockExpandError, NoProofError
 from ..messages import one_line
@@ -46,12 +48,33 @@ class Outcome:
     model: Any = None
 
 
-def write_config(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Write a config.json and return it with the defaults of `transformers` filled in."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Toys:
+    """How toys are made: with the classes of `transformers`, or with a checkpoint's own.
+
+    `read_config(checkpoint)` returns its config with all defaults, None where no class is known;
+    `write_config(checkpoint, config, folder)` writes a config.json and returns it with all defaults
+    filled in; `make_weights(folder, names)` returns a toy tensor for each of a checkpoint's names;
+    `run(folder, weights, ids)` says what the folder's toy computes with such tensors.
+    """
+
+    read_config: Callable[[Checkpoint], Mapping[str, Any] | None]
+    write_config: Callable[[Checkpoint, Mapping[str, Any], Path], dict[str, Any]]
+    make_weights: Callable[[Path, Sequence[str]], dict[str, torch.Tensor]]
+    run: Callable[[Path, Mapping[str, torch.Tensor], torch.Tensor], Outcome]
+
+
+def write_config_file(config: Mapping[str, Any], folder: Path) -> None:
+    (folder / CONFIG_FILE).write_text(json.dumps(config))
+
+
+def _write_config(
+    checkpoint: Checkpoint, config: Mapping[str, Any], folder: Path
+) -> dict[str, Any]:
     from transformers import AutoConfig
 
     folder.mkdir()
-    (folder / CONFIG_FILE).write_text(json.dumps(config))
+    write_config_file(config, folder)
     try:
         effective: dict[str, Any] = AutoConfig.from_pretrained(
             folder, trust_remote_code=False
@@ -61,7 +84,16 @@ def write_config(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     return effective
 
 
-def make_source_weights(folder: Path, names: Sequence[str]) -> dict[str, torch.Tensor]:
+def read_effective(checkpoint: Checkpoint) -> dict[str, Any] | None:
+    """Return a config with the defaults of `transformers`; None where it does not know it."""
+    with tempfile.TemporaryDirectory(prefix="blockexpand-config-") as folder:
+        try:
+            return _write_config(checkpoint, checkpoint.config, Path(folder) / "config")
+        except (NoToyError, ImportError):
+            return None
+
+
+def _make_source_weights(folder: Path, names: Sequence[str]) -> dict[str, torch.Tensor]:
     """Return a toy tensor for each of a checkpoint's names, from the toy's config in `folder`.
 
     Experts beyond those of the toy are left out. A name that is no part of the model (a stored
@@ -73,7 +105,7 @@ def make_source_weights(folder: Path, names: Sequence[str]) -> dict[str, torch.T
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             model = _build(folder)
-            _randomize(model)
+            randomize(model)
         model.save_pretrained(folder / "saved")
         saved = _load(folder / "saved")
         groups: defaultdict[tuple[str, str | None], list[torch.Tensor]] = defaultdict(list)
@@ -101,13 +133,13 @@ def make_source_weights(folder: Path, names: Sequence[str]) -> dict[str, torch.T
     return {name: tensor.contiguous().clone() for name, tensor in weights.items()}
 
 
-def run_toy(folder: Path, weights: Mapping[str, torch.Tensor], ids: torch.Tensor) -> Outcome:
+def _run_toy(folder: Path, weights: Mapping[str, torch.Tensor], ids: torch.Tensor) -> Outcome:
     import torch
     from safetensors.torch import save_file
 
     save_file(dict(weights), folder / WEIGHTS_FILE, metadata={"format": "pt"})
     try:
-        model, report = load_model(folder, "float32")
+        model, found = load_model(folder, "float32")
         with torch.no_grad():
             logits = model(input_ids=ids).logits.clone()
     except BlockExpandError:
@@ -117,20 +149,48 @@ def run_toy(folder: Path, weights: Mapping[str, torch.Tensor], ids: torch.Tensor
         raise NoProofError(
             f"transformers cannot run the toy model: {type(error).__name__}: {reason}"
         ) from None
-    absent = set(map(str, report.get("missing_keys", ())))
+    return report(
+        model,
+        logits,
+        set(map(str, found.get("missing_keys", ()))),
+        map(str, found.get("unexpected_keys", ())),
+        set(map(str, found.get("mismatched_keys", ()))),
+    )
+
+
+def report(
+    model: Any,
+    logits: torch.Tensor,
+    absent: Collection[str],
+    unexpected: Iterable[str],
+    mismatched: Collection[str] = (),
+) -> Outcome:
+    """Return what a loaded toy has computed, and what of its tensors was not found or not known."""
     state = model.state_dict()
     present = {tensor.data_ptr() for name, tensor in state.items() if name not in absent}
     # What is tied to a tensor that was found is not missing.
     missing = {name for name in absent if name in state and state[name].data_ptr() not in present}
-    missing |= set(map(str, report.get("mismatched_keys", ())))
-    unexpected = report.get("unexpected_keys", ())
     return Outcome(
         logits=logits,
-        missing=tuple(sorted(missing)),
+        missing=tuple(sorted({*missing, *mismatched})),
         # Layers have other numbers in the output.
-        unexpected=frozenset(re.sub(r"[0-9]+", "*", str(name)) for name in unexpected),
+        unexpected=frozenset(re.sub(r"[0-9]+", "*", name) for name in unexpected),
         model=model,
     )
+
+
+TRANSFORMERS = Toys(
+    read_config=read_effective,
+    write_config=_write_config,
+    make_weights=_make_source_weights,
+    run=_run_toy,
+)
+
+
+def refuse_large(size: int) -> None:
+    """Raises: NoToyError for a toy of more parameters than this machine should be asked for."""
+    if size > _MOST_PARAMETERS:
+        raise NoToyError(f"at toy width it still has {size / 1e6:.0f} million parameters")
 
 
 def token_ids(config: Mapping[str, Any]) -> torch.Tensor:
@@ -167,15 +227,14 @@ def _build(folder: Path) -> Any:
         make: Callable[..., Any] = getattr(model_class, "from_config", model_class)
         with torch.device("meta"):
             size = sum(parameter.numel() for parameter in make(config).parameters())
-        if size > _MOST_PARAMETERS:
-            raise NoToyError(f"at toy width it still has {size / 1e6:.0f} million parameters")
+        refuse_large(size)
         model = make(config)
         if model.get_output_embeddings() is not None:
             return model.float()
     raise NoToyError(f"transformers knows no language model for {whole.model_type!r}")
 
 
-def _randomize(model: torch.nn.Module) -> None:
+def randomize(model: torch.nn.Module) -> None:
     """Give every parameter and every saved buffer random values of a healthy size.
 
     A constant would hide a mix-up, and a stream that explodes would hide all but the last layers.
@@ -216,7 +275,7 @@ def _model_keys(
     try:
         from transformers.conversion_mapping import get_model_conversion_mapping
     except ImportError:  # before transformers 5
-        return {name: (_old_key(model, name), None) for name in names}
+        return {name: (old_key(model, name), None) for name in names}
     from transformers.core_model_loading import (
         WeightConverter,
         WeightRenaming,
@@ -237,7 +296,7 @@ def _model_keys(
     return keys
 
 
-def _old_key(model: Any, name: str) -> str:
+def old_key(model: Any, name: str) -> str:
     """Return what a checkpoint's tensor is called in a model of transformers 4, which only renames.
 
     Source: `PreTrainedModel._load_pretrained_model` of transformers 4.57.

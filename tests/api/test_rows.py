@@ -134,12 +134,11 @@ def test_a_row_of_the_users_own_is_proven(llama: Path, tmp_path: Path) -> None:
             },
             "could never learn",
         ),
+        # One that the row does not name at all.
         (
-            {"branches": [{"outputs": ["mlp.dwon_proj"]}]},
-            r"'model\.layers\.0\.mlp\.down_proj\.weight' is unknown",
+            {"branches": [{"outputs": ["mlp.down_proj"]}]},
+            "unknown in a layer of a 'llama' model.*list it under 'copied'",
         ),
-        ({"count": "n_layer", "prefix": "h."}, "no tensor of a decoder layer"),
-        ({"config": "text_config"}, "'text_config' is missing"),
     ],
 )
 def test_a_wrong_row_is_refused(
@@ -150,23 +149,62 @@ def test_a_wrong_row_is_refused(
         blockexpand.expand(llama, tmp_path / "out", new_layers=2, family=row)
 
 
+ROW = """\
+model_type: llama
+prefix: model.layers.
+count: num_hidden_layers
+branches:
+- outputs: [self_attn.o_proj]
+- outputs:
+  - mlp.down_proj
+"""
+
+
 @pytest.mark.parametrize(
-    ("changes", "reason"),
+    ("old", "new", "reasons"),
     [
-        ({"branches": []}, "branches: expected a list of residual branches"),
-        ({"prefix": "model.layers"}, "prefix: expected what stands before"),
-        ({"prefxi": "h."}, "'prefxi': unknown; expected one of"),
-        ({"branches": [{"norms": ["a"]}]}, "outputs: expected a list of tensors"),
-        ({"constants": {"a": "b"}}, "constants: expected an object"),
-        ({"lists": "layer_types"}, "lists: expected a list of names"),
+        (ROW, "", ["1: empty"]),
+        (ROW, "- a", ["1: the row: expected an object, found a list of 1"]),
+        ("llama", "[", ["3: this is no YAML"]),
+        ("llama", "3", ["1: model_type: expected a name, found '3'"]),
+        ("layers.", "layers", ["2: prefix: expected what stands before a layer's number"]),
+        ("count", "cuont", ["1: count: missing", "3: cuont: unknown key; did you mean count"]),
+        ("branches:\n", "lists: layer_types\nbranches:\n", ["4: lists: expected a list of config"]),
+        ("- outputs:", "- norms:", ["5: outputs: expected a list of tensors that end the branch"]),
+        ("[self_attn.o_proj]", "[{a: b}]", ["5: outputs: expected one of tensors of a layer"]),
+        ("- outputs: [", "- norm_value: low\n  outputs: [", ["5: norm_value: expected a number"]),
+        ("model_type", "constants: {a: b}\nmodel_type", ["1: constants: a: expected a number"]),
+        ("model_type", "derived: {a: 1}\nmodel_type", ["1: derived: a: expected one value"]),
     ],
 )
-def test_a_faulty_row_names_its_file_and_part(
-    changes: dict[str, Any], reason: str, tmp_path: Path
+def test_every_fault_of_a_row_names_its_file_and_line(
+    old: str, new: str, reasons: list[str], tmp_path: Path
 ) -> None:
-    row = write_row(tmp_path / "row.yaml", **changes)
-    with pytest.raises(RecipeError, match=f"row.yaml: {reason}"):
-        blockexpand.expand(tmp_path, tmp_path / "out", new_layers=2, family=row)
+    row = tmp_path / "row.yaml"
+    row.write_text(ROW.replace(old, new, 1))
+    with pytest.raises(RecipeError) as raised:
+        blockexpand.expand(tmp_path, tmp_path / "out", new_layers=2, family=str(row))
+    for reason in reasons:
+        assert f"{row}:{reason}" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        ("model.layers.", "h.", "2: no tensor is called h.0.…; there is e.g. "),
+        ("num_hidden_layers", "n_layer", "3: config.json has no field 'n_layer' there"),
+        ("branches", "config: text_config\nbranches", "4: config.json has no object 'text_config'"),
+        ("mlp.down_proj", "mlp.dwon_proj", "7: no tensor of a layer is called 'mlp.dwon_proj'"),
+    ],
+)
+def test_what_a_row_names_and_a_checkpoint_has_not_is_named_with_its_line(
+    old: str, new: str, reason: str, llama: Path, tmp_path: Path
+) -> None:
+    row = tmp_path / "row.yaml"
+    row.write_text(ROW.replace(old, new))
+    with pytest.raises(RecipeError) as raised:
+        blockexpand.expand(llama, tmp_path / "out", new_layers=2, family=str(row))
+    assert f"{row}:{reason}" in str(raised.value)
 
 
 @pytest.fixture
@@ -186,7 +224,7 @@ def custom(tmp_path: Path, llama: Path) -> Path:
 
 
 def test_a_model_that_only_its_own_code_knows_is_not_guessed(custom: Path, tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedModelError, match="the checkpoint's own code is never run"):
+    with pytest.raises(UnsupportedModelError, match="own code is run only if --trust-remote"):
         blockexpand.expand(custom, tmp_path / "out", new_layers=2)
     assert not (tmp_path / "out").exists()
 

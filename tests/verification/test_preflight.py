@@ -344,7 +344,7 @@ def test_the_command_checks_before_it_writes(
     def refuse(checkpoint: Checkpoint, plan: Plan) -> str:
         raise ProofError("the toy model computes something else")
 
-    monkeypatch.setattr("blockexpand.verification.preflight.check_plan", refuse)
+    monkeypatch.setattr("blockexpand.api.rows.check_plan", refuse)
     other = tmp_path / "other"
     with pytest.raises(ProofError):
         expand(tiny_mistral, other, new_layers=2, check=True)

@@ -15,7 +15,7 @@ from ...errors import RecipeError
 from ...messages import show
 from .family import Branch, Family, Form
 from .layer_fields import Config, Derive, FieldRule, indexed, leading, listed, numbered
-from .special_fields import sparse_step
+from .special_fields import root_of_depth, sparse_step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,9 +24,10 @@ class FamilyForm:
 
     `config` leads to the object that holds the fields, `count` is the one with the number of
     layers. Of the fields `lists` hold one value per layer, `leading` a number of first layers,
-    `indices` numbers of layers, `numbered` entries by a layer's number; `derived` are lists that
-    the file leaves out, with what transformers makes of it at the source's depth. `copied` are
-    tensors of a layer beyond those that known families have.
+    `indices` numbers of layers, `numbered` entries by a layer's number, `depth_roots` factors of
+    every branch that are divided by the root of the number of layers; `derived` are lists that the
+    file leaves out, with what transformers makes of it at the source's depth. `copied` are tensors
+    of a layer beyond those that known families have.
     """
 
     model_type: str
@@ -40,6 +41,7 @@ class FamilyForm:
     leading: tuple[str, ...] = ()
     indices: tuple[str, ...] = ()
     numbered: tuple[str, ...] = ()
+    depth_roots: tuple[str, ...] = ()
     derived: tuple[tuple[str, tuple[Any, ...]], ...] = field(default=())
 
 
@@ -73,7 +75,8 @@ def _rules(form: FamilyForm) -> list[FieldRule]:
         sparse_step() if name == "mlp_only_layers" else indexed(name)
         for name in form.indices
     ]
-    return rules + [numbered(name) for name in form.numbered]
+    rules += [numbered(name) for name in form.numbered]
+    return rules + [root_of_depth(name, 0) for name in form.depth_roots]
 
 
 def _fixed_at_depth(kinds: tuple[Any, ...]) -> Derive:
@@ -96,7 +99,7 @@ def render_form(form: FamilyForm) -> dict[str, Any]:
         "constants": dict(form.constants),
         "copied": list(form.copied),
     }
-    data |= {name: list(getattr(form, name)) for name in _FIELD_LISTS}
+    data |= {name: list(getattr(form, name)) for name in FIELD_LISTS}
     data["derived"] = {name: list(kinds) for name, kinds in form.derived}
     return {key: value for key, value in data.items() if value}
 
@@ -113,8 +116,8 @@ def parse_form(data: object, file: str) -> FamilyForm:
     if not isinstance(data, Mapping):
         _refuse(file, "the row", "an object", data)
     for key in data:
-        if key not in _KEYS:
-            raise RecipeError(f"{file}: {show(key)}: unknown; expected one of {', '.join(_KEYS)}")
+        if key not in KEYS:
+            raise RecipeError(f"{file}: {show(key)}: unknown; expected one of {', '.join(KEYS)}")
     prefix = _text(file, data, "prefix")
     if not prefix.endswith("."):
         _refuse(file, "prefix", "what stands before a layer's number, as model.layers.", prefix)
@@ -140,15 +143,15 @@ def parse_form(data: object, file: str) -> FamilyForm:
         constants=tuple((str(name), float(value)) for name, value in constants.items()),
         copied=_texts(file, data, "copied"),
         derived=tuple((str(name), tuple(kinds)) for name, kinds in derived.items()),
-        **{name: _texts(file, data, name) for name in _FIELD_LISTS},
+        **{name: _texts(file, data, name) for name in FIELD_LISTS},
     )
 
 
-_FIELD_LISTS = ("lists", "leading", "indices", "numbered")
+FIELD_LISTS = ("lists", "leading", "indices", "numbered", "depth_roots")
 
-_KEYS = (
+KEYS = (
     *("model_type", "prefix", "count", "config", "branches", "constants", "copied"),
-    *(*_FIELD_LISTS, "derived"),
+    *(*FIELD_LISTS, "derived"),
 )
 
 

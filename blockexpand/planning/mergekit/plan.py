@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ...checkpoints.checkpoint import Checkpoint
-from ...errors import BlockExpandError, RecipeError, UnsupportedModelError
+from ...errors import BlockExpandError, RecipeError, UnknownFamilyError, UnsupportedModelError
 from ...formats.json_object import edit_json_object
 from ...fs.reading import FileStat
 from ...models.decoder import find_decoder
@@ -228,6 +228,11 @@ def _find_models(
         if known is None:
             try:
                 decoder = find_decoder(checkpoint.config, checkpoint.specs)
+            except UnknownFamilyError as error:
+                raise UnsupportedModelError(
+                    f"{name}: {error}; a recipe takes models of the table alone: --src with "
+                    "--layers says the layers of one model, and infers its row"
+                ) from None
             except BlockExpandError as error:
                 raise type(error)(f"{name}: {error}") from None
             if decoder.quantization is not None:
