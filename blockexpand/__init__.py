@@ -27,6 +27,7 @@ from .errors import (
     SourceChangedError,
     TrainingError,
     TransferError,
+    UnknownFamilyError,
     UnsupportedModelError,
     UsageError,
 )
@@ -157,6 +158,7 @@ __all__ = [
     "TrainingError",
     "TrainingPlan",
     "TransferError",
+    "UnknownFamilyError",
     "UnsupportedModelError",
     "UsageError",
     "Verification",

@@ -66,6 +66,8 @@ class _Row:
         self.names: list[tuple[yaml.Node, str]] = []
         self._root = root
         self._parts = self.reader.members(root, "the row", KEYS)
+        if not isinstance(root, yaml.MappingNode):
+            self.check()
         fields = {name: self._texts(name) for name in FIELD_LISTS}
         copied = self._tensors("copied", self._parts.get("copied"))
         path = self._text("config", "the path of an object of config.json", needed=False)
