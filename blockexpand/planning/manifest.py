@@ -35,7 +35,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 # Fields that say how an output came about, and none that says what it is: another release, or
 # another spelling of the command, makes the same model.
 _HISTORY = frozenset(
-    {"schema_version", "blockexpand", "source", "command", "fingerprint", "models"} | {"training"}
+    {"schema_version", "blockexpand", "source", "command", "fingerprint", "models", "training"}
 )
 
 
