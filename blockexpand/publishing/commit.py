@@ -243,9 +243,7 @@ def commit(
                 f"{opened.repo_id}: the Hub answers the commit with {show(str(done.oid))} as its "
                 "id; expected 40 digits: look at the repository before you use it"
             )
-        _check_commit(
-            opened.repo_id, done.oid, expected, list_tree(opened.repo_id, done.oid, token)
-        )
+        check_commit(opened.repo_id, done.oid, expected, list_tree(opened.repo_id, done.oid, token))
         if not target.create_pr:
             _check_branch(opened.repo_id, target.branch or "main", done.oid, token)
     return str(done.pr_url or done.commit_url)
@@ -263,7 +261,7 @@ def _check_branch(repo_id: str, branch: str, oid: str, token: str | None) -> Non
         )
 
 
-def _check_commit(
+def check_commit(
     repo_id: str, oid: str, expected: Iterable[RepoFile], listed: Iterable[RepoFile]
 ) -> None:
     """Hold the Hub's list of a commit to what was meant. Raises: HubError."""

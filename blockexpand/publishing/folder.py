@@ -15,10 +15,20 @@ from .._version import __version__
 from ..checkpoints.files import MANIFEST_FILE
 from ..checkpoints.hub.answers import Tell, tell_nobody
 from ..checkpoints.hub.client import client_utils
+from ..checkpoints.hub.digests import describe_path
 from ..checkpoints.hub.failures import explaining
 from ..checkpoints.hub.files import RepoSnapshot
+from ..checkpoints.hub.snapshot import list_tree
 from ..errors import HubError
-from .commit import CopyRefusedError, ServerCopy, commit, make_target, open_target, upload_file
+from .commit import (
+    CopyRefusedError,
+    ServerCopy,
+    check_commit,
+    commit,
+    make_target,
+    open_target,
+    upload_file,
+)
 from .target import PushTarget, check_push, parse_push_target, refuse_secrets
 
 # A model of a recipe that is a folder of this machine, as YAML or JSON spells it.
@@ -39,8 +49,9 @@ def push_folder(
     """Upload a folder to a model repository, made if there is none; return the commit's address.
 
     A repository that exists keeps its visibility and its other files. `show_progress` lets the
-    client draw its own bars on stderr. `copies` are files of the folder that lie in `source` too:
-    to a repository without files the Hub copies them itself.
+    client draw its own bars on stderr. Afterwards the Hub's list of the commit is held to the
+    digests of the files. `copies` are files of the folder that lie in `source` too: to a repository
+    without files the Hub copies them itself.
     Raises: HubError, which says that the folder is complete and how to go on.
     """
     from huggingface_hub import HfApi
@@ -70,6 +81,12 @@ def push_folder(
                 commit_message=target.message,
                 create_pr=target.create_pr or None,
             )
+            expected = [
+                describe_path(name, folder / name)
+                for name in names
+                if not name.startswith((".git/", ".cache/"))
+            ]
+            check_commit(made.repo_id, done.oid, expected, list_tree(made.repo_id, done.oid, token))
             return str(done.pr_url or done.commit_url)
     except HubError as error:
         words = ["hf", "upload", repo_id, str(folder)]

@@ -12,6 +12,7 @@ which must never see a token. Nothing of `blockexpand` is imported here.
 from __future__ import annotations
 
 import base64
+import gzip
 import hashlib
 import json
 import os
@@ -51,6 +52,7 @@ class Fault:
     `status`: answer with this status and `headers`. `cut_after`: promise the whole body, send so
     many bytes of it and end the connection (`reset`: with a TCP reset). `short_by`: announce and
     send a body that is so many bytes too short. `ignore_range`: answer 200 with the whole file.
+    `shift_by`: answer a range with the one that begins so many bytes earlier, and say so.
     `then`: call this first. `stall`: wait for this event after `stall_at` bytes of the body.
     """
 
@@ -62,6 +64,7 @@ class Fault:
     reset: bool = False
     short_by: int = 0
     ignore_range: bool = False
+    shift_by: int = 0
     stall: threading.Event | None = None
     stall_at: int = 0
     then: Callable[[], None] | None = None
@@ -100,6 +103,8 @@ class HubServer:
         # Mirrors that know the sizes of files in their tree only, and listings in pages.
         self.lists_sizes = True
         self.tells_xet = True
+        # JSON answers come as gzip.
+        self.compresses = False
         # What a commit stores in the place of a large file, by its sha256.
         self.swapped: dict[str, bytes] = {}
         self.files_per_page = 1000
@@ -296,9 +301,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send_json(self, value: Any, status: int = 200, **headers: str) -> None:
         names = {name.replace("_", "-"): text for name, text in headers.items()}
-        self._send(
-            status, json.dumps(value).encode(), {"Content-Type": "application/json", **names}
-        )
+        body = json.dumps(value).encode()
+        if self.hub.compresses:
+            body, names["Content-Encoding"] = gzip.compress(body), "gzip"
+        self._send(status, body, {"Content-Type": "application/json", **names})
 
     def _refuse(self, status: int, code: str | None, message: str) -> None:
         headers = {"X-Error-Message": message, **({"X-Error-Code": code} if code else {})}
@@ -318,6 +324,8 @@ class _Handler(BaseHTTPRequestHandler):
         if start >= len(data):
             self._send(416, b"", {"Content-Range": f"bytes */{len(data)}", **headers})
             return
+        shift = min(self.fault.shift_by, start) if self.fault else 0
+        start, stop = start - shift, stop - shift
         place = f"bytes {start}-{stop - 1}/{len(data)}"
         self._send(206, data[start:stop], {"Content-Range": place, **headers})
 

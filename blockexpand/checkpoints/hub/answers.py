@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from ...errors import HubError
 from ...messages import show
 from .client import watching_answers
+from .compression import limit_unpacked
 
 RETRIED_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
 
@@ -66,6 +67,7 @@ def guarding_answers(tell: Tell = tell_nobody) -> Iterator[None]:
                     f"{host}: an answer has {show(value)} as its {name}, which leads "
                     "out of the cache; expected a digest: does HF_ENDPOINT name a Hub?"
                 )
+        limit_unpacked(response)
         if response.status_code in RETRIED_STATUSES:
             _cap_wait(response, tell)
 

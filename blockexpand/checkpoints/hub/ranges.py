@@ -108,6 +108,12 @@ def _open_range(
             with closing(rest):
                 yield from rest
             return
+        begin = _first_byte(response)
+        if response.status_code == 206 and begin not in (None, start):
+            raise HubError(
+                f"{repo_id}: {name}: asked for bytes from {start} on, the storage answers with "
+                f"those from {begin} on; try again later, or without a proxy between"
+            )
         left = stop - start
         # A server without ranges sends the file from its beginning.
         skip = start if response.status_code == 200 else 0
@@ -119,6 +125,12 @@ def _open_range(
             yield wanted
             if left == 0:
                 return
+
+
+def _first_byte(response: Any) -> int | None:
+    """Return where the range begins that an answer says it holds."""
+    place = re.match(r"\s*bytes\s+(\d+)-", response.headers.get("Content-Range", ""))
+    return None if place is None else int(place[1])
 
 
 def _file_nbytes(response: Any) -> int | None:
