@@ -71,7 +71,7 @@ def expect_whole_model(
     refuse_mixing(decoder, str(base.root))
     source = SourceModel(model=0, checkpoint=base, decoder=decoder)
     dtype = make_dtype_policy(base, "source", decoder).weight_dtype
-    tensors = make_quantized_tensors(source, "dequantize", layer_map, dtype)
+    tensors = make_quantized_tensors(source, "keep", layer_map, dtype)
     assert tensors is not None, "the base is quantised"
     expected: dict[str, tuple[str, bool]] = {}
     before: dict[str, DigestedTensor] = {}

@@ -154,6 +154,10 @@ def find_refusal(quantization: Quantization, mode: str) -> str | None:
         return (
             "transformers cannot load packed experts in some layers and unquantized ones in others"
         )
+    # Llama 4: its experts are one tensor, and a list of modules where they are quantised.
+    is_listed = any(".feed_forward.experts.0." in name for name in quantization.modules)
+    if mode == "dequantize" and is_listed:
+        return "transformers loads experts one by one only where they are quantized"
     return None
 
 

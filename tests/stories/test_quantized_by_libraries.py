@@ -12,6 +12,7 @@ import compressed_zoo
 import pytest
 import quantized_zoo as zoo
 import torch
+from safetensors.torch import save_file
 from transformers.utils import logging
 
 import blockexpand
@@ -77,3 +78,35 @@ def test_gradients_that_quantised_activations_would_stop_are_refused(tmp_path: P
     for name, parameter in model.named_parameters():
         if name in trainable:
             assert torch.equal(parameter.grad, expected[name].grad), name
+
+
+def test_experts_that_are_one_by_one_only_quantised(tmp_path: Path) -> None:
+    """Llama 4 as it is released in FP8 (Maverick): unpacked, transformers would not know them."""
+    logging.set_verbosity_error()
+    source = zoo.make_base(tmp_path / "source", "llama4_text")
+    tensors: zoo.Tensors = {}
+    for name, tensor in zoo.read_tensors(source).items():
+        experts, found, kind = name.partition(".experts.")
+        if not found:
+            tensors[name] = tensor
+            continue
+        for number, expert in enumerate(tensor):
+            parts = expert.t().chunk(2) if kind == "gate_up_proj" else (expert.t(),)
+            names = ("gate_proj", "up_proj") if len(parts) == 2 else ("down_proj",)
+            for part, own in zip(parts, names, strict=True):
+                tensors[f"{experts}.experts.{number}.{own}.weight"] = part.contiguous()
+    for file in source.glob("*.safetensors*"):
+        file.unlink()
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    plain = [
+        f"model.layers.{layer}.{module}"
+        for layer in range(zoo.LAYERS)
+        for module in ("feed_forward.router", *(f"self_attn.{p}_proj" for p in "qkvo"))
+    ]
+    compressed_zoo.write_compressed(source, "FP8_DYNAMIC", ignore=("lm_head", *plain))
+    expected = zoo.logits(load_unpacked(source))
+    for mode in MODES[:2]:
+        out = expand(source, tmp_path / mode, mode)
+        assert torch.equal(zoo.logits(load_unpacked(out)), expected), mode
+    with pytest.raises(blockexpand.UnsupportedModelError, match=r"one by one.* --quantized keep"):
+        expand(source, tmp_path / "out", "dequantize")

@@ -300,6 +300,8 @@ MIXTURE: tuple[Family, ...] = (
                 Form(
                     outputs=(
                         "feed_forward.experts.down_proj",
+                        # where they are quantised one by one
+                        "feed_forward.experts.{e}.down_proj",
                         "feed_forward.shared_expert.down_proj",
                     )
                 ),
