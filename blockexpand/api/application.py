@@ -17,6 +17,7 @@ from ..progress import SILENT, Progress
 from ..publishing.target import parse_push_target
 from ..writing.preflight import check_write
 from ..writing.target import WriteOptions, check_target, resolve_target
+from .arguments import Reflink, check_arguments
 from .on_hub import HubResult, divide, make_on_hub, open_on_hub
 from .on_hub_shards import HubPlan
 from .opening_adapters import (
@@ -41,7 +42,7 @@ def apply(
     trust_base: bool = False,
     force_base: bool = False,
     max_shard_size: str | int | None = None,
-    reflink: str = "auto",
+    reflink: Reflink = "auto",
     hardlink: bool = False,
     overwrite: bool = False,
     revision: str | None = None,
@@ -53,7 +54,7 @@ def apply(
     create_pr: bool = False,
     executor: Executor | None = None,
     progress: Progress = SILENT,
-    command: str = "",
+    command: str | None = None,
 ) -> Expansion:
     """Make a whole model of a base and one block adapter or several.
 
@@ -63,6 +64,7 @@ def apply(
     trained model exactly, 0 is the base exactly.
     Raises: CheckpointError where base and adapter do not fit; as `expand` otherwise.
     """
+    check_arguments(locals())
     target = resolve_target(expand_home(out))
     options = WriteOptions(reflink=reflink, hardlink=hardlink, overwrite=overwrite)
     hub = make_hub_options(revision, token, cache_dir, progress)
@@ -82,7 +84,7 @@ def apply(
     plan = plan_application(
         checkpoint, opened, scale=scale, block_nbytes=block_nbytes, max_shard_nbytes=most
     )
-    plan = add_documents(plan, source.name, opened, scale, notes, command)
+    plan = add_documents(plan, source.name, opened, scale, notes, command or "")
     check_write(plan, target, options)
     output = PlannedOutput(
         checkpoint=checkpoint,
@@ -113,6 +115,7 @@ def plan_apply(
     cache_dir: str | Path | None = None,
 ) -> tuple[Plan, ModelRef]:
     """Return the plan of `apply`; of a base on the Hub only headers are fetched."""
+    check_arguments(locals())
     target = resolve_target(expand_home(out))
     options = WriteOptions(overwrite=overwrite)
     check_target(target, options)
@@ -159,6 +162,7 @@ def apply_on_hub(
     Raises: CheckpointError where the digests prove nothing and `trust_base` is not given, or where
     base and adapter do not fit; as `expand_on_hub` otherwise.
     """
+    check_arguments(locals())
     target = parse_push_target(
         repo, private=private, message=commit_message, create_pr=create_pr, token=token
     )

@@ -6,10 +6,11 @@ expected and what was found; who calls puts the argument's name before it, as it
 
 from __future__ import annotations
 
+import math
 import operator
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 from ..errors import ArgumentError, RecipeError
@@ -33,15 +34,21 @@ QUANTIZED: tuple[Quantized, ...] = get_args(Quantized)
 _MOST_LISTED = 100_000
 
 
-def check_arguments(**values: object) -> None:
-    """Check arguments by their names in Python. Raises: ArgumentError for the first wrong one."""
-    if values.get("quantized") == "dequantize" and values.get("new_layers") == 0:
-        values["new_layers"] = None  # a checkpoint that is only unpacked
+def check_arguments(values: Mapping[str, object], *, optional: Collection[str] = ()) -> None:
+    """Check arguments by their names in Python; those in `optional` may be None.
+
+    Called with `locals()` before anything else has a name. Raises: ArgumentError for the first
+    wrong one.
+    """
     for name, value in values.items():
+        # A checkpoint that is only unpacked has no new layer.
+        is_none = name == "new_layers" and value == 0 and values.get("quantized") == "dequantize"
+        if is_none or (value is None and name in optional):
+            continue
         try:
             _CHECKS[name](value)
         except RecipeError as error:
-            raise ArgumentError(name.removeprefix("optional_"), str(error)) from None
+            raise ArgumentError(name, str(error)) from None
 
 
 def check_count(value: object) -> int:
@@ -113,6 +120,19 @@ def check_flag(value: object) -> bool:
     raise _unexpected("True or False", value)
 
 
+def check_scale(value: object) -> float:
+    """Return a finite number."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        return float(value)
+    raise _unexpected("a finite number", value)
+
+
+def _paths(value: object) -> tuple[str, ...]:
+    if isinstance(value, tuple) and value:
+        return tuple(map(_path, value))
+    raise _unexpected("one or several", value)
+
+
 def _text(value: object) -> str:
     if isinstance(value, str) and value and "\0" not in value:
         return value
@@ -170,17 +190,24 @@ _FLAGS = (
     "stats",
     "no_proof",
     "trust_remote_code",
+    "trust_base",
+    "force_base",
+    "with_changed",
+    "dry_run",
 )
 
 _CHECKS: Mapping[str, Callable[[object], object]] = {
-    **dict.fromkeys(("src", "out", "base", "other", "recipe", "jobs_file"), _path),
+    **dict.fromkeys(("src", "out", "base", "other", "trained", "recipe", "jobs_file"), _path),
     **dict.fromkeys(_FLAGS, check_flag),
     **dict.fromkeys(
         ("revision", "token", "push_to_hub", "command", "commit_message"), _optional(_text)
     ),
     "base_model": _optional(check_repository),
-    "optional_src": _optional(_path),
     "cache_dir": _optional(_path),
+    "work": _optional(_path),
+    "repo": _text,
+    "adapters": _paths,
+    "scale": check_scale,
     "overwrite_anything": _optional(_path),
     "new_layers": _optional(check_count),
     "position": check_position,

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..progress import SILENT
+from .arguments import check_arguments
 from .opening_adapters import check_adapters, open_adapters
 from .options import make_hub_options
 
@@ -28,6 +29,15 @@ def attach(
     those. Static caches and compiled code that were made before have to be made anew.
     Raises: TrainingError where the model is not of the adapter's base; CheckpointError.
     """
+    check_arguments(
+        {
+            "adapters": (adapter,),
+            "scale": scale,
+            "revision": revision,
+            "token": token,
+            "cache_dir": cache_dir,
+        }
+    )
     from ..adapters.in_memory import attach_blocks
 
     (opened,) = open_adapters((adapter,), make_hub_options(revision, token, cache_dir))

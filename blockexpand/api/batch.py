@@ -54,15 +54,7 @@ def expand_batch(
     Raises: BlockExpandError with the faults of all jobs, before anything is written; what fails
     later is in the results.
     """
-    check_arguments(
-        jobs_file=jobs_file,
-        fail_fast=fail_fast,
-        parallel=parallel,
-        token=token,
-        cache_dir=cache_dir,
-        executor=executor,
-        progress=progress,
-    )
+    check_arguments(locals())
     path = expand_home(jobs_file)
     batch = plan_batch(open_jobs(path), token=token, cache_dir=cache_dir, kept=(path,))
     return run_batch(

@@ -51,18 +51,7 @@ def verify(
     `trust_remote_code` lets the source's own code compute the logits, in a child process.
     Raises: ProofError where logits differ; what differs in the bytes is in the findings.
     """
-    check_arguments(
-        src=src,
-        out=out,
-        logits=logits,
-        untrained=untrained,
-        paranoid=paranoid,
-        trust_remote_code=trust_remote_code,
-        revision=revision,
-        token=token,
-        cache_dir=cache_dir,
-        progress=progress,
-    )
+    check_arguments(locals())
     check_revision(src, revision)
     hub = make_hub_options(revision, token, cache_dir, progress)
     folder = expand_home(out)
@@ -138,16 +127,7 @@ def diff(
     What both have on the same blocks of a disk is not read, unless `paranoid`.
     Raises: CheckpointError, HubError; SourceChangedError where a file is written to meanwhile.
     """
-    check_arguments(
-        base=base,
-        other=other,
-        stats=stats,
-        paranoid=paranoid,
-        revision=revision,
-        token=token,
-        cache_dir=cache_dir,
-        progress=progress,
-    )
+    check_arguments(locals())
     check_revision(base, revision)
     hub = make_hub_options(revision, token, cache_dir, progress)
     theirs = open_checkpoint(expand_home(other))

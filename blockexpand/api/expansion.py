@@ -35,6 +35,7 @@ from .options import (
     make_write_options,
     name_base,
     note_base,
+    refuse_source,
 )
 from .pipeline import (
     CHECKING,
@@ -103,40 +104,10 @@ def expand(
     Raises: BlockExpandError; then `out` is what it was before. ProofError where `out` was written
     and does not hold what it should; HubError where it is complete and only the upload is not.
     """
-    check_arguments(
-        src=src,
-        out=out,
-        new_layers=new_layers,
-        position=position,
-        layers=layers,
-        phase=phase,
-        family=family,
-        no_proof=no_proof,
-        trust_remote_code=trust_remote_code,
-        dtype=dtype,
-        quantized=quantized,
-        max_shard_size=max_shard_size,
-        reflink=reflink,
-        hardlink=hardlink,
-        revision=revision,
-        token=token,
-        cache_dir=cache_dir,
-        stream=stream,
-        overwrite=overwrite,
-        overwrite_anything=overwrite_anything,
-        check=check,
-        verify_after=verify_after,
-        push_to_hub=push_to_hub,
-        private=private,
-        commit_message=commit_message,
-        create_pr=create_pr,
-        base_model=base_model,
-        executor=executor,
-        progress=progress,
-        command=command,
-    )
+    check_arguments(locals())
     check_revision(src, revision)
     target = resolve_target(expand_home(out))
+    refuse_source(src, target)
     recipe = make_recipe(
         target, new_layers, position, dtype, max_shard_size, phase, layers, quantized
     )
@@ -272,33 +243,10 @@ def preview_expansion(
 
     What `check` proves is in the plan's notes. Raises: what `expand` would raise before it writes.
     """
-    check_arguments(
-        src=src,
-        out=out,
-        new_layers=new_layers,
-        position=position,
-        layers=layers,
-        phase=phase,
-        family=family,
-        no_proof=no_proof,
-        trust_remote_code=trust_remote_code,
-        dtype=dtype,
-        quantized=quantized,
-        max_shard_size=max_shard_size,
-        reflink=reflink,
-        hardlink=hardlink,
-        revision=revision,
-        token=token,
-        cache_dir=cache_dir,
-        stream=stream,
-        overwrite=overwrite,
-        overwrite_anything=overwrite_anything,
-        base_model=base_model,
-        check=check,
-        command=command,
-    )
+    check_arguments(locals())
     check_revision(src, revision)
     target = resolve_target(expand_home(out))
+    refuse_source(src, target)
     recipe = make_recipe(
         target, new_layers, position, dtype, max_shard_size, phase, layers, quantized
     )

@@ -52,6 +52,7 @@ from ..writing.preflight import check_write
 from ..writing.shard import Moved
 from ..writing.target import WriteOptions, check_target, resolve_target
 from ..writing.writer import write
+from .arguments import check_arguments
 from .options import make_hub_options
 
 
@@ -90,6 +91,7 @@ def extract(
     Raises: CheckpointError where an original tensor or the config's meaning has changed, or the
     layers that are new cannot be told; then nothing is written.
     """
+    check_arguments(locals())
     target = resolve_target(expand_home(out))
     options = WriteOptions(overwrite=overwrite)
     hub = make_hub_options(revision, token, cache_dir, progress)

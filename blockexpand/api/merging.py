@@ -72,29 +72,7 @@ def merge(
     are relative to the current folder.
     Raises: as `expand`; RecipeError with every fault of the recipe, each with its line.
     """
-    check_arguments(
-        recipe=recipe,
-        out=out,
-        optional_src=src,
-        max_shard_size=max_shard_size,
-        reflink=reflink,
-        hardlink=hardlink,
-        revision=revision,
-        token=token,
-        cache_dir=cache_dir,
-        overwrite=overwrite,
-        overwrite_anything=overwrite_anything,
-        check=check,
-        verify_after=verify_after,
-        push_to_hub=push_to_hub,
-        private=private,
-        commit_message=commit_message,
-        create_pr=create_pr,
-        base_model=base_model,
-        executor=executor,
-        progress=progress,
-        command=command,
-    )
+    check_arguments(locals(), optional=("src",))
     target = resolve_target(expand_home(out))
     kept = (expand_home(recipe),)
     options = make_write_options(reflink, hardlink, overwrite, overwrite_anything, kept)
@@ -150,17 +128,7 @@ def plan_merge(
     command: str | None = None,
 ) -> tuple[Plan, ModelRef]:
     """Return the plan of a recipe; of Hub repositories only headers are fetched."""
-    check_arguments(
-        recipe=recipe,
-        out=out,
-        optional_src=src,
-        max_shard_size=max_shard_size,
-        revision=revision,
-        token=token,
-        cache_dir=cache_dir,
-        base_model=base_model,
-        check=check,
-    )
+    check_arguments(locals(), optional=("src",))
     target = resolve_target(expand_home(out))
     hub = make_hub_options(revision, token, cache_dir)
     if src is not None:

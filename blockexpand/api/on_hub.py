@@ -100,26 +100,7 @@ def expand_on_hub(
     Raises: BlockExpandError. Then nothing was committed, unless the error says what is wrong with
     the commit.
     """
-    check_arguments(
-        src=src,
-        new_layers=new_layers,
-        position=position,
-        layers=layers,
-        phase=phase,
-        family=family,
-        no_proof=no_proof,
-        dtype=dtype,
-        quantized=quantized,
-        max_shard_size=max_shard_size,
-        revision=revision,
-        token=token,
-        cache_dir=cache_dir,
-        overwrite=overwrite,
-        private=private,
-        commit_message=commit_message,
-        create_pr=create_pr,
-        progress=progress,
-    )
+    check_arguments(locals())
     check_revision(src, revision)
     target = parse_push_target(
         repo, private=private, message=commit_message, create_pr=create_pr, token=token

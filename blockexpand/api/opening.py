@@ -26,7 +26,7 @@ def read_recipe(file: str | Path, src: str | None) -> MergeRecipe:
     Raises: InputError where the file cannot be read; RecipeError.
     """
     path = expand_home(file)
-    if not path.is_file():
+    if path.is_dir() or not path.exists():
         what = "is a folder" if path.is_dir() else "no such file"
         raise InputError(f"{file}: {what}; expected a mergekit recipe, a YAML file")
     with path.open("rb") as stream:

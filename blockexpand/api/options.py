@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..checkpoints.sources import HubOptions, ModelRef
-from ..errors import ArgumentError, RecipeError, UsageError
+from ..errors import ArgumentError, OutputError, RecipeError, UsageError
 from ..fs.paths import existing_folder, expand_home
 from ..fs.sharing import file_system_block
 from ..models.layer_map import parse_layers
@@ -76,6 +76,13 @@ def check_revision(src: str | Path, revision: str | None) -> None:
             f"--revision {revision} is for a repository of the Hub, and {src} is a folder here; "
             "leave it out"
         )
+
+
+def refuse_source(src: str | Path, target: Path) -> None:
+    """Refuse the source as its own output, which no option replaces. Raises: OutputError."""
+    source = expand_home(src)
+    if source.exists() and resolve_target(source) == target:
+        raise OutputError(f"{target}: is the source itself; choose another output folder")
 
 
 def make_hub_options(

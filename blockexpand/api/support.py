@@ -64,10 +64,13 @@ def look_up_family(name: str) -> FamilySupport:
         )
     if name in REFUSED:
         return FamilySupport(name=name, is_supported=False, status=f"refused: {REFUSED[name]}")
-    alike = get_close_matches(name, sorted({*FAMILIES, *MULTIMODAL, *REFUSED}), _MOST_ALIKE, 0.5)
+    alike = get_close_matches(
+        name.lower(), sorted({*FAMILIES, *MULTIMODAL, *REFUSED}), _MOST_ALIKE, 0.5
+    )
     remarks = [f"closest names: {', '.join(alike)}"] if alike else []
     remarks.append(
-        "which of its tensors must be zero is not known, so it is refused, never guessed"
+        "expanding it infers which of its tensors must be zero, proves that with the class of "
+        "transformers for this type, and refuses where it cannot; --family takes a row of your own"
     )
     return FamilySupport(
         name=name,

@@ -8,18 +8,32 @@ wrong usage or values, 3 could not be done, 128 and a signal's number where one 
 from __future__ import annotations
 
 import gc
+import itertools
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import ArgumentError, BlockExpandError, UsageError
+from ..messages import show
 from .commands import COMMANDS
-from .console import StdoutClosedError, open_closed_streams, print_result, tell_failure
+from .console import (
+    StdoutClosedError,
+    open_closed_streams,
+    print_result,
+    tell_failure,
+    unfailing_stderr,
+)
 from .interrupts import signals_as_interrupts
 from .parsing import advise, did_you_mean
 
 # Arguments that are not called on the command line as in Python.
 _OPTIONS = {"verify_after": "--verify", "parallel": "--jobs", "jobs_file": "JOBS.yaml"}
+
+# Options without a value that all commands have.
+_FLAGS = frozenset(
+    {"-h", "--help", "-V", "--version", "-q", "--quiet", "-v", "--verbose", "--json"}
+)
 
 _COULD_NOT = 3
 
@@ -33,6 +47,7 @@ _PACKAGES = {
     "torch": "torch",
     "tqdm": "tqdm",
     "transformers": "transformers",
+    "typing_extensions": "typing-extensions",
     "yaml": "PyYAML",
 }
 
@@ -48,7 +63,7 @@ def main(words: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     as_json = "--json" in words
-    with signals_as_interrupts() as received:
+    with unfailing_stderr(), signals_as_interrupts() as received:
         try:
             status = _run(words)
             print_result("")
@@ -67,13 +82,14 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def _run(words: list[str]) -> int:
-    name = words[0] if words else ""
     try:
         if not words:
             raise UsageError(
                 "give a command, or --src SRC --out OUT --new-layers N to expand; "
                 "`blockexpand help` lists the commands"
             )
+        words = _put_command_first(words)
+        name = words[0]
         if name in COMMANDS:
             command = COMMANDS[name]
             return command.run(command.make_parser().parse_args(words[1:]), words)
@@ -83,6 +99,13 @@ def _run(words: list[str]) -> int:
     except SystemExit as end:
         # How argparse ends after --help and --version.
         return int(end.code or 0)
+
+
+def _put_command_first(words: list[str]) -> list[str]:
+    """Take `--json verify SRC OUT` as `verify --json SRC OUT`, as other tools do."""
+    flags = list(itertools.takewhile(_FLAGS.__contains__, words))
+    name = "".join(words[len(flags) : len(flags) + 1])
+    return [name, *flags, *words[len(flags) + 1 :]] if name in COMMANDS else words
 
 
 def _expand(words: list[str]) -> int:
@@ -106,7 +129,14 @@ def _explain_unknown(words: list[str]) -> str:
             f"{name}: no such command; a recipe is carried out by `blockexpand merge {name} "
             f"--out {out}`, a jobs file by `blockexpand batch {name}`"
         )
-    return advise(f"{name}: no such command{did_you_mean(name, COMMANDS)}", "blockexpand help")
+    if name and ("/" in name or Path(name).exists()):
+        return advise(
+            f"{show(name)}: no such command; a model is expanded with --src {shlex.quote(name)} "
+            "--out OUT --new-layers N",
+            "blockexpand help",
+        )
+    shown = name if name.isprintable() and name.strip() else show(name)
+    return advise(f"{shown}: no such command{did_you_mean(name, COMMANDS)}", "blockexpand help")
 
 
 def _explain(error: Exception) -> str:

@@ -13,7 +13,7 @@ from .arguments import (
     add_executor_option,
     add_hub_options,
     add_output_options,
-    not_empty,
+    check_upload_options,
 )
 from .console import print_outcome
 from .parsing import Parser, advise
@@ -33,15 +33,14 @@ def make_parser() -> Parser:
         "  blockexpand apply org/name me/my-blocks --push-to-hub me/model --on-hub",
     )
     add = parser.add_argument
-    add("base", type=not_empty, metavar="BASE", help="a folder or a Hub repository")
+    add("base", metavar="BASE", help="a folder or a Hub repository")
     add(
         "adapters",
-        type=not_empty,
         nargs="+",
         metavar="BLOCKS",
         help="folders that `blockexpand extract` made, or Hub repositories of them",
     )
-    add("--out", type=not_empty, help="folder to create for the whole model")
+    add("--out", help="folder to create for the whole model")
     add(
         "--scale",
         type=float,
@@ -95,8 +94,7 @@ def make_parser() -> Parser:
 
 
 def run(options: argparse.Namespace, words: Sequence[str]) -> int:
-    if options.private and options.push_to_hub is None:
-        raise UsageError("--private needs --push-to-hub REPO")
+    check_upload_options(options)
     if options.on_hub:
         return _run_on_hub(options)
     if options.out is None:

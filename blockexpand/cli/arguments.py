@@ -7,9 +7,11 @@ starts.
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable
 from typing import Any
 
+from ..errors import UsageError
 from .parsing import Parser
 
 DTYPES = ("bfloat16", "float16", "float32", "source")
@@ -17,11 +19,11 @@ DTYPES = ("bfloat16", "float16", "float32", "source")
 PROGRESS = ("auto", "bar", "plain", "json", "none")
 
 
-def not_empty(text: str) -> str:
-    # To Python an empty path is the current folder; to the user it is a variable left unset.
-    if not text:
-        raise argparse.ArgumentTypeError("expected a name, found an empty text")
-    return text
+def whole_number(text: str) -> int:
+    # int() also takes 1_0 and digits of other scripts, which are slips here.
+    if not re.fullmatch(r"[-+]?[0-9]+", text.strip()):
+        raise argparse.ArgumentTypeError(f"expected a whole number, found {text!r}")
+    return int(text)
 
 
 def add_hub_options(parser: Parser, *, revision: bool = True) -> argparse._ArgumentGroup:
@@ -133,6 +135,13 @@ def add_commit_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--private", action="store_true", help="with --push-to-hub: make a new REPO private"
     )
+
+
+def check_upload_options(options: argparse.Namespace) -> None:
+    """Refuse what only says how to upload where nothing is. Raises: UsageError."""
+    for option in ("private", "commit_message", "create_pr"):
+        if getattr(options, option, None) and options.push_to_hub is None:
+            raise UsageError(f"--{option.replace('_', '-')} needs --push-to-hub REPO")
 
 
 def add_executor_option(add: Callable[..., Any]) -> None:

@@ -7,7 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import UsageError
-from .arguments import add_executor_option, add_hub_options, add_output_options
+from .arguments import (
+    add_executor_option,
+    add_hub_options,
+    add_output_options,
+    whole_number,
+)
 from .console import print_outcome, tell_difference
 from .parsing import Parser
 
@@ -47,7 +52,7 @@ def make_parser() -> Parser:
     policy.add_argument("--fail-fast", action="store_true", help="begin no job after a failure")
     add(
         "--jobs",
-        type=int,
+        type=whole_number,
         default=1,
         metavar="N",
         help="how many expansions are written at the same time (default: 1)",

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..errors import InputError
-from .arguments import not_empty
 from .commands import COMMANDS
 from .console import print_result
 from .parsing import Parser
@@ -38,9 +37,7 @@ def make_parser() -> Parser:
         "shtab to be made: pip install 'blockexpand[completion]'.",
         epilog=_EPILOG,
     )
-    parser.add_argument(
-        "shell", type=not_empty, choices=SHELLS, metavar="SHELL", help=", ".join(SHELLS)
-    )
+    parser.add_argument("shell", choices=SHELLS, metavar="SHELL", help=", ".join(SHELLS))
     return parser
 
 

@@ -6,9 +6,9 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, TextIO, cast
 
 from .._version import __version__
 from ..errors import OutputError
@@ -32,6 +32,50 @@ def open_closed_streams() -> None:
         sys.stderr = os.fdopen(2, "w", closefd=False)
 
 
+@contextmanager
+def unfailing_stderr() -> Iterator[None]:
+    """Let no run end because its log cannot be written: what cannot be told is dropped."""
+    stderr = sys.stderr
+    sys.stderr = cast(TextIO, _Unfailing(stderr))
+    try:
+        yield
+    finally:
+        sys.stderr = stderr
+
+
+class _Unfailing:
+    """A stream that leads to nowhere once its reader has gone or its disk is full."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with self._dropping():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._dropping():
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    @contextmanager
+    def _dropping(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:
+            # What the stream still holds would fail again when Python ends.
+            _lead_to_nowhere(self._stream)
+
+
+def _lead_to_nowhere(stream: TextIO) -> None:
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+
+
 class StdoutClosedError(Exception):
     """The reader of a pipe has gone, which is nothing to report."""
 
@@ -42,7 +86,7 @@ def print_result(text: str) -> None:
         print(text, end="\n" if text else "", flush=True)
     except OSError as error:
         # Python would try to write the rest when it ends, and complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _lead_to_nowhere(sys.stdout)
         if isinstance(error, BrokenPipeError):
             raise StdoutClosedError from error
         raise OutputError(f"standard output: cannot write: {error.strerror}") from error

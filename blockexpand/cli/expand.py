@@ -18,7 +18,8 @@ from .arguments import (
     add_proof_options,
     add_upload_options,
     add_writing_options,
-    not_empty,
+    check_upload_options,
+    whole_number,
 )
 from .console import note_unused_options
 from .parsing import Parser, advise, did_you_mean
@@ -48,17 +49,15 @@ def make_parser(description: str = _DESCRIPTION) -> Parser:
     add = parser.add_argument_group("what to make").add_argument
     add(
         "--src",
-        type=not_empty,
         metavar="SRC",
         help="a folder, or a Hub repository org/name or org/name@revision",
     )
     add(
         "--out",
-        type=not_empty,
         metavar="OUT",
         help="folder to create; if it exists it must be empty (see --overwrite)",
     )
-    add("--new-layers", type=_whole_number, metavar="N", help="how many blocks to add")
+    add("--new-layers", type=whole_number, metavar="N", help="how many blocks to add")
     add(
         "--position",
         metavar="POS",
@@ -68,7 +67,6 @@ def make_parser(description: str = _DESCRIPTION) -> Parser:
     )
     add(
         "--layers",
-        type=not_empty,
         metavar="MAP",
         help="instead of the two above, every layer of the output in order: 0-31,31*4 is layers "
         "0 to 31 and 4 new blocks, clones of 31; 0-33,26-59 repeats layers as they are, which "
@@ -83,7 +81,6 @@ def make_parser(description: str = _DESCRIPTION) -> Parser:
     )
     add(
         "--family",
-        type=not_empty,
         metavar="ROW",
         help="for a model type that is not in the table (see `blockexpand families`): a .yaml "
         "file with its row, or the family that it is built like; without it a row is inferred. "
@@ -102,7 +99,6 @@ def make_parser(description: str = _DESCRIPTION) -> Parser:
     )
     add(
         "--recipe",
-        type=not_empty,
         metavar="FILE",
         help="a mergekit passthrough YAML instead of all that is above and --dtype; --src may then "
         "be left out, or say where the recipe's only model is",
@@ -148,8 +144,7 @@ def run(options: argparse.Namespace, words: Sequence[str]) -> int:
         raise UsageError("--no-proof needs --family: an inferred row is never used unproven")
     if options.no_proof and options.trust_remote_code:
         raise UsageError("--no-proof does not go with --trust-remote-code, which is for a proof")
-    if options.private and options.push_to_hub is None:
-        raise UsageError("--private needs --push-to-hub REPO")
+    check_upload_options(options)
     if options.on_hub:
         return _run_on_hub(options)
     missing = [name for name in ("src", "out") if getattr(options, name) is None]
@@ -294,10 +289,3 @@ def _refuse_beside_recipe(options: argparse.Namespace) -> None:
     ):
         if getattr(options, option):
             raise UsageError(f"--{option.replace('_', '-')} does not go with --recipe")
-
-
-def _whole_number(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected a whole number, found {text!r}") from None

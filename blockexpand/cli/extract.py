@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from ..errors import UsageError
-from .arguments import add_commit_options, add_hub_options, add_output_options, not_empty
+from .arguments import add_commit_options, add_hub_options, add_output_options, check_upload_options
 from .console import print_outcome
 from .parsing import Parser
 from .reporting import reporting
@@ -25,9 +24,9 @@ def make_parser() -> Parser:
         "      --push-to-hub me/my-blocks",
     )
     add = parser.add_argument
-    add("trained", type=not_empty, metavar="TRAINED", help="the trained model: a folder")
-    add("--base", type=not_empty, required=True, help="the model that was expanded")
-    add("--out", type=not_empty, required=True, help="folder to create for the adapter")
+    add("trained", metavar="TRAINED", help="the trained model: a folder")
+    add("--base", required=True, help="the model that was expanded")
+    add("--out", required=True, help="folder to create for the adapter")
     add(
         "--with-changed",
         action="store_true",
@@ -47,8 +46,7 @@ def make_parser() -> Parser:
 
 
 def run(options: argparse.Namespace, words: Sequence[str]) -> int:
-    if options.private and options.push_to_hub is None:
-        raise UsageError("--private needs --push-to-hub REPO")
+    check_upload_options(options)
     from ..api.extraction import extract
     from . import text_adapters
 

@@ -13,7 +13,7 @@ from .arguments import (
     add_proof_options,
     add_upload_options,
     add_writing_options,
-    not_empty,
+    check_upload_options,
 )
 from .parsing import Parser
 from .running import plan_or_make, target_arguments, writing_arguments
@@ -36,18 +36,16 @@ def make_parser() -> Parser:
         description=_DESCRIPTION,
         epilog=_EPILOG,
     )
-    parser.add_argument("recipe", type=not_empty, metavar="FILE", help="the recipe, a YAML file")
+    parser.add_argument("recipe", metavar="FILE", help="the recipe, a YAML file")
     add = parser.add_argument_group("what to make").add_argument
     add(
         "--out",
-        type=not_empty,
         required=True,
         metavar="OUT",
         help="folder to create; if it exists it must be empty (see --overwrite)",
     )
     add(
         "--src",
-        type=not_empty,
         metavar="SRC",
         help="where the recipe's only model is, if not where the recipe says",
     )
@@ -61,8 +59,7 @@ def make_parser() -> Parser:
 def run(options: argparse.Namespace, words: Sequence[str]) -> int:
     from ..api.merging import merge, preview_merge
 
-    if options.private and options.push_to_hub is None:
-        raise UsageError("--private needs --push-to-hub REPO")
+    check_upload_options(options)
     if options.revision is not None and options.src is None:
         raise UsageError("--revision needs --src; in a recipe write org/name@revision")
     arguments: dict[str, Any] = {

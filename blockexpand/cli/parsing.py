@@ -22,6 +22,18 @@ _WIDTH = 80
 
 _NARROWEST = 40
 
+# From here two words are alike: `--out` is no misspelt `--quiet`.
+_ALIKE = 0.7
+
+# What other tools call the same.
+_SYNONYMS = {
+    "bf16": "bfloat16",
+    "fp16": "float16",
+    "half": "float16",
+    "fp32": "float32",
+    "float": "float32",
+}
+
 
 class Parser(argparse.ArgumentParser):
     """Says in one line what is wrong, and what was probably meant; takes no abbreviations."""
@@ -36,6 +48,8 @@ class Parser(argparse.ArgumentParser):
             allow_abbrev=False,
             add_help=False,
         )
+        self._words: list[str] = []
+        self.register("type", None, not_empty)
         for name in (None, "store"):
             self.register("action", name, _StoreOnce)
         self.general = self.add_argument_group("general")
@@ -50,23 +64,30 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raises: UsageError."""
-        raise UsageError(advise(message.removeprefix("argument "), f"{self.prog} --help"))
+        message = message.removeprefix("argument ")
+        missing = message.removeprefix("the following arguments are required: ")
+        if missing != message:
+            message = f"{missing} missing; expected `{self.usage}`"
+        option, _, fault = message.partition(": ")
+        if fault == "expected one argument":
+            message = self._explain_no_value(option)
+        raise UsageError(advise(message, f"{self.prog} --help"))
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse words. Raises: UsageError naming every word that is unknown."""
+        self._words = list(args or ())
         # What is missing is no news where an option was mistyped.
         mistyped = [
             word
-            for word in itertools.takewhile(lambda word: word != "--", args or ())
-            if re.match("--[a-z]", word)
-            and word.partition("=")[0] not in self._option_string_actions
+            for word in itertools.takewhile(lambda word: word != "--", self._words)
+            if self._is_mistyped(word.partition("=")[0])
         ]
         if mistyped:
-            self.error("; ".join(map(self._explain_unknown, mistyped)))
+            self._refuse(mistyped)
         options, unknown = self.parse_known_args(args, namespace)
         options.started = time.monotonic()
         if unknown:
-            self.error("; ".join(map(self._explain_unknown, unknown)))
+            self._refuse(unknown)
         return options
 
     def format_help(self) -> str:
@@ -76,11 +97,33 @@ class Parser(argparse.ArgumentParser):
             self._action_groups.append(self.general)
         return super().format_help()
 
+    def _is_mistyped(self, option: str) -> bool:
+        known = self._option_string_actions
+        if option in known:
+            return False
+        # A word such as -src may also be the value of the option before it; -5GB is.
+        return bool(re.match("--[a-z]", option)) or f"-{option}" in known
+
+    def _refuse(self, unknown: Sequence[str]) -> NoReturn:
+        """Name each unknown word, and how the command is written where no option is alike."""
+        faults = list(map(self._explain_unknown, unknown))
+        if not all(fault.endswith("?") for fault in faults):
+            faults.append(f"expected `{self.usage}`")
+        self.error("; ".join(faults))
+
     def _explain_unknown(self, word: str) -> str:
         option = word.partition("=")[0]
         if not option.startswith("-"):
             return f"unexpected argument {word!r}"
         return f"unknown option {option}{did_you_mean(option, self._option_string_actions)}"
+
+    def _explain_no_value(self, option: str) -> str:
+        """Say that an option has no value, and how one that begins with a hyphen is written."""
+        spelt = option.split("/")
+        for word, following in itertools.pairwise(self._words):
+            if word in spelt and following not in self._option_string_actions:
+                return f"{word} needs a value; one with a hyphen is written {word}={following}"
+        return f"{spelt[-1]} needs a value"
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:
@@ -91,12 +134,26 @@ class Parser(argparse.ArgumentParser):
             )
 
 
+def not_empty(text: str) -> str:
+    # To Python an empty path is the current folder; to the user it is a variable left unset.
+    if not text:
+        raise argparse.ArgumentTypeError("expected a value, found an empty text")
+    return text
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return `; did you mean …?` for the known word that is closest, or nothing."""
     from difflib import get_close_matches
 
-    found = get_close_matches(word, [name for name in known if len(name) > 2], n=1)
-    return f"; did you mean {found[0]}?" if found else ""
+    names = {_simplify(name): name for name in known if len(name) > 2}
+    meant = _SYNONYMS.get(word.lower(), _simplify(word))
+    found = get_close_matches(meant, names, n=1, cutoff=_ALIKE)
+    return f"; did you mean {names[found[0]]}?" if found else ""
+
+
+def _simplify(word: str) -> str:
+    """Spell as one who does not remember capitals and hyphens, `LLaMA-Factory`."""
+    return re.sub(r"(?<=\w)[-_ ]", "", word.lower())
 
 
 def advise(text: str, command: str) -> str:

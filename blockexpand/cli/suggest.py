@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from .arguments import add_hub_options, add_output_options, not_empty
+from .arguments import add_hub_options, add_output_options
 from .console import note_unused_options, print_outcome
 from .parsing import Parser
 
@@ -26,7 +26,7 @@ def make_parser() -> Parser:
         "headers are fetched.",
         epilog="examples:\n  blockexpand suggest ./model\n  blockexpand suggest org/name",
     )
-    parser.add_argument("src", type=not_empty, metavar="SRC", help="a folder or a Hub repository")
+    parser.add_argument("src", metavar="SRC", help="a folder or a Hub repository")
     add_hub_options(parser)
     add_output_options(parser)
     return parser

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..errors import BlockExpandError, UsageError
-from .arguments import add_output_options, not_empty
+from .arguments import add_output_options
 from .console import print_outcome
 from .parsing import Parser
 
@@ -31,21 +31,19 @@ def make_parser() -> Parser:
         "      --text law.txt --out ./trained --batch-size 64 --fsdp",
     )
     add = parser.add_argument
-    add("model", type=not_empty, metavar="OUT", help="the folder that blockexpand made")
+    add("model", metavar="OUT", help="the folder that blockexpand made")
     add(
         "--text",
         dest="texts",
         action="append",
         default=[],
-        type=not_empty,
         metavar="FILE",
         help="plain text, UTF-8; may be given several times",
     )
-    add("--out", type=not_empty, metavar="TRAINED", help="folder to create")
+    add("--out", metavar="TRAINED", help="folder to create")
     add = parser.add_argument_group("how to train").add_argument
     add(
         "--replay",
-        type=not_empty,
         metavar="FILE",
         help="text of what the model should not forget: mixed in, and evaluated too",
     )
@@ -114,13 +112,11 @@ def make_parser() -> Parser:
     )
     add(
         "--extract",
-        type=not_empty,
         metavar="DIR",
         help="then save the new blocks alone too, as a block adapter",
     )
     add(
         "--base",
-        type=not_empty,
         help="with --extract: the model that was expanded (default: the Hub's repository that OUT "
         "names)",
     )

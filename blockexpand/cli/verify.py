@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from .arguments import add_hub_options, add_output_options, add_paranoid_option, not_empty
+from .arguments import add_hub_options, add_output_options, add_paranoid_option
 from .console import note_unused_options, print_outcome, tell_difference
 from .parsing import Parser
 
@@ -21,8 +21,8 @@ def make_parser() -> Parser:
         "downloaded. Exit status 1 if anything else differs.",
     )
     add = parser.add_argument
-    add("src", type=not_empty, metavar="SRC", help="the source: a folder or a Hub repository")
-    add("out", type=not_empty, metavar="OUT", help="the expansion: a folder or a Hub repository")
+    add("src", metavar="SRC", help="the source: a folder or a Hub repository")
+    add("out", metavar="OUT", help="the expansion: a folder or a Hub repository")
     add(
         "--logits",
         action="store_true",

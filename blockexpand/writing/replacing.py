@@ -17,7 +17,7 @@ from ..errors import OutputError
 from ..fs.mounts import find_mounts_in
 from ..fs.paths import expand_home
 from ..messages import show
-from .target import WriteOptions
+from .target import MARKS, WriteOptions
 
 try:
     import pwd
@@ -62,9 +62,6 @@ _CHECKPOINT_FILES = (
     ".gitignore",
     ".ds_store",
 )
-
-# One of these says what a folder is: a checkpoint, an expansion, a block adapter.
-_MARKS = frozenset({CONFIG_FILE, MANIFEST_FILE, "block_adapter.json"})
 
 # What `hf download --local-dir` keeps beside a model.
 _DOWNLOAD_RECORDS = (".cache", "huggingface")
@@ -206,7 +203,7 @@ def _find_reason(
     if cache := _find_cache(out):
         return f"is, holds or lies in a cache of the Hub ({cache})"
     tops = {name for name in held.files if "/" not in name}
-    if not tops & _MARKS:
+    if not tops & MARKS:
         return f"has neither {CONFIG_FILE} nor {MANIFEST_FILE}"
     known = frozenset(names)
     for name in held.files:

@@ -11,12 +11,15 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..checkpoints.files import MANIFEST_FILE
+from ..checkpoints.files import CONFIG_FILE, MANIFEST_FILE
 from ..errors import OutputError
 from ..fs.io import explain
 from ..fs.mounts import find_mounts_in
 from ..fs.paths import existing_folder
 from .leftovers import is_untidy
+
+# One of these says what a folder is: a checkpoint, an expansion, a block adapter.
+MARKS = frozenset({CONFIG_FILE, MANIFEST_FILE, "block_adapter.json"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,8 +87,11 @@ def check_target(
     if not planned and (out / MANIFEST_FILE).is_file():
         return
     if locked or not is_untidy(out):
+        # What is no model's folder --overwrite does not replace.
+        is_model = any((out / name).is_file() for name in MARKS)
         raise OutputError(
-            f"{out}: exists and is not empty; choose another folder or give --overwrite"
+            f"{out}: exists and is not empty; choose another folder"
+            + (" or give --overwrite" if is_model else "")
         )
 
 

@@ -87,7 +87,10 @@ def test_every_command_knows_its_version_and_is_explained(name: str, run: Run) -
         ("franken.yaml", "`blockexpand merge franken.yaml --out OUT`"),
         ("--srcc model --out x", "unknown option --srcc; did you mean --src?"),
         ("verify model out --logit", "did you mean --logits?"),
-        ("--src model --out x --new-layers 1 --xyzzy", "unknown option --xyzzy; see"),
+        (
+            "--src model --out x --new-layers 1 --xyzzy",
+            "unknown option --xyzzy; expected `blockexpand ",
+        ),
         ("train-config out --framework axoltl", "did you mean axolotl?"),
         ("--src model --out x --new-layers 1 --position interleavd", "did you mean interleaved?"),
         ("--src model --out x --new-layers 1 --dtype bfloat", "did you mean bfloat16?"),
@@ -100,6 +103,31 @@ def test_every_command_knows_its_version_and_is_explained(name: str, run: Run) -
         ("--src model", "--out missing"),
         ("merge recipe.yml", "--out"),
         ("verify model out extra", "unexpected argument 'extra'"),
+        ("verify --src model --out out", "expected `blockexpand verify SRC OUT [options]`"),
+        ("expand model x 2", "expected `blockexpand [expand] --src SRC --out OUT"),
+        ("model x --new-layers 2", "a model is expanded with --src model --out OUT"),
+        ("''", "blockexpand: '': no such command; see"),
+        ("VERIFY model out", "did you mean verify?"),
+        ("-help", "did you mean --help?"),
+        ("--src model --out x --new_layers 1", "did you mean --new-layers?"),
+        ("--src model --out x --new-layers 1_0", "expected a whole number, found '1_0'"),
+        ("--src model --out x --new-layers ２", "expected a whole number, found '２'"),
+        ("--src model --out x --new-layers", "--new-layers needs a value; see"),
+        ("--src model --out -x --new-layers 1", "one with a hyphen is written --out=-x"),
+        ("--src model --out x --new-layers 1 --dtype fp16", "did you mean float16?"),
+        ("--src model --out x --new-layers 1 --dtype bf16", "did you mean bfloat16?"),
+        ("train-config out --framework LLaMA-Factory", "did you mean llamafactory?"),
+        ("--src model --out x --new-layers 1 --private", "--private needs --push-to-hub REPO"),
+        ("--src model --out x --new-layers 1 --create-pr", "--create-pr needs --push-to-hub"),
+        ("merge a.yml --out x --commit-message y", "--commit-message needs --push-to-hub REPO"),
+        ("extract out --base model --out x --create-pr", "--create-pr needs --push-to-hub"),
+        ("apply model blocks --out x --commit-message y", "--commit-message needs --push-to"),
+        ("apply model blocks --out x --scale nan", "--scale: expected a finite number, found nan"),
+        ("batch jobs.yaml --jobs two", "expected a whole number, found 'two'"),
+        ("merge a.yml out", "--out missing; expected `blockexpand merge FILE --out OUT"),
+        ("verify model ''", "OUT: expected a value, found an empty text"),
+        ("diff model out --html ''", "--html: expected a value, found an empty text"),
+        ("--src model --out x --new-layers 1 --cache-dir ''", "--cache-dir: expected a value"),
     ],
 )
 def test_a_mistyped_word_is_one_line_with_what_was_meant(
@@ -110,6 +138,59 @@ def test_a_mistyped_word_is_one_line_with_what_was_meant(
     assert err.count("\n") == 1 and err.startswith("blockexpand: ")
     assert hint in err
     assert not (folder / "x").exists()
+
+
+def test_general_options_may_stand_before_the_command(folder: Path, run: Run) -> None:
+    after = run("verify --json model out")[1]
+    before = run("--json verify model out")[1]
+    assert json.loads(before).keys() == json.loads(after).keys()
+    assert run("-q verify model out") == (0, "", "")
+    assert run("--help verify") == run("verify --help")
+
+
+def test_the_source_as_its_own_output_is_named_as_such(folder: Path, run: Run) -> None:
+    for out in ("model", "model/", "./x/../model", "model --overwrite", "model --dry-run"):
+        status, _, err = run(f"--src model --new-layers 1 --out {out}")
+        assert (status, err) == (
+            3,
+            f"blockexpand: {folder / 'model'}: is the source itself; choose another output "
+            "folder\n",
+        )
+
+
+def test_overwriting_is_advised_only_where_a_model_is(folder: Path, run: Run) -> None:
+    (folder / "notes").mkdir()
+    (folder / "notes" / "a.txt").write_text("mine")
+    write_checkpoint(folder / "other", [mistral_tensors(2)])
+    assert run("--src model --new-layers 1 --out notes")[2].endswith("choose another folder\n")
+    assert run("--src model --new-layers 1 --out other")[2].endswith("or give --overwrite\n")
+
+
+def test_a_recipe_may_come_through_a_pipe(folder: Path) -> None:
+    recipe = (
+        "slices: [{sources: [{model: model, layer_range: [0, 2]}]}]\nmerge_method: passthrough\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "blockexpand", "merge", "/dev/stdin", "--out", "x", "-q"],
+        input=recipe,
+        text=True,
+        capture_output=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (folder / "x" / "config.json").is_file()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("how", ["plain", "bar", "json"])
+def test_a_log_that_cannot_be_written_ends_no_run(folder: Path, how: str) -> None:
+    words = ["--src", "model", "--out", "x", "--new-layers", "1", "--progress", how]
+    with Path("/dev/full").open("w") as full:
+        for status, more in ((0, words), (2, ["nonsense"]), (3, ["verify", "model", "nowhere"])):
+            done = subprocess.run(
+                [sys.executable, "-m", "blockexpand", *more], stderr=full, stdout=subprocess.PIPE
+            )
+            assert done.returncode == status
+    assert (folder / "x" / "config.json").is_file()
 
 
 def test_expand_is_the_word_for_the_bare_form(folder: Path, run: Run) -> None:
