@@ -17,7 +17,13 @@ STRANGE = "zz\nout: verified: 30 tensors\x1b[2J\u202e"
 def test_a_finding_stays_on_its_line() -> None:
     finding = Finding(file=STRANGE, message="is an extra file")
     verification: Any = SimpleNamespace(
-        findings=(finding, finding), wrong_source=None, trained=(), notes=(), stated=(), shared=0
+        findings=(finding, finding),
+        wrong_source=None,
+        trained=(),
+        notes=(),
+        stated=(),
+        shared=0,
+        proofs=(),
     )
     text = describe_verification(verification, None, Path("out"), verbose=False)
     assert len(text.splitlines()) == 2
