@@ -7,16 +7,17 @@ layers' bytes come from the adapters' files. Several adapters are put in side by
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..checkpoints.checkpoint import Checkpoint
-from ..errors import CheckpointError
+from ..errors import CheckpointError, RecipeError
 from ..formats.json_object import JsonEdit, edit_json_object
 from ..formats.safetensors import FLOAT_DTYPES, TensorSpec
 from ..fs.reading import FileStat
-from ..messages import and_more
+from ..messages import and_more, show
 from ..models.decoder import Decoder, find_decoder, output_name
 from ..models.layer_map import LayerEntry, LayerMap
 from ..models.surgery import plan_surgery
@@ -29,7 +30,9 @@ from ..planning.recipe import PlanOptions, Recipe, spell_choice
 from ..planning.shards import plan_files
 from ..planning.tensor_map import SourceModel, TensorUse, map_tensors
 from .extraction import refuse_unfit_base
+from .format import ADAPTER_FILE
 from .opening import OpenedAdapter
+from .proof import check_neutral
 from .quantized_base import refuse_mixing, stands_beside, stored_suffix, weight_shape
 
 
@@ -86,11 +89,15 @@ def plan_application(
     decoder = find_decoder(checkpoint.config, checkpoint.specs)
     refuse_unfit_base(decoder, str(checkpoint.root))
     refuse_mixing(decoder, str(checkpoint.root))
+    if not math.isfinite(scale):
+        raise RecipeError(f"--scale: expected a number, found {scale}")
     for opened in adapters:
         _check_fit(decoder, checkpoint, opened)
+        check_neutral(decoder, checkpoint.config, opened)
     composition = compose(adapters)
     layer_map = composition.layer_map
     surgery = plan_surgery(decoder, checkpoint.config, layer_map)
+    _check_changes(adapters, {edit.path for edit in surgery.config_edits})
     source = SourceModel(model=0, checkpoint=checkpoint, decoder=decoder)
     # Blocks of an adapter are stored unquantised, whatever the base is.
     mode = "new-blocks-full" if decoder.quantization else "keep"
@@ -273,6 +280,20 @@ def _change_notes(adapters: Sequence[OpenedAdapter]) -> tuple[str, ...]:
             fields = and_more([".".join(path) for path, _ in opened.adapter.config_changes])
             notes.append(f"{opened.name} changes fields of config.json too: {fields}")
     return tuple(notes)
+
+
+def _check_changes(adapters: Sequence[OpenedAdapter], edited: Set[tuple[str | int, ...]]) -> None:
+    """Refuse changes of what the layer map alone decides: the number of layers, and their lists.
+
+    Raises: CheckpointError.
+    """
+    for opened in adapters:
+        for path, _ in opened.adapter.config_changes:
+            if any(path == other[: len(path)] or other == path[: len(other)] for other in edited):
+                raise CheckpointError(
+                    f"{opened.root}: {ADAPTER_FILE}: config_changes: {show('.'.join(path))} "
+                    "follows from the layers; expected other fields: extract it again"
+                )
 
 
 def _changed_tensors(

@@ -8,6 +8,7 @@ read or proven here: what is compared are its config and the shapes of its tenso
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from ..models.runtime import runtime_prefixes
 from ..models.surgery import plan_rearrangement, plan_surgery
 from ..planning.unquantized import drop_quantization
 from .opening import OpenedAdapter
+from .proof import check_neutral
 
 if TYPE_CHECKING:
     import torch
@@ -58,6 +60,9 @@ def attach_blocks(model: torch.nn.Module, opened: OpenedAdapter, scale: float) -
             f"the model is of type {config.model_type!r}; the adapter's base is of type "
             f"{adapter.base.config.get('model_type')!r}"
         )
+    if not math.isfinite(scale):
+        raise TrainingError(f"scale: expected a number, found {scale}")
+    check_neutral(decoder, adapter.base.config, opened)
     path, layers = _find_layers(model, decoder)
     changes = _config_changes(type(config), adapter.base.config, _edited_config(opened, decoder))
     # Loaded before anything of the model is touched.

@@ -5,8 +5,34 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ..checkpoints.checkpoint import Checkpoint
+from ..errors import CheckpointError
+from ..formats.json_object import JsonObject
+from ..messages import show
+from ..models.decoder import Decoder
+from ..models.surgery import plan_surgery
 from .extraction import config_differences
-from .format import BlockAdapter, DigestedTensor
+from .format import ADAPTER_FILE, BlockAdapter, DigestedTensor
+from .opening import OpenedAdapter
+
+
+def check_neutral(decoder: Decoder, config: JsonObject, opened: OpenedAdapter) -> None:
+    """Refuse an adapter whose neutral values are not those that its family's blocks begin with.
+
+    With others, scale 0 would not give the base back. Raises: CheckpointError.
+    """
+    adapter = opened.adapter
+    surgery = plan_surgery(decoder, config, adapter.layer_map)
+    expected = {
+        suffix: constant
+        for index in adapter.new_layers
+        for suffix, constant in surgery.neutral[adapter.layer_map[index].source].items()
+    }
+    if expected != adapter.neutral:
+        wrong = sorted(set(expected.items()) ^ set(adapter.neutral.items()))
+        raise CheckpointError(
+            f"{opened.root}: {ADAPTER_FILE}: neutral: {show(wrong[0][0])} is not as a new layer of "
+            f"{decoder.model_type!r} begins; fetch the adapter again, or extract it again"
+        )
 
 
 def find_header_differences(checkpoint: Checkpoint, adapter: BlockAdapter) -> list[str]:
