@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from ..checkpoints.checkpoint import Checkpoint
+from ..checkpoints.checkpoint import Checkpoint, Shard
 from ..errors import CheckpointError, UnsupportedModelError
 from ..formats.elements import is_widening
 from ..formats.json_object import JsonObject
@@ -22,6 +22,9 @@ from ..models.layer_map import LayerMap
 from ..planning.origins import Copy, Extent, Part
 from ..planning.shards import PlannedFile, plan_blocks
 from .format import DigestedTensor, name_blocks
+
+# What DDP, torch.compile and PEFT put before every name, where the wrapper itself is saved.
+_WRAPPERS = ("_orig_mod.module.", "module._orig_mod.", "_orig_mod.", "module.", "base_model.model.")
 
 # Fields that say how a model is trained, run or labelled, not what it computes.
 _NO_MEANING = frozenset(
@@ -53,6 +56,28 @@ class Extracted:
     new: Mapping[str, str]
     changed: Mapping[str, str]
     widened: tuple[str, ...]
+
+
+def without_wrapper(trained: Checkpoint) -> Checkpoint:
+    """Return a checkpoint by the names that its tensors have without a trainer's wrapper.
+
+    Only a lead that every tensor has is taken off: another is part of the model's own names.
+    """
+    for lead in _WRAPPERS:
+        if trained.specs and all(name.startswith(lead) for name in trained.specs):
+            return replace(
+                trained,
+                specs={name.removeprefix(lead): spec for name, spec in trained.specs.items()},
+                shards=tuple(_unwrap(shard, lead) for shard in trained.shards),
+            )
+    return trained
+
+
+def _unwrap(shard: Shard, lead: str) -> Shard:
+    entries = tuple(
+        entry._replace(name=entry.name.removeprefix(lead)) for entry in shard.header.entries
+    )
+    return replace(shard, header=replace(shard.header, entries=entries))
 
 
 def refuse_unfit_base(decoder: Decoder, base: str) -> None:

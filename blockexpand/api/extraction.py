@@ -17,6 +17,7 @@ from ..adapters.extraction import (
     fingerprint,
     plan_blocks_files,
     refuse_unfit_base,
+    without_wrapper,
 )
 from ..adapters.format import (
     ADAPTER_FILE,
@@ -111,6 +112,7 @@ def extract(
     theirs, _ = open_source(
         str(trained), make_hub_options(None, token, cache_dir), progress=progress
     )
+    theirs = without_wrapper(theirs)
     try:
         decoder = find_decoder(base_checkpoint.config, base_checkpoint.specs)
     except UnknownFamilyError as error:
