@@ -10,7 +10,7 @@ from pathlib import Path
 from ..checkpoints.checkpoint import Shard
 from ..formats.elements import convert_slice
 from ..formats.safetensors import DTYPE_BITS
-from ..fs.reading import Reader, make_buffer
+from ..fs.reading import Place, Reader, make_buffer
 from ..fs.threads import THREADS
 from ..progress import Report
 from .format import BaseShard, DigestedTensor
@@ -27,7 +27,7 @@ def digest_tensors(
     Raises: TransferError, SourceChangedError.
     """
     files = {shard.file.name: shard.file for shard in shards}
-    with Reader(root, files) as reader, ThreadPoolExecutor(THREADS) as pool:
+    with Reader(Place(root, files)) as reader, ThreadPoolExecutor(THREADS) as pool:
         found = list(pool.map(lambda shard: _digest_shard(reader, shard, report), shards))
         reader.check_unchanged()
     tensors = {name: tensor for digests, _ in found for name, tensor in digests.items()}
@@ -71,7 +71,7 @@ def digest_widened(
     files = {shard.file.name: shard.file for shard in shards}
     source, target = make_buffer(_SLICE_NBYTES), bytearray(_SLICE_NBYTES * 4)
     digests = {}
-    with Reader(root, files) as reader:
+    with Reader(Place(root, files)) as reader:
         for shard in shards:
             for entry in shard.header.entries:
                 if entry.name not in dtypes:

@@ -17,7 +17,7 @@ from ..errors import RecipeError, UnsupportedModelError
 from ..formats.elements import is_widening
 from ..formats.safetensors import FLOAT_DTYPES, TensorSpec
 from ..fs.ranges import RangeReader
-from ..fs.reading import Reader, make_buffer
+from ..fs.reading import Place, Reader, make_buffer
 from ..fs.threads import THREADS
 from ..messages import and_more
 from ..models.decoder import Decoder, family_suffix
@@ -195,7 +195,7 @@ def _digest_weights(
     A model is loaded in the base's dtype or in a wider one, and saved in it or in a wider one.
     """
     files = {shard.file.name: shard.file for shard in base.shards}
-    with Reader(base.root, files) as reader, ThreadPoolExecutor(THREADS) as pool:
+    with Reader(Place(base.root, files)) as reader, ThreadPoolExecutor(THREADS) as pool:
         ranges = RangeReader(reader)
 
         def digest(item: tuple[str, QuantizedModule, DigestedTensor | None]) -> DigestedTensor:

@@ -18,7 +18,7 @@ from ..errors import BlockExpandError, CheckpointError
 from ..formats.elements import encode_element
 from ..formats.safetensors import TensorSpec
 from ..fs.paths import expand_home
-from ..fs.reading import Reader, make_buffer
+from ..fs.reading import Place, Reader, make_buffer
 from ..models.decoder import find_decoder, find_model_type
 from ..models.families.form import Row
 from ..models.layer_map import LayerEntry, LayerMap
@@ -180,7 +180,7 @@ def _count_trained(checkpoint: Checkpoint, tensors: list[tuple[str, TensorSpec, 
     files = {shard.file.name: shard.file for shard in checkpoint.shards}
     buffer = make_buffer(_CHUNK_NBYTES)
     changed = 0
-    with Reader(checkpoint.root, files) as reader:
+    with Reader(Place(checkpoint.root, files)) as reader:
         for name, spec, element in tensors:
             file, offset = places[name]
             for begin in range(0, spec.nbytes, _CHUNK_NBYTES):

@@ -17,6 +17,7 @@ from pathlib import Path
 from ..errors import CheckpointError, HeaderError
 from ..formats.json_object import MOST_JSON_NBYTES, JsonObject, parse_json_object
 from ..formats.safetensors import Header, TensorSpec, parse_header, parse_header_nbytes, read_header
+from ..fs.io import attempt
 from ..fs.reading import FileStat, describe_file
 from ..messages import and_more, show
 from .contents import read_contents
@@ -270,7 +271,9 @@ def _open_shards(
 
 
 def _stat_source(root: Path, name: str) -> FileStat:
-    return _describe(name, (root / name).stat())
+    # Not a path for each: there may be tens of thousands of side files.
+    path = f"{root}/{name}"
+    return _describe(name, attempt("read", path, os.stat, path))
 
 
 def _describe(name: str, status: os.stat_result) -> FileStat:

@@ -6,10 +6,11 @@ The one place that tells them apart, so that a local folder and a Hub repository
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Collection, Iterable
-from fnmatch import fnmatchcase
-from pathlib import Path, PurePosixPath
+from fnmatch import translate
+from pathlib import Path
 
 from ..errors import CheckpointError
 from ..formats.names import explain_bad_name
@@ -68,6 +69,8 @@ _FOREIGN_WEIGHTS = (
     "consolidated*",
 )
 
+_IS_FOREIGN = re.compile("|".join(map(translate, _FOREIGN_WEIGHTS))).match
+
 # The voices of Qwen2.5-Omni's talker, without which transformers does not load the model.
 _NO_WEIGHTS = frozenset({"spk_dict.pt"})
 
@@ -82,15 +85,15 @@ _FOREIGN_FOLDERS = frozenset({"original", "onnx", "coreml", "gguf", "openvino", 
 def is_foreign_weights(name: str) -> bool:
     """Tell whether a file (`/`-separated, relative) holds weights in another form or is part of
     them. The checkpoint's own shards match too: take those out first."""
-    path = PurePosixPath(name.lower())
-    if any(part in _FOREIGN_FOLDERS or part.startswith("global_step") for part in path.parts[:-1]):
+    *folders, last = name.lower().split("/")
+    if any(part in _FOREIGN_FOLDERS or part.startswith("global_step") for part in folders):
         return True
-    if path.name in _NO_WEIGHTS:
+    if last in _NO_WEIGHTS:
         return False
-    if path.name == _ADAPTER_CONFIG:
+    if last == _ADAPTER_CONFIG:
         # Its weights stay behind, and no loader bears it without them.
         return True
-    return any(fnmatchcase(path.name, pattern) for pattern in _FOREIGN_WEIGHTS)
+    return _IS_FOREIGN(last) is not None
 
 
 def explain_adapter(names: Collection[str]) -> str | None:
@@ -124,7 +127,7 @@ def describe_choice(names: Collection[str]) -> tuple[str, ...]:
 
 def is_hidden(name: str) -> bool:
     """Tell whether a file belongs to version control or a cache (`.git/`, `.cache/`, …)."""
-    return any(part.startswith(".") for part in PurePosixPath(name).parts)
+    return name.startswith(".") or "/." in name
 
 
 def split_side_files(
@@ -191,37 +194,50 @@ def list_files(root: Path) -> frozenset[str]:
     that cannot be read: what is not seen would silently be left out.
     """
     places = link_targets(root)
-
-    def refuse(error: OSError) -> None:
-        raise CheckpointError(
-            f"{error.filename}: cannot be listed: {error.strerror}; check the disk and the "
-            "permissions"
-        ) from error
-
-    names = set()
-    for folder, subfolders, files in os.walk(root, onerror=refuse):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        for name in [*files, *(s for s in subfolders if (Path(folder) / s).is_symlink())]:
-            path = Path(folder) / name
-            if name.startswith("."):
+    names = []
+    folders = [""]
+    while folders:
+        folder = folders.pop()
+        for entry in _scan(root / folder):
+            if entry.name.startswith("."):
                 continue
-            relative = path.relative_to(root).as_posix()
-            reason = explain_bad_name(relative, on_disk=True)
+            name = f"{folder}{entry.name}"
+            reason = explain_bad_name(name, on_disk=True)
             if reason is not None:
                 raise CheckpointError(
-                    f"{root}: the name of {show(relative)} {reason}; rename the file, or remove it"
+                    f"{root}: the name of {show(name)} {reason}; rename the file, or remove it"
                 )
-            if fault := explain_link(path, places):
-                raise CheckpointError(
-                    f"{root}: {relative} {fault}; give the folder that the files really lie in, or "
-                    "copy them"
-                )
-            if not path.is_file():
-                raise CheckpointError(
-                    f"{root}: {relative} is {_name_kind(path)}, which cannot be copied; remove it"
-                )
-            names.add(relative)
+            if entry.is_dir(follow_symlinks=False):
+                folders.append(f"{name}/")
+                continue
+            # Of tens of thousands of files most are told by the folder alone.
+            if not entry.is_file(follow_symlinks=False):
+                _check_kind(root, name, places)
+            names.append(name)
     return frozenset(names)
+
+
+def _scan(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError as error:
+        raise CheckpointError(
+            f"{folder}: cannot be listed: {error.strerror}; check the disk and the permissions"
+        ) from error
+
+
+def _check_kind(root: Path, name: str, places: Iterable[Path]) -> None:
+    """Refuse what cannot be copied: pipes and devices, and links that lead to no file inside."""
+    path = root / name
+    if fault := explain_link(path, places):
+        raise CheckpointError(
+            f"{root}: {name} {fault}; give the folder that the files really lie in, or copy them"
+        )
+    if not path.is_file():
+        raise CheckpointError(
+            f"{root}: {name} is {_name_kind(path)}, which cannot be copied; remove it"
+        )
 
 
 def _name_kind(path: Path) -> str:

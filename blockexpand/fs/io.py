@@ -31,6 +31,9 @@ except ImportError:
 
 _Result = TypeVar("_Result")
 
+# Text where there are so many files that an object for each path would cost as much as the work.
+FilePath = Path | str
+
 # From so many files on, one call for the whole file system costs less than one for each of them.
 _MANY_FILES = 200
 
@@ -57,7 +60,7 @@ NOT_HERE = frozenset(
 )
 
 
-def attempt(what: str, path: Path, call: Callable[..., _Result], *arguments: object) -> _Result:
+def attempt(what: str, path: FilePath, call: Callable[..., _Result], *arguments: object) -> _Result:
     """Make one system call, again if a signal broke it or a limit that can be raised ended it.
 
     Raises: TransferError that says what failed, where, and what to do.
@@ -73,7 +76,7 @@ def attempt(what: str, path: Path, call: Callable[..., _Result], *arguments: obj
             raise explain(what, path, error) from error
 
 
-def explain(what: str, path: Path, error: OSError) -> TransferError:
+def explain(what: str, path: FilePath, error: OSError) -> TransferError:
     """Return the one-line error for a failed system call."""
     advice = {
         errno.ENOSPC: "free some space and run the same command again",
@@ -87,14 +90,15 @@ def explain(what: str, path: Path, error: OSError) -> TransferError:
     return TransferError(f"{path}: cannot {what}: {error.strerror or error}; {advice}")
 
 
-def open_source(path: Path) -> int:
+def open_source(path: FilePath) -> int:
     """Open a file to read."""
     return attempt("open", path, os.open, path, os.O_RDONLY | _O_BINARY)
 
 
-def open_target(path: Path) -> int:
+def open_target(path: FilePath, *, empty: bool = False) -> int:
     """Open a file to write, made anew if need be; its mode follows the umask."""
-    return attempt("create", path, os.open, path, os.O_RDWR | os.O_CREAT | _O_BINARY, 0o666)
+    flags = os.O_RDWR | os.O_CREAT | _O_BINARY | (os.O_TRUNC if empty else 0)
+    return attempt("create", path, os.open, path, flags, 0o666)
 
 
 def open_direct(path: Path, flags: int) -> int | None:
@@ -109,7 +113,7 @@ def open_direct(path: Path, flags: int) -> int | None:
         raise
 
 
-def read_into(fd: int, buffer: memoryview, offset: int, path: Path) -> None:
+def read_into(fd: int, buffer: memoryview, offset: int, path: FilePath) -> None:
     """Fill the buffer from a file. Raises: TransferError where the file ends too early."""
     done = read_available(fd, buffer, offset, path)
     if done < len(buffer):
@@ -119,7 +123,7 @@ def read_into(fd: int, buffer: memoryview, offset: int, path: Path) -> None:
         )
 
 
-def read_available(fd: int, buffer: memoryview, offset: int, path: Path) -> int:
+def read_available(fd: int, buffer: memoryview, offset: int, path: FilePath) -> int:
     """Fill the buffer from a file as far as the file goes; returns the bytes read."""
     done = 0
     while done < len(buffer):
@@ -163,7 +167,7 @@ def write_direct(fd: int, buffer: memoryview, offset: int, path: Path) -> int:
     return done
 
 
-def write_from(fd: int, buffer: memoryview, offset: int, path: Path) -> None:
+def write_from(fd: int, buffer: memoryview, offset: int, path: FilePath) -> None:
     """Write the whole buffer at an offset."""
     done = 0
     while done < len(buffer):
@@ -184,12 +188,12 @@ def write_document(path: Path, data: bytes) -> None:
         os.close(fd)
 
 
-def sync_file(fd: int, path: Path) -> None:
+def sync_file(fd: int, path: FilePath) -> None:
     """Force a file's bytes and size onto the disk."""
     attempt("fsync", path, os.fsync, fd)
 
 
-def sync_files(paths: Sequence[Path]) -> None:
+def sync_files(paths: Sequence[FilePath]) -> None:
     """Force files of one file system, written before and closed, onto the disk."""
     if len(paths) >= _MANY_FILES and _sync_file_system(paths[0]):
         return
@@ -201,7 +205,7 @@ def sync_files(paths: Sequence[Path]) -> None:
             os.close(fd)
 
 
-def _sync_file_system(path: Path) -> bool:
+def _sync_file_system(path: FilePath) -> bool:
     """Force all that a file system holds onto the disk; False where failures would not be told.
 
     Source: syncfs(2): errors are reported since Linux 5.8.

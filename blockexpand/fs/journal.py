@@ -10,11 +10,19 @@ import os
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 from ..errors import TransferError
 from .io import attempt, sync_file
 
 Range = tuple[int, int]
+
+
+class Begun(NamedTuple):
+    """A file that grows at `path`, and the journal of which bytes of it are on the disk."""
+
+    path: Path
+    journal: Path
 
 
 def read_journal(path: Path) -> list[Range]:

@@ -13,10 +13,11 @@ from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
+from typing import NamedTuple
 
 from ..errors import SourceChangedError
-from .io import attempt, open_direct, open_source, read_direct, read_into
+from .io import FilePath, attempt, open_direct, open_source, read_direct, read_into
 
 PAGE_NBYTES = mmap.PAGESIZE
 
@@ -52,19 +53,23 @@ def make_buffer(nbytes: int) -> memoryview:
     return memoryview(memory)[begin : begin + room]
 
 
-class Reader:
-    """The files of a folder, each opened when it is first read. Threads may share a reader."""
+class Place(NamedTuple):
+    """Files to read from: those in `root`, but for the ones whose path `elsewhere` has."""
 
-    def __init__(
-        self,
-        root: Path,
-        files: Mapping[str, FileStat],
-        paths: Mapping[str, Path] | None = None,
-    ) -> None:
-        """`paths` says where those files are that are not in the folder."""
-        self._root = root
-        self._paths = paths or {}
-        self._files = files
+    root: Path
+    files: Mapping[str, FileStat]
+    elsewhere: Mapping[str, Path] = MappingProxyType({})
+
+    def path(self, name: str) -> Path:
+        """Return where a file is."""
+        return self.elsewhere.get(name) or self.root / name
+
+
+class Reader:
+    """The files of a place, each opened when it is first read. Threads may share a reader."""
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
         self._stack = ExitStack()
         self._lock = threading.Lock()
         self._fds: dict[str, tuple[int, int | None]] = {}
@@ -90,7 +95,7 @@ class Reader:
         The view begins on a page if `offset` does. Raises: TransferError.
         """
         fd, direct_fd = self._open(name)
-        path = self._path(name)
+        path = self._place.path(name)
         if direct_fd is not None and nbytes >= WORTH_DIRECT_NBYTES:
             skipped = offset % PAGE_NBYTES
             span = -(-(skipped + nbytes) // PAGE_NBYTES) * PAGE_NBYTES
@@ -103,20 +108,17 @@ class Reader:
     def check_unchanged(self) -> None:
         """Raises: SourceChangedError where a file that was opened is no longer what it was."""
         for name, (fd, _) in self._fds.items():
-            path = self._path(name)
-            check_same(path, self._files[name], os.fstat(fd))
-            check_same(path, self._files[name], attempt("read", path, os.stat, path))
-
-    def _path(self, name: str) -> Path:
-        return self._paths.get(name, self._root / name)
+            path = self._place.path(name)
+            check_same(path, self._place.files[name], os.fstat(fd))
+            check_same(path, self._place.files[name], attempt("read", path, os.stat, path))
 
     def _open(self, name: str) -> tuple[int, int | None]:
         with self._lock:
             if name not in self._fds:
-                path = self._path(name)
+                path = self._place.path(name)
                 fd = open_source(path)
                 self._stack.callback(os.close, fd)
-                check_same(path, self._files[name], os.fstat(fd))
+                check_same(path, self._place.files[name], os.fstat(fd))
                 direct_fd = open_direct(path, os.O_RDONLY)
                 if direct_fd is not None:
                     self._stack.callback(os.close, direct_fd)
@@ -171,7 +173,7 @@ def find_change(before: FileStat, after: FileStat) -> str | None:
     return None
 
 
-def check_same(path: Path, file: FileStat, status: os.stat_result) -> None:
+def check_same(path: FilePath, file: FileStat, status: os.stat_result) -> None:
     """Raises: SourceChangedError where a file is no longer what was planned with."""
     what = find_change(file, describe_file(file.name, status))
     if what is not None:

@@ -20,7 +20,7 @@ from ..errors import CheckpointError, UnsupportedModelError
 from ..formats.elements import encode_element
 from ..formats.json_object import edit_json_object
 from ..formats.safetensors import TensorSpec
-from ..fs.reading import FileStat
+from ..fs.reading import FileStat, Place
 from ..models.decoder import Decoder, descend, find_decoder
 from ..models.families.form import FamilyForm
 from ..models.layer_map import (
@@ -96,9 +96,14 @@ class Plan:
             + sum(file.nbytes for file in self.side_files)
         )
 
+    @property
+    def sources(self) -> Place:
+        """The files that tensors are taken from."""
+        return Place(self.root, {file.name: file for file in self.source_files}, self.paths)
+
     def path(self, file: str) -> Path:
         """Return where a source file is."""
-        return self.paths.get(file, self.root / file)
+        return self.paths.get(file) or self.root / file
 
     def name_model(self, model: int) -> str | None:
         """Return what the recipe calls one of its models; None without a recipe."""

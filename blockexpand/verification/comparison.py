@@ -13,7 +13,6 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from types import MappingProxyType
 from typing import NamedTuple
 
 from typing_extensions import assert_never
@@ -21,7 +20,7 @@ from typing_extensions import assert_never
 from ..formats.safetensors import DTYPE_BITS
 from ..fs.extents import SharedBytes, find_shared
 from ..fs.ranges import RangeReader
-from ..fs.reading import PAGE_NBYTES, FileStat, Reader, make_buffer
+from ..fs.reading import PAGE_NBYTES, Place, Reader, make_buffer
 from ..fs.threads import work_through
 from ..planning.gathering import gather_slice
 from ..planning.origins import (
@@ -46,14 +45,6 @@ _PIECE_NBYTES = 1 << 18
 
 # Less is read sooner than it is found out where it lies.
 _WORTH_SHARING_NBYTES = 1 << 16
-
-
-class Place(NamedTuple):
-    """Files to read from: those in `root`, but for the ones whose path `elsewhere` has."""
-
-    root: Path
-    files: Mapping[str, FileStat]
-    elsewhere: Mapping[str, Path] = MappingProxyType({})
 
 
 class Mismatch(NamedTuple):
@@ -127,7 +118,7 @@ def _compare_file(
     worst: dict[str, Mismatch] = {}
     lock = threading.Lock()
 
-    with Reader(*sources) as source, Reader(*found) as output:
+    with Reader(sources) as source, Reader(found) as output:
         ranges = RangeReader(source)
 
         def begin() -> Callable[[tuple[Segment, int, int]], None]:

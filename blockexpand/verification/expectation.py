@@ -17,6 +17,7 @@ from ..errors import UnsupportedModelError
 from ..formats.elements import encode_element, is_widening
 from ..formats.json_object import JsonObject, edit_json_object
 from ..formats.safetensors import FLOAT_DTYPES, TensorSpec
+from ..fs.reading import Place
 from ..models.decoder import Decoder, LayerTensor, find_decoder, output_name, split_name
 from ..models.layer_map import LayerMap
 from ..models.surgery import plan_surgery
@@ -33,7 +34,6 @@ from ..planning.origins import (
     Zeros,
 )
 from ..planning.plan import Plan
-from .comparison import Place
 
 
 class ExpectedTensor(NamedTuple):
@@ -91,7 +91,7 @@ def expect_plan(plan: Plan, checkpoint: Checkpoint) -> Expectation:
     config = next(d.data for d in plan.documents if d.name == CONFIG_FILE)
     return Expectation(
         decoder=decoder,
-        sources=Place(plan.root, {file.name: file for file in plan.source_files}, plan.paths),
+        sources=plan.sources,
         tensors=tensors,
         config=json.loads(config),
         layer_map=plan.layer_map,

@@ -17,6 +17,7 @@ from ..checkpoints.files import CARD_FILE, CONFIG_FILE, MANIFEST_FILE, read_mani
 from ..checkpoints.sources import ModelRef
 from ..errors import CheckpointError
 from ..formats.json_object import parse_json_object
+from ..fs.reading import Place
 from ..messages import and_more, show
 from ..models.decoder import split_name
 from ..planning.card import add_card, without_proof
@@ -26,7 +27,7 @@ from ..planning.plan import Plan
 from ..planning.shards import PlannedTensor
 from ..progress import Progress
 from .claims import check_models, compare_claims, find_wrong_source, plan_again
-from .comparison import Place, compare_tensors, is_zero
+from .comparison import compare_tensors, is_zero
 from .expectation import Expectation, expect_plan
 from .findings import Finding, Verification
 from .folder import (
@@ -250,9 +251,10 @@ def _compare_exactly(
         ]
         for file, (header, _) in headers.items()
     }
-    sources = Place(plan.root, {file.name: file for file in plan.source_files}, plan.paths)
     found = Place(out, {name: file for name, (_, file) in headers.items()})
-    mismatches, result.shared = compare_tensors(sources, found, placed, progress, paranoid=paranoid)
+    mismatches, result.shared = compare_tensors(
+        plan.sources, found, placed, progress, paranoid=paranoid
+    )
     new = {name for name in planned if is_new(plan, name)}
     active = set()
     for file, tensors in placed.items():

@@ -14,12 +14,13 @@ from ..checkpoints.checkpoint import Shard
 from ..checkpoints.files import CARD_FILE
 from ..checkpoints.hub.files import RepoFile
 from ..formats.safetensors import HeaderEntry
+from ..fs.reading import Place
 from ..models.decoder import split_name
 from ..planning.origins import Copy, Extent, Fill, Zeros
 from ..planning.plan import Plan
 from ..planning.shards import PlannedTensor
 from ..progress import Progress
-from .comparison import Place, compare_tensors, is_zero
+from .comparison import compare_tensors, is_zero
 from .expectation import constant_origin, in_dtype
 from .findings import Finding
 from .folder import NOT_PART, first_difference, show_spec

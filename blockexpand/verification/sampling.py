@@ -12,7 +12,7 @@ from pathlib import Path
 from ..checkpoints.checkpoint import Checkpoint
 from ..formats.safetensors import DTYPE_BITS
 from ..fs.ranges import RangeReader
-from ..fs.reading import Reader, describe_file, make_buffer
+from ..fs.reading import Place, Reader, describe_file, make_buffer
 from ..planning.origins import Dequantize, source_of
 from ..planning.plan import Plan
 from ..planning.segments import Segment
@@ -60,17 +60,16 @@ def find_sampled_difference(
     """
     count = sum(len(file.tensors) for file in files)
     step = -(-count // _MOST_BLOCKS)
-    sources = {file.name: file for file in plan.source_files}
     buffer, other = make_buffer(_BLOCK_NBYTES * 4), make_buffer(_BLOCK_NBYTES)
     compared = 0
-    with Reader(plan.root, sources, plan.paths) as source:
+    with Reader(plan.sources) as source:
         ranges = RangeReader(source)
         for file in files:
             if is_here and _is_link(plan, file, out):
                 compared += len(file.tensors[::step])
                 continue
             status = (out / file.name).stat()
-            with Reader(out, {file.name: describe_file(file.name, status)}) as output:
+            with Reader(Place(out, {file.name: describe_file(file.name, status)})) as output:
                 for index, tensor in enumerate(file.tensors[::step]):
                     if not tensor.spec.nbytes or not (is_here or _is_constant(tensor)):
                         continue

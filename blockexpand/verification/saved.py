@@ -11,11 +11,12 @@ from dataclasses import dataclass, replace
 
 from ..checkpoints.checkpoint import Checkpoint
 from ..formats.safetensors import FLOAT_DTYPES
+from ..fs.reading import Place
 from ..models.families.tensor_roles import is_output, is_silenced
 from ..planning.origins import Fill, Zeros
 from ..planning.shards import PlannedTensor
 from ..progress import SILENT, Progress
-from .comparison import Compared, Mismatch, Place, compare_tensors, is_zero
+from .comparison import Compared, Mismatch, compare_tensors, is_zero
 from .expectation import (
     Expectation,
     ExpectedTensor,

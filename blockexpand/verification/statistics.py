@@ -139,7 +139,7 @@ def _sum(
     sums: defaultdict[str, _Sums] = defaultdict(_Sums)
     lock = threading.Lock()
 
-    with Reader(*place_files(base)) as bases, Reader(*place_files(other)) as others:
+    with Reader(place_files(base)) as bases, Reader(place_files(other)) as others:
 
         def begin() -> Callable[[tuple[Pair, int, int]], None]:
             buffers = [make_buffer(_SLICE_ELEMENTS * 8) for _ in range(3)]

@@ -63,15 +63,15 @@ def _parse_note(content: bytes) -> Any:
     return None
 
 
-def take_back(file: Path, partial: Path, journal: Path) -> None:
+def take_back(file: Path, begun: Path, journal: Path) -> None:
     """Make a file in its place that no note vouches for a begun one again, or remove it.
 
     Its journal is there where a run was killed before it could write the note.
     """
     if not file.exists():
         return
-    if journal.exists() and not partial.exists():
-        attempt("rename", partial, os.rename, file, partial)
+    if journal.exists() and not begun.exists():
+        attempt("rename", begun, os.rename, file, begun)
     else:
         attempt("remove", file, os.unlink, file)
 

@@ -128,21 +128,25 @@ def check_names(plan: Plan) -> None:
     for name, count in Counter(files).items():
         if count > 1:
             raise OutputError(f"two files of the output would be called {show(name)}")
-    known = set(files)
-    for file in plan.side_files:
-        parts = file.name.split("/")
-        for depth in range(1, len(parts)):
-            if "/".join(parts[:depth]) in known:
-                raise OutputError(
-                    f"{plan.path(file.name).parents[len(parts) - depth - 1]}: is a folder, and the "
-                    "output has a file of that name; rename the folder"
-                )
+    folders = {name.rpartition("/")[0] for name in files}
+    for folder in list(folders):
+        while folder:
+            folder = folder.rpartition("/")[0]
+            folders.add(folder)
+    for name in sorted(folders.intersection(files)):
+        raise OutputError(
+            f"{plan.root / name}: is a folder, and the output has a file of that name; rename the "
+            "folder"
+        )
+
+
+_NO_PARTS = frozenset({"", ".", ".."})
 
 
 def _stays_inside(name: str) -> bool:
     if os.name == "nt" and any(character in name for character in "\\:"):
         return False
-    return "\0" not in name and not any(part in ("", ".", "..") for part in name.split("/"))
+    return "\0" not in name and _NO_PARTS.isdisjoint(name.split("/"))
 
 
 def identify(plan: Plan, out: Path, commit: str | None = None) -> dict[str, Any]:

@@ -7,15 +7,23 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import OutputError
 from ..fs.io import attempt, open_target, sync_file, sync_folder
-from ..fs.journal import Range, append_journal, count_nbytes, read_journal, remove_journal, subtract
-from ..fs.reading import FileStat, Reader
+from ..fs.journal import (
+    Begun,
+    Range,
+    append_journal,
+    count_nbytes,
+    read_journal,
+    remove_journal,
+    subtract,
+)
+from ..fs.reading import Place, Reader
 from ..fs.sharing import share_range
 from ..planning.origins import Copy, Zeros, source_of
 from ..planning.segments import Literal, Segment, make_segments
@@ -50,29 +58,26 @@ class Moved:
 
 def write_file(
     file: PlannedFile,
-    root: Path,
-    sources: Mapping[str, FileStat],
-    target: Path,
-    journal: Path,
+    sources: Place,
+    begun: Begun,
     *,
     reflink: str,
     block_nbytes: int,
     report: Report,
-    paths: Mapping[str, Path] | None = None,
     taking: frozenset[str] | None = None,
 ) -> Moved:
-    """Write a planned shard to `target` and force it onto the disk.
+    """Write a planned shard and force it onto the disk.
 
-    `sources` are in the folder `root`, but for those that `paths` names.
     `reflink` is `auto`, `always` or `never`; `report` is told of bytes as they are done, from any
-    thread. A `target` that an earlier run left is gone on with where its journal ends.
+    thread. One that an earlier run has `begun` is gone on with where its journal ends.
     `taking` limits this pass to what comes from these source files or from none; the journal then
     has all that was written, for the next pass. Without it the file is whole at the end.
     Raises: TransferError, SourceChangedError; OutputError where blocks must be shared and cannot.
     """
     segments = make_segments(file)
+    target, journal = begun
     with ExitStack() as stack:
-        source = stack.enter_context(Reader(root, sources, paths))
+        source = stack.enter_context(Reader(sources))
         fd = open_target(target)
         stack.callback(os.close, fd)
         done = _resume(fd, target, journal, file.nbytes)
@@ -104,14 +109,12 @@ def write_file(
     )
 
 
-def find_sources_left(
-    file: PlannedFile, target: Path, journal: Path, block_nbytes: int
-) -> set[str]:
+def find_sources_left(file: PlannedFile, begun: Begun, block_nbytes: int) -> set[str]:
     """Return the source files that a planned shard has still to take from, as its journal says."""
     segments = make_segments(file)
     holes, _ = _plan_ranges(segments, file.nbytes, block_nbytes)
-    is_begun = target.is_file() and target.stat().st_size == file.nbytes
-    done = read_journal(journal) if is_begun else []
+    is_begun = begun.path.is_file() and begun.path.stat().st_size == file.nbytes
+    done = read_journal(begun.journal) if is_begun else []
     left: set[str] = set()
     for segment in segments:
         source = _source_file(segment)

@@ -16,6 +16,7 @@ from typing import Any
 
 from ..errors import OutputError, TransferError
 from ..fs.io import attempt, sync_folder
+from ..fs.journal import Begun
 from ..fs.mounts import find_mounts_in
 from .finished import read_notes
 from .locking import short_name
@@ -57,6 +58,10 @@ class Staging:
     @property
     def journals(self) -> Path:
         return self.folder / _JOURNAL
+
+    def begun(self, name: str) -> Begun:
+        """Return where a shard grows."""
+        return Begun(self.partial / name, self.journals / name)
 
     @property
     def notes(self) -> Path:

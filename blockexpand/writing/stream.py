@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -16,9 +16,8 @@ from ..checkpoints.sources import ShardStream
 from ..errors import SourceChangedError
 from ..fs.io import attempt
 from ..fs.journal import remove_journal
-from ..fs.reading import FileStat, describe_file
+from ..fs.reading import FileStat, Place, describe_file
 from ..planning.plan import Plan
-from ..planning.shards import PlannedFile
 from ..progress import Progress, Report
 from .finished import is_finished, note_finished, take_back
 from .shard import Moved, count_taken, count_unshared, find_sources_left, write_file
@@ -36,17 +35,12 @@ def write_from_stream(
     moved = Moved()
     growing: list[_GrowingFile] = []
     for task in tasks:
-        assert isinstance(task.file, PlannedFile)
         if is_finished(staging.files / task.name, staging.note(task.name), task.file.nbytes):
             moved += Moved(reused=task.file.nbytes)
             progress.advance(task.file.nbytes)
         else:
-            take_back(
-                staging.files / task.name,
-                staging.partial / task.name,
-                staging.journals / task.name,
-            )
-            growing.append(_GrowingFile(task, task.file, staging, progress.advance))
+            take_back(staging.files / task.name, *staging.begun(task.name))
+            growing.append(_GrowingFile(task, progress.advance))
     for file in growing:
         if not file.left:
             file.finish()
@@ -68,18 +62,15 @@ def write_from_stream(
 class _GrowingFile:
     """An output file, and the source shards that it has still to take from."""
 
-    def __init__(self, task: FileTask, file: PlannedFile, staging: Staging, report: Report) -> None:
-        self.file = file
+    def __init__(self, task: FileTask, report: Report) -> None:
+        self.file = task.file
         self._task = task
-        self._final = staging.files / file.name
-        self._partial = staging.partial / file.name
-        self._journal = staging.journals / file.name
-        self._note = staging.note(file.name)
+        self._begun = task.staging.begun(task.name)
         self._report = report
         self._reported = 0
         self._lock = threading.Lock()
         self.moved = Moved()
-        self.left = find_sources_left(file, self._partial, self._journal, task.block_nbytes)
+        self.left = find_sources_left(task.file, self._begun, task.block_nbytes)
 
     def add(self, path: Path, planned: FileStat) -> None:
         """Write all that comes from one source shard."""
@@ -91,7 +82,7 @@ class _GrowingFile:
             )
         # The plan knows the shard as the Hub lists it, without a time of change.
         found = describe_file(planned.name, status)
-        self._pass(path.parent, {planned.name: found})
+        self._pass(Place(path.parent, {planned.name: found}))
         self.left.remove(planned.name)
         if not self.left:
             self.finish()
@@ -100,26 +91,25 @@ class _GrowingFile:
         """Give the file its place, once there is nothing left to take."""
         if not self.moved.copied + self.moved.converted:
             # Nothing but what the plan itself holds, or what an earlier run had written.
-            self._pass(self._partial.parent, {})
+            self._pass(Place(self._begun.path.parent, {}))
         unshared = count_unshared(self.file, self._task.block_nbytes, shares=False)
         written = self.moved.copied + self.moved.converted
         self.moved += Moved(holes=self.file.nbytes - unshared, reused=unshared - written)
-        attempt("rename", self._final, os.rename, self._partial, self._final)
-        note_finished(self._final, self._note)
-        remove_journal(self._journal)
+        staging, final = self._task.staging, self._task.staging.files / self.file.name
+        attempt("rename", final, os.rename, self._begun.path, final)
+        note_finished(final, staging.note(self.file.name))
+        remove_journal(self._begun.journal)
         self._report(self.file.nbytes - self._reported)
 
-    def _pass(self, root: Path, sources: Mapping[str, FileStat]) -> None:
+    def _pass(self, sources: Place) -> None:
         self.moved += write_file(
             self.file,
-            root,
             sources,
-            self._partial,
-            self._journal,
+            self._begun,
             reflink="never",
             block_nbytes=self._task.block_nbytes,
             report=self._count,
-            taking=frozenset(sources),
+            taking=frozenset(sources.files),
         )
 
     def _count(self, nbytes: int) -> None:

@@ -1,4 +1,4 @@
-"""One file of a plan as a task that can be pickled: done here, or by a worker on another machine.
+"""One shard of a plan as a task that can be pickled: done here, or by a worker on another machine.
 
 A task writes its own file in the staging folder and nothing else, and decides nothing.
 """
@@ -8,22 +8,13 @@ from __future__ import annotations
 import os
 import socket
 import uuid
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import OutputError
-from ..fs.io import (
-    attempt,
-    make_folders,
-    open_source,
-    open_target,
-    read_into,
-    sync_file,
-    write_from,
-)
-from ..fs.journal import remove_journal
-from ..fs.reading import FileStat, check_same
+from ..fs.io import attempt
+from ..fs.journal import Begun, remove_journal
+from ..fs.reading import Place, check_same
 from ..planning.origins import sources_of
 from ..planning.plan import Plan
 from ..planning.shards import PlannedFile
@@ -32,21 +23,17 @@ from .finished import is_finished, note_finished, take_back
 from .shard import Moved, write_file
 from .staging import Staging
 
-_BUFFER_NBYTES = 1 << 20
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileTask:
-    """A planned shard, or a side file to copy, with all that is needed to write it.
+    """A planned shard with all that is needed to write it.
 
-    `sources` are the files that it takes from, below `root` or where `paths` says. `is_link`
-    makes a hard link of a shard that repeats its source's.
+    `sources` are the files that it takes from. `is_link` makes a hard link of a shard that repeats
+    its source's.
     """
 
-    file: PlannedFile | FileStat
-    root: Path
-    paths: Mapping[str, Path]
-    sources: tuple[FileStat, ...]
+    file: PlannedFile
+    sources: Place
     staging: Staging
     reflink: str
     block_nbytes: int
@@ -56,47 +43,38 @@ class FileTask:
     def name(self) -> str:
         return self.file.name
 
-    def path(self, name: str) -> Path:
-        """Return where a source file is."""
-        return self.paths.get(name, self.root / name)
-
 
 def make_tasks(
     plan: Plan, staging: Staging, *, reflink: str, hardlink: bool
 ) -> tuple[FileTask, ...]:
-    """Return the tasks of a plan, shards first; its documents are none."""
-    known = {file.name: file for file in plan.source_files}
+    """Return a task for each shard of a plan."""
+    known = plan.sources.files
 
-    def make(file: PlannedFile | FileStat, sources: tuple[FileStat, ...]) -> FileTask:
+    def make(file: PlannedFile) -> FileTask:
+        names = sorted(_sources_of(file))
         return FileTask(
             file=file,
-            root=plan.root,
-            paths={s.name: plan.path(s.name) for s in sources if s.name in plan.paths},
-            sources=sources,
+            # A task has what its own file needs, so that it stays small.
+            sources=Place(
+                plan.root,
+                {name: known[name] for name in names},
+                {name: plan.paths[name] for name in names if name in plan.paths},
+            ),
             staging=staging,
             reflink=reflink,
             block_nbytes=plan.options.block_nbytes,
-            is_link=hardlink and isinstance(file, PlannedFile) and file.identical_to is not None,
+            is_link=hardlink and file.identical_to is not None,
         )
 
-    shards = tuple(
-        make(file, tuple(known[name] for name in sorted(_sources_of(file)))) for file in plan.files
-    )
-    return shards + tuple(make(file, (file,)) for file in plan.side_files)
+    return tuple(map(make, plan.files))
 
 
 def do_task(task: FileTask, report: Report) -> Moved:
-    """Write one file into the staging folder; go on with one that was begun.
+    """Write one shard into the staging folder, and force it onto the disk; go on with a begun one.
 
-    A shard is then forced onto the disk; side files are for the caller to force there together.
     Raises: TransferError, SourceChangedError, OutputError.
     """
-    final = task.staging.files / task.name
-    if isinstance(task.file, FileStat):
-        _copy_side_file(task.path(task.name), task.file, final, report, sync=False)
-        return Moved()
-    partial = task.staging.partial / task.file.name
-    return _add_shard(task, task.file, partial, task.staging.journals / task.file.name, report)
+    return _add_shard(task, task.staging.begun(task.name), report)
 
 
 def do_task_apart(task: FileTask) -> Moved:
@@ -109,18 +87,10 @@ def do_task_apart(task: FileTask) -> Moved:
     if not task.staging.files.is_dir():
         raise OutputError(
             f"{task.staging.folder}: not there on {socket.gethostname()}, which was to write "
-            f"{task.file.name}; the output has to lie on a file system that all workers share, "
+            f"{task.name}; the output has to lie on a file system that all workers share, "
             "under the same path"
         )
-    name = uuid.uuid4().hex
-    partial, journal = task.staging.partial / name, task.staging.journals / name
-    if isinstance(task.file, FileStat):
-        _copy_side_file(task.path(task.name), task.file, partial, _ignore, sync=True)
-        final = task.staging.files / task.name
-        make_folders(final.parent)
-        attempt("rename", final, os.rename, partial, final)
-        return Moved()
-    return _add_shard(task, task.file, partial, journal, _ignore)
+    return _add_shard(task, task.staging.begun(uuid.uuid4().hex), _ignore)
 
 
 def _sources_of(file: PlannedFile) -> set[str]:
@@ -133,73 +103,37 @@ def _ignore(nbytes: int) -> None:
     return None
 
 
-def _add_shard(
-    task: FileTask, file: PlannedFile, partial: Path, journal: Path, report: Report
-) -> Moved:
-    final, note = task.staging.files / file.name, task.staging.note(file.name)
-    sources = {source.name: source for source in task.sources}
+def _add_shard(task: FileTask, begun: Begun, report: Report) -> Moved:
+    file, final, note = task.file, task.staging.files / task.name, task.staging.note(task.name)
     if task.is_link:
-        return _link_shard(task, file, final, sources, report)
+        return _link_shard(task, final, report)
     if is_finished(final, note, file.nbytes):
         report(file.nbytes)
         return Moved(reused=file.nbytes)
-    take_back(final, partial, journal)
+    take_back(final, *begun)
     moved = write_file(
         file,
-        task.root,
-        sources,
-        partial,
-        journal,
+        task.sources,
+        begun,
         reflink=task.reflink,
         block_nbytes=task.block_nbytes,
         report=report,
-        paths=task.paths,
     )
-    attempt("rename", final, os.rename, partial, final)
+    attempt("rename", final, os.rename, begun.path, final)
     note_finished(final, note)
-    remove_journal(journal)
+    remove_journal(begun.journal)
     return moved
 
 
-def _link_shard(
-    task: FileTask,
-    file: PlannedFile,
-    final: Path,
-    sources: Mapping[str, FileStat],
-    report: Report,
-) -> Moved:
-    assert file.identical_to is not None
-    source = Path(os.path.realpath(task.path(file.identical_to)))
-    check_same(source, sources[file.identical_to], source.stat())
-    report(file.nbytes)
+def _link_shard(task: FileTask, final: Path, report: Report) -> Moved:
+    name, nbytes = task.file.identical_to, task.file.nbytes
+    assert name is not None
+    source = Path(os.path.realpath(task.sources.path(name)))
+    check_same(source, task.sources.files[name], source.stat())
+    report(nbytes)
     if final.exists():
         if final.samefile(source):
-            return Moved(reused=file.nbytes)
+            return Moved(reused=nbytes)
         attempt("remove", final, os.unlink, final)
     attempt("link", final, os.link, source, final)
-    return Moved(linked=file.nbytes)
-
-
-def _copy_side_file(
-    source: Path, file: FileStat, target: Path, report: Report, *, sync: bool
-) -> None:
-    make_folders(target.parent)
-    source_fd = open_source(source)
-    try:
-        check_same(source, file, os.fstat(source_fd))
-        fd = open_target(target)
-        try:
-            attempt("truncate", target, os.ftruncate, fd, 0)
-            buffer = memoryview(bytearray(min(_BUFFER_NBYTES, file.nbytes)))
-            for offset in range(0, file.nbytes, _BUFFER_NBYTES):
-                data = buffer[: min(_BUFFER_NBYTES, file.nbytes - offset)]
-                read_into(source_fd, data, offset, source)
-                write_from(fd, data, offset, target)
-            if sync:
-                sync_file(fd, target)
-        finally:
-            os.close(fd)
-        check_same(source, file, os.fstat(source_fd))
-    finally:
-        os.close(source_fd)
-    report(file.nbytes)
+    return Moved(linked=nbytes)

@@ -16,8 +16,7 @@ from typing import Any
 
 from ..checkpoints.sources import ShardStream
 from ..errors import BlockExpandError, OutputError, RecipeError
-from ..fs.io import explain, make_folders, sync_files, sync_folder, write_document
-from ..fs.reading import FileStat
+from ..fs.io import explain, make_folders, sync_folder, write_document
 from ..planning.plan import Plan
 from ..progress import Progress
 from .completeness import check_complete, holds_output
@@ -27,6 +26,7 @@ from .locking import lock_target
 from .preflight import check_room, check_write, identify, list_names
 from .replacing import find_replaced
 from .shard import Moved
+from .side_files import copy_side_files
 from .space import shares_blocks
 from .staging import (
     Staging,
@@ -207,17 +207,13 @@ def _fill(
 ) -> Moved:
     """Bring every file of the plan into the staging folder, each forced onto the disk."""
     tasks = make_tasks(plan, staging, reflink=options.reflink, hardlink=options.hardlink)
-    moved = Moved()
     if stream is not None:
-        shards, tasks = tasks[: len(plan.files)], tasks[len(plan.files) :]
-        moved += write_from_stream(plan, staging, shards, stream, progress)
-    if executor is None:
-        for task in tasks:
-            moved += _do_here(task, progress)
-    else:
+        moved = write_from_stream(plan, staging, tasks, stream, progress)
+    elif executor is not None:
         moved = _fill_apart(executor, tasks, progress)
-    if executor is None:
-        sync_files([staging.files / file.name for file in plan.side_files])
+    else:
+        moved = sum((_do_here(task, progress) for task in tasks), start=Moved())
+    copy_side_files(plan, staging.files, progress.advance)
     for document in plan.documents:
         write_document(staging.files / document.name, document.data)
         progress.advance(len(document.data))
@@ -227,8 +223,6 @@ def _fill(
 
 
 def _do_here(task: FileTask, progress: Progress) -> Moved:
-    if isinstance(task.file, FileStat):
-        return do_task(task, progress.advance)
     progress.begin_file(task.name)
     moved = do_task(task, progress.advance)
     progress.end_file(task.name)
@@ -249,9 +243,8 @@ def _fill_apart(executor: Executor, tasks: Sequence[FileTask], progress: Progres
     def finished(task: FileTask, moved: Moved) -> None:
         counts.append(moved)
         progress.advance(task.file.nbytes)
-        if not isinstance(task.file, FileStat):
-            progress.end_file(task.name)
-            _log.info("%s: %s", task.name, _spell(moved))
+        progress.end_file(task.name)
+        _log.info("%s: %s", task.name, _spell(moved))
 
     run_tasks(executor, do_task_apart, tasks, finished)
     for task in tasks:
