@@ -73,30 +73,37 @@ def map_tensors(
     kept: list[tuple[str, list[Part]]] = []
     for source in models:
         decoder = source.decoder
+        # There may be 100,000 tensors: what is looked up for each is at hand.
+        place_of = decoder.placed.get
+        first_of = {
+            layer: index for (model, layer), index in first.items() if model == source.model
+        }
+        further_of = {
+            layer: copies for (model, layer), copies in further.items() if model == source.model
+        }
         for shard in source.checkpoint.shards:
             file, data_start = source.key(shard.file.name), shard.header.data_start
             parts: list[Part | None] = []
-            for entry in shard.header.entries:
-                name, spec = entry.name, entry.spec
-                placed = decoder.placed.get(name)
-                extent = Extent(file, data_start + entry.data_offset, spec.nbytes)
+            for name, spec, data_offset in shard.header.entries:
+                placed = place_of(name)
+                extent = Extent(file, data_start + data_offset, spec.nbytes)
                 if placed is None:
                     if is_kept(source, name):
                         parts.append(make(TensorUse(source, name, name, spec, extent)))
                     continue
-                place = source.model, placed.layer
-                if placed.layer >= decoder.layers:
+                layer = placed.layer
+                stays = first_of.get(layer)
+                if layer >= decoder.layers:
                     if is_kept(source, name):
-                        tail = placed.layer - decoder.layers + len(layer_map)
+                        tail = layer - decoder.layers + len(layer_map)
                         named = output_name(decoder, placed, tail)
                         parts.append(make(TensorUse(source, name, named, spec, extent)))
-                elif place in first:
-                    index = first[place]
-                    named = name if index == placed.layer else output_name(decoder, placed, index)
-                    parts.append(make(TensorUse(source, name, named, spec, extent, index)))
-                for index in further.get(place, ()):
-                    named = output_name(decoder, placed, index)
-                    blocks[index].append(make(TensorUse(source, name, named, spec, extent, index)))
+                elif stays is not None:
+                    named = name if stays == layer else output_name(decoder, placed, stays)
+                    parts.append(make(TensorUse(source, name, named, spec, extent, stays)))
+                for copy in further_of.get(layer, ()):
+                    named = output_name(decoder, placed, copy)
+                    blocks[copy].append(make(TensorUse(source, name, named, spec, extent, copy)))
             kept.append((file, _present(parts)))
     return kept, [_present(blocks[index]) for index in sorted(blocks)]
 

@@ -10,12 +10,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from xml.etree import ElementTree
 
 import benchmark
 import benchmark_cases
 import compare_generation
 import compare_with_mergekit
 import disk_limit
+import measure_growth
 import measuring
 import pytest
 from measuring import Measurement
@@ -243,6 +245,20 @@ def test_the_limit_is_that_of_bytes_that_are_really_moved(tmp_path: Path) -> Non
     assert limit.read > 10e6 and limit.copied > 10e6
     assert limit.seconds(10**9, 0) == pytest.approx(1e9 / limit.read)
     assert limit.seconds(10**9, 10**9) == pytest.approx(2e9 / limit.copied)
+
+
+def test_what_grows_as_the_model_does_is_drawn_as_a_straight_line() -> None:
+    lines = {"dry run": [(1.0, 0.01), (10.0, 0.1), (1000.0, 10.0)], "expand": [(1.0, 1.0)]}
+    svg = ElementTree.fromstring(measure_growth.draw({"tensors": lines}))
+    places = [
+        (float(circle.get("cx", "")), float(circle.get("cy", "")))
+        for circle in svg.iter("{http://www.w3.org/2000/svg}circle")
+    ]
+    (x0, y0), (x1, y1), (x2, y2), _ = places
+    assert (y1 - y0) / (x1 - x0) == pytest.approx((y2 - y1) / (x2 - x1), rel=0.02)
+    assert x0 < x1 < x2
+    assert y2 < y1 < y0
+    assert "tensors" in [text.text for text in svg.iter("{http://www.w3.org/2000/svg}text")]
 
 
 def test_the_table_goes_between_the_marks_of_the_readme(tmp_path: Path) -> None:
