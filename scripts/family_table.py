@@ -101,12 +101,13 @@ def zoo() -> tuple[object, ...]:
     """Return the recipes of the tests' checkpoints, one or more for every family."""
     sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support")]
     from zoo_dense import DENSE
+    from zoo_further import FURTHER
     from zoo_mixture import MIXTURE
     from zoo_multimodal import MULTIMODAL
     from zoo_recurrent import RECURRENT
     from zoo_wrappers import WRAPPERS
 
-    return (*DENSE, *MIXTURE, *RECURRENT, *MULTIMODAL, *WRAPPERS)
+    return (*DENSE, *MIXTURE, *RECURRENT, *MULTIMODAL, *WRAPPERS, *FURTHER)
 
 
 def measure(name: str) -> Row:
@@ -167,7 +168,7 @@ def render(rows: Sequence[Row]) -> str:
     versions = [f"blockexpand {__version__}", f"Python {platform.python_version()}"]
     versions += [f"{name} {version(name)}" for name in LIBRARIES]
     lines = [
-        INTRODUCTION.format(layers="6 layers", exact=EXACT, versions=", ".join(versions)),
+        INTRODUCTION.format(layers="6 to 8 layers", exact=EXACT, versions=", ".join(versions)),
         "| model_type | checkpoint | " + " | ".join(POSITIONS) + " | published in |",
         "|---|---|" + "---|" * len(POSITIONS) + "---|",
     ]

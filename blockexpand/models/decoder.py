@@ -10,7 +10,7 @@ import re
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -95,7 +95,11 @@ def find_family(config: Mapping[str, Any], model_type: str) -> Family:
         for refusal in FAMILIES[model_type].refuse:
             if refusal.when(config):
                 raise UnsupportedModelError(f"model_type {model_type!r}: {refusal.reason}")
-        return FAMILIES[model_type]
+        family = FAMILIES[model_type]
+        for when, branches in family.variants:
+            if when(config):
+                return replace(family, branches=branches)
+        return family
     custom = " and runs custom code ('auto_map')" if config.get("auto_map") else ""
     alike = get_close_matches(model_type, sorted({*FAMILIES, *MULTIMODAL}), 3)
     closest = f"; the closest names are {', '.join(map(repr, alike))}" if alike else ""

@@ -122,7 +122,7 @@ def _plan_surgery(decoder: Decoder, config: Mapping[str, Any], layer_map: LayerM
     readers = view_layers(decoder.text_type, text, layer_map)
     return Surgery(
         neutral=_neutral(decoder, sources),
-        config_edits=_json_edits(decoder, config, edits),
+        config_edits=_json_edits(decoder, config, edits) + _renumber(decoder, config, layer_map),
         notes=(*notes, *describe_views(readers, layer_map)),
         readers=readers,
     )
@@ -171,6 +171,32 @@ def _count_fed(config: Mapping[str, Any], field: str) -> int:
     if not isinstance(value, list | tuple):
         raise CheckpointError(f"config.json: {field!r} must be a list, found {show(value)}")
     return len(value)
+
+
+def _renumber(
+    decoder: Decoder, config: Mapping[str, Any], layer_map: LayerMap
+) -> tuple[JsonEdit, ...]:
+    """Let fields of the whole model that name decoder layers by number name the same layers."""
+    wrapper = MULTIMODAL.get(decoder.model_type)
+    places = {entry.source: i for i, entry in enumerate(layer_map) if not entry.is_new}
+    edits = []
+    for field, default in wrapper.fed_layers if wrapper else ():
+        stated = get_field(config, field, list(default))
+        if not isinstance(stated, list):
+            raise CheckpointError(f"config.json: {field!r} must be a list, found {show(stated)}")
+        moved = []
+        for item in stated:
+            *first, layer = item if isinstance(item, list) and item else [item]
+            if type(layer) is not int:
+                raise CheckpointError(
+                    f"config.json: {field!r} must hold numbers of layers, found {show(item)}"
+                )
+            # A layer that the model lacks is fed by nothing, and must go on to be lacking.
+            here = places.get(layer, layer + len(layer_map))
+            moved.append([*first, here] if first else here)
+        if moved != stated:
+            edits.append(JsonEdit(path=tuple(field.split(".")), value=moved))
+    return tuple(edits)
 
 
 def _count_heard(config: Mapping[str, Any], field: str) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import family_table
+import list_missing_families
 import pytest
 from test_families import SAME_CLASSES
 
@@ -47,3 +48,10 @@ def test_the_page_tells_results_from_refusals(monkeypatch: pytest.MonkeyPatch) -
 def test_the_page_has_every_reader_that_goes_by_numbers() -> None:
     text = family_table.TARGET.read_text(encoding="utf-8")
     assert "\n".join(family_table.by_number()) in text
+
+
+def test_every_model_type_of_the_installed_transformers_has_a_row_or_a_reason() -> None:
+    types = list_missing_families.find_types()
+    assert len(types) > 100
+    assert list_missing_families.find_missing(types) == []
+    assert list_missing_families.find_missing({"newformer": "Newformer"}) == ["newformer"]

@@ -192,9 +192,10 @@ def key_lenders(layers: torch.nn.ModuleList) -> tuple[int, ...]:
     for index, layer in enumerate(layers):
         attention = getattr(layer, "self_attn", None)
         shares = getattr(attention, "is_kv_shared_layer", False)
-        lenders.append(stored[attention.layer_type] if shares else index)
+        kind = getattr(attention, "layer_type", None) or str(getattr(attention, "use_rope", ""))
+        lenders.append(stored[kind] if shares else index)
         if getattr(attention, "store_full_length_kv", False):
-            stored[attention.layer_type] = index
+            stored[kind] = index
     return tuple(lenders)
 
 

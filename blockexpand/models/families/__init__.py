@@ -11,11 +11,12 @@ from .dense import DENSE
 from .family import Family, Wrapper
 from .mixture import MIXTURE
 from .multimodal import WRAPPERS
+from .recent import RECENT
 from .recurrent import RECURRENT
 
 FAMILIES: Mapping[str, Family] = {
     model_type: family
-    for family in (*DENSE, *MIXTURE, *RECURRENT)
+    for family in (*DENSE, *MIXTURE, *RECURRENT, *RECENT)
     for model_type in family.model_types
 }
 

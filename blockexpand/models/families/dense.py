@@ -51,7 +51,7 @@ DENSE: tuple[Family, ...] = (
             *("llama", "mistral", "ministral", "ministral3", "phi3", "gemma", "olmo", "stablelm"),
             *("cohere", "granite", "glm", "nemotron", "ernie4_5", "hunyuan_v1_dense", "arcee"),
             *("helium", "seed_oss", "apertus", "bitnet", "jais2", "youtu", "internlm3"),
-            *("iquestcoder", "qwen3_vl_text", "emu3_text_model", "granite_docling_text"),
+            *("iquestcoder", "emu3_text_model", "granite_docling_text"),
             *("hunyuan_vl_text", "paddleocr_vl_text", "phi4_multimodal", "voxtral_realtime_text"),
         ),
         branches=(ATTENTION, MLP),
@@ -204,11 +204,10 @@ DENSE: tuple[Family, ...] = (
     Family(
         model_types=("chameleon",),
         branches=(ATTENTION, MLP),
-        refuse=(
-            Refusal(
-                when=lambda config: bool(config.get("swin_norm")),
-                reason="its branches end in norms that are named like norms before a branch "
-                "('swin_norm'), which is not in the table",
+        variants=(
+            (
+                lambda config: bool(config.get("swin_norm")),
+                closed_by("input_layernorm", "post_attention_layernorm"),
             ),
         ),
     ),

@@ -65,6 +65,7 @@ class Family:
     layers and have a part for each. `tail` permits
     layers stored past the end, for multi-token prediction. `float32` are tensors that the model
     computes in float32 whatever its dtype. `places` say why a layer map is impossible, if it is;
+    `variants` has the branches where the config makes them others.
     `index_scaled` says what depends on a layer's number, so that no original may move.
     """
 
@@ -80,6 +81,7 @@ class Family:
     float32: tuple[str, ...] = ()
     first_layer_differs: bool = False
     places: tuple[Callable[[Config, LayerMap], str | None], ...] = ()
+    variants: tuple[tuple[Callable[[Config], bool], tuple[Branch, ...]], ...] = ()
     index_scaled: Callable[[Config], str | None] | None = None
     refuse: tuple[Refusal, ...] = ()
 
@@ -93,8 +95,10 @@ class Wrapper:
     where it names one of `text_names`, which released configs have for the same class, and, with
     `fixed_text`, whatever it names: transformers then has one class for it. `deepstack` is
     the dotted path of a list whose length is the number of first layers that the vision tower adds
-    features to, `talker` that of the number of first layers whose output a talker listens to.
-    `auto_class` is the class of transformers that loads the whole model.
+    features to; `fed_layers` are fields that list such layers by number (or pairs, of which the
+    second is one), with what holds where they are absent. `talker` is the path of the number of
+    first layers whose output a talker listens to. `auto_class` is the class of transformers that
+    loads the whole model.
     """
 
     model_types: tuple[str, ...]
@@ -107,5 +111,6 @@ class Wrapper:
     text_names: tuple[str, ...] = ()
     fixed_text: bool = False
     deepstack: str | None = None
+    fed_layers: tuple[tuple[str, tuple[int, ...]], ...] = ()
     talker: str | None = None
     auto_class: str = "AutoModelForImageTextToText"

@@ -134,15 +134,24 @@ def get_field(config: Config, field: str, default: Any = None) -> Any:
 
 
 def listed(
-    *names: str, derive: Derive | None = None, last: str | None = None, or_scalar: bool = False
+    *names: str,
+    derive: Derive | None = None,
+    last: str | None = None,
+    or_scalar: bool = False,
+    tail: str | None = None,
 ) -> FieldRule:
     """Make the rule of a list with one entry per layer, under one of several spellings.
 
     Where no spelling is present (or the list is empty), `derive` is the library's own formula; a
     pattern that the new depth breaks is then written out under the first spelling. `last` is what
     the library makes of the last layer whatever the list says; `or_scalar` permits one value that
-    holds for all layers.
+    holds for all layers. `tail` is the field with the number of layers stored past the end, for
+    which the list may go on.
     """
+
+    def padding(config: Config, value: Sequence[Any], layers: int) -> Sequence[Any]:
+        more = get_field(config, tail, 0) if tail else 0
+        return value[layers:] if len(value) == layers + more else value[:0]
 
     def present(config: Config) -> dict[str, Sequence[Any]]:
         lists: dict[str, Sequence[Any]] = {}
@@ -156,12 +165,13 @@ def listed(
     def read(config: Config, layers: int) -> Kinds | None:
         kinds: Kinds | None = None
         for name, value in present(config).items():
-            if not isinstance(value, (list, tuple, str)) or len(value) != layers:
+            own = isinstance(value, (list, tuple, str))
+            if not own or len(value) - len(padding(config, value, layers)) != layers:
                 raise CheckpointError(
                     f"config.json: {name!r} must have one entry per layer; "
                     f"expected {layers}, found {_length(value)}"
                 )
-            kinds = tuple(value) if kinds is None else kinds
+            kinds = tuple(value[:layers]) if kinds is None else kinds
         if kinds is None:
             kinds = None if derive is None else derive(config, layers)
         return kinds if kinds is None or last is None else (*kinds[:-1], last)
@@ -173,6 +183,8 @@ def listed(
             if by_kind and last is None and len(present(config)) > 1:
                 return None  # the other spellings have words of their own for the kind
             new = list(kinds) if by_kind else [value[origin] for origin in origins]
+            own = len(value) - (get_field(config, tail, 0) if tail else 0)
+            new += value[own:] if max(origins) < own else []
             edits[_path(name)] = "".join(new) if isinstance(value, str) else new
         if not edits and read(config, len(origins)) != kinds:
             edits[_path(names[0])] = list(kinds)

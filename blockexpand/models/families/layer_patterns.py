@@ -13,6 +13,8 @@ SLIDING, FULL, LINEAR = "sliding_attention", "full_attention", "linear_attention
 
 CHUNKED = "chunked_attention"
 
+PICKING = "indexed_attention"
+
 
 def every(
     period: int | str,
@@ -171,4 +173,52 @@ def minimax_m3_mlp(config: Config, layers: int) -> Kinds:
     """MiniMax-M3: flags per layer; without them every layer has experts."""
     return by_flags("moe_layer_freq", "sparse", "dense")(
         {"moe_layer_freq": get_field(config, "moe_layer_freq", [1] * layers)}, layers
+    )
+
+
+def dots3(config: Config, layers: int) -> Kinds:
+    """dots 3: the first two and every fourth layer attend to everything, or to what they pick."""
+    full = FULL if config.get("use_dsa") is False else "indexed_attention"
+    window = config.get("use_sliding_window", True)
+    return tuple(SLIDING if window and i >= 2 and i % 4 != 1 else full for i in range(layers))
+
+
+def inkling(config: Config, layers: int) -> Kinds:
+    """Inkling: the layers that `local_layer_ids` lists have a window; else all but every sixth."""
+    local = get_field(config, "local_layer_ids")
+    if local is None:
+        return every(6, last="hybrid", other="hybrid_sliding")(config, layers)
+    return tuple("hybrid_sliding" if index in local else "hybrid" for index in range(layers))
+
+
+def attends_from_the_last(config: Config, layers: int) -> Kinds:
+    """Muse: every fourth layer attends to everything, counted from the last one."""
+    return tuple(SLIDING if (layers - 1 - i) % 4 else FULL for i in range(layers))
+
+
+def rope_from_the_last(config: Config, layers: int) -> Kinds:
+    """Muse: the layers that attend to everything have no rotary positions, a base of 0."""
+    theta = get_field(config, "rope_parameters.rope_theta") or config.get("rope_theta") or 10000.0
+    return tuple(theta if (layers - 1 - i) % 4 else 0 for i in range(layers))
+
+
+def cycle(*kinds: object) -> Derive:
+    """The kinds over and over again."""
+    return lambda config, layers: tuple(kinds[index % len(kinds)] for index in range(layers))
+
+
+def zamba(config: Config, layers: int) -> Kinds:
+    """Zamba: layer 2 attends as well, and after it every `attn_layer_period`-th from an offset."""
+    step, start = config.get("attn_layer_period", 6), config.get("attn_layer_offset", 4)
+    hybrid = {2, *(3 + i for i in range(layers - 3) if i % step == start)}
+    return tuple("hybrid" if index in hybrid else LINEAR for index in range(layers))
+
+
+def zamba2(config: Config, layers: int) -> Kinds:
+    """Zamba 2: a pattern for 54 layers; of any other depth the list must be written out."""
+    hybrid = {*range(6, 43, 6), 47, 51}
+    return (
+        tuple("hybrid" if i in hybrid else LINEAR for i in range(54))
+        if layers == 54
+        else ("",) * layers
     )

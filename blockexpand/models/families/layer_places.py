@@ -64,6 +64,60 @@ def keys_are_shared(derive: Derive) -> Place:
     return place
 
 
+def keys_are_lent(field: str) -> Place:
+    """Refuse a clone before the layer that it clones, where others use that layer's keys."""
+
+    def place(config: Config, layer_map: LayerMap) -> str | None:
+        lenders = get_field(config, field, [])
+        lent = {number for index, number in enumerate(lenders) if number != index}
+        seen: set[int] = set()
+        for entry in layer_map:
+            if not entry.is_new:
+                seen.add(entry.source)
+            elif entry.source in lent and entry.source not in seen:
+                return (
+                    f"layers use the keys and values of layer {entry.source} ({field!r}); no clone "
+                    "of it can stand before it"
+                )
+        return None
+
+    return place
+
+
+def no_clone_of_hybrids(field: str, derive: Derive) -> Place:
+    """Refuse clones of Zamba's layers that share a block: adapters of it are found by rank."""
+
+    def place(config: Config, layer_map: LayerMap) -> str | None:
+        layers = 1 + max(entry.source for entry in layer_map)
+        kinds = get_field(config, field) or get_field(config, "layer_types")
+        kinds = kinds or derive(config, layers)
+        hybrid = [index for index in range(layers) if kinds[index] == "hybrid"]
+        for entry in layer_map:
+            if entry.is_new and entry.source in hybrid:
+                free = [index for index in range(layers) if index not in hybrid]
+                nearest = sorted(free, key=lambda index: abs(index - entry.source))[:2]
+                return (
+                    f"layer {entry.source} shares a block of attention with other layers, by its "
+                    "rank among them, and cannot be cloned; the nearest layers that can be are "
+                    + ", ".join(map(str, sorted(nearest)))
+                )
+        return None
+
+    return place
+
+
+def last_layer_stays(config: Config, layer_map: LayerMap) -> str | None:
+    """Refuse to clone the last layer, or to add one behind it: it alone has another tensor."""
+    last = max(entry.source for entry in layer_map)
+    for index, entry in enumerate(layer_map):
+        if entry.source == last and (entry.is_new or index + 1 < len(layer_map)):
+            return (
+                f"the last layer alone has a bias after its attention, so layer {last} must stay "
+                f"the last and cannot be cloned; the layers before it can be, to {last - 1}"
+            )
+    return None
+
+
 def rescaling(config: Config, layer_map: LayerMap) -> str | None:
     """Refuse to move an RWKV layer, or to add one, across a point where the stream is halved."""
     step = get_field(config, "rescale_every", 6)

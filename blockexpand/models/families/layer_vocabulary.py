@@ -16,11 +16,14 @@ _LINEAR_MIXER = """
 
 _STATE_SPACE = """
     A_log D b_layernorm c_layernorm dt_layernorm conv1d dt_bias dt_proj in_proj norm x_proj
+    dt_proj_weight x_proj_weight
 """
 
 _GATED = "gate_proj up_proj gate_up_proj"
 
 _EXPERTS = f"{_GATED} fc1"
+
+_HYPER = "hc_norm input_mix_weight_down input_mix_weight_up block_inject_weight"
 
 _BY_MODULE: Mapping[str, str] = {
     # Norms before a branch, and factors that do not multiply the stream.
@@ -31,7 +34,8 @@ _BY_MODULE: Mapping[str, str] = {
         pre_ff_layernorm pre_mlp_layernorm attn_norm mlp_norm ffn_norm operator_norm
         self_attn_layer_norm final_layer_norm layernorm1 layernorm2 ln1 ln2 pre_ln ln_1 ln_2 ln_attn
         ln_mlp norm norm_1 norm_2 norm_ffn norm_mlstm temporal_pre_norm channel_pre_norm fc1
-        cross_attn_attn_gate cross_attn_mlp_gate
+        cross_attn_attn_gate cross_attn_mlp_gate ff_norm ln LayerNorm
+        attention_norm
     """,
     "input_layernorm": "norm W_down W_up {e}",
     "post_attention_layernorm": "norm W_down W_up {e}",
@@ -40,6 +44,7 @@ _BY_MODULE: Mapping[str, str] = {
     "self_attn": f"""
         q_proj k_proj v_proj qkv_proj query_key_value gate_proj g_proj
         q_norm k_norm q_layernorm k_layernorm query_layernorm key_layernorm
+        to_q to_k to_v norm_q norm_k att_proj r_proj k_rope_only_layernorm
         attn_sub_norm inner_attn_ln
         q_a_proj q_b_proj q_a_layernorm kv_a_proj_with_mqa kv_a_layernorm kv_b_proj
         sinks attention_sink_bias softmax_offset gate_bias
@@ -48,8 +53,12 @@ _BY_MODULE: Mapping[str, str] = {
     """,
     "self_attn.q_layernorm.norms": "{e}",
     "self_attn.k_layernorm.norms": "{e}",
-    "self_attn.indexer": "wq_b wk k_norm weights_proj q_proj k_proj q_norm",
+    "self_attn.indexer": """
+        wq_b wk k_norm weights_proj q_proj k_proj q_norm index_qk_proj q_layernorm k_layernorm
+    """,
     "self_attn.rotary_emb": "inv_freq",
+    "attn_hyper_connection": _HYPER,
+    "mlp_hyper_connection": _HYPER,
     "hc_pre.hc_attn_layer": "hc_fn hc_base hc_scale",
     "hc_pre.hc_mlp_layer": "hc_fn hc_base hc_scale",
     "cross_attn": "q_proj k_proj v_proj q_norm k_norm",
@@ -64,6 +73,15 @@ _BY_MODULE: Mapping[str, str] = {
         key value receptance time_decay time_first time_mix_key time_mix_value time_mix_receptance
     """,
     "attention.self": "query key value",
+    "self_attn.q_proj": "linear",
+    "self_attn.k_proj": "linear",
+    "self_attn.v_proj": "linear",
+    # Short convolutions add their input, so that they keep what is zero.
+    "attn_sconv": "conv1d",
+    "mlp_sconv": "conv1d",
+    "self_attn.k_sconv": "conv1d",
+    "self_attn.v_sconv": "conv1d",
+    "self_attn.rel_logits_proj": "proj",
     "attention.rotary_emb": "inv_freq",
     "self_attention": "query_key_value kv_proj",
     "self_attention.experts": "input_linear",
@@ -91,7 +109,7 @@ _BY_MODULE: Mapping[str, str] = {
     "mlstm_layer": "q k v fgate_preact igate_preact ogate_preact multihead_norm",
     # MLPs, routers and experts: what comes before their output projection.
     "mlp": f"""
-        {_GATED} c_fc fc1 fc_in dense_h_to_4h input_linear Wi ffn_sub_norm
+        {_GATED} ff_proj c_fc fc1 fc_in dense_h_to_4h input_linear Wi ffn_sub_norm
         gate router expert_bias e_score_correction_bias shared_expert_gate linear_gate
     """,
     "mlp.act_fn": "alpha_n alpha_p beta eps",
@@ -113,7 +131,9 @@ _BY_MODULE: Mapping[str, str] = {
     "mlp.shared_experts": f"{_GATED} linear_gate",
     "mlp.shared_expert": _GATED,
     "mlp.shared_mlp": _GATED,
+    "moe": f"gate router_bias {_GATED}",
     "moe.router": "expert_bias",
+    "share_expert": _GATED,
     "router": "proj scale per_expert_scale",
     "experts": _EXPERTS,
     "experts.{e}": _GATED,

@@ -45,7 +45,9 @@ WRAPPERS: tuple[Wrapper, ...] = (
         ),
         text_type="llama",
     ),
-    Wrapper(model_types=("voxtral", "glmasr"), text_type="llama", auto_class=MULTIMODAL_LM),
+    Wrapper(
+        model_types=("voxtral", "glmasr", "omniasr"), text_type="llama", auto_class=MULTIMODAL_LM
+    ),
     Wrapper(
         model_types=(
             *("llava_onevision", "internvl", "got_ocr2", "pp_chart2table", "ovis2", "fast_vlm"),
@@ -202,6 +204,68 @@ WRAPPERS: tuple[Wrapper, ...] = (
         model_types=("nemotron_h_omni",),
         text_type="nemotron_h",
         prefixes=("language_model.backbone.layers.", LANGUAGE_MODEL),
+    ),
+    Wrapper(
+        model_types=("cosmos3_edge",),
+        text_type="cosmos3_edge_text",
+        fixed_text=True,
+        prefixes=("layers.", NESTED),
+    ),
+    Wrapper(
+        model_types=("cosmos3_omni",),
+        text_type="qwen3_vl_text",
+        fixed_text=True,
+        prefixes=("layers.", NESTED),
+        deepstack=DEEPSTACK,
+    ),
+    Wrapper(
+        model_types=("deepseek_ocr2",),
+        text_type="deepseek_ocr2_text",
+        fixed_text=True,
+        prefixes=AT_THE_ROOT,
+    ),
+    Wrapper(
+        model_types=("unlimited_ocr",),
+        text_type="unlimited_ocr_text",
+        fixed_text=True,
+        prefixes=AT_THE_ROOT,
+    ),
+    Wrapper(
+        model_types=("granite4_vision",),
+        text_type="granite4_vision_text",
+        fixed_text=True,
+        fed_layers=(("deepstack_layer_map", ()), ("spatial_target_layers", (12, 15, 18, 21))),
+    ),
+    Wrapper(
+        model_types=("molmo2",),
+        text_type="molmo2_text",
+        fixed_text=True,
+        prefixes=(NESTED, "model.transformer.blocks."),
+    ),
+    Wrapper(model_types=("step3p7",), text_type="step3p5", fixed_text=True, prefixes=AT_THE_ROOT),
+    Wrapper(model_types=("cohere_compass",), text_type="cohere_compass_text", fixed_text=True),
+    Wrapper(model_types=("dots3_note",), text_type="dots3_note_text", fixed_text=True),
+    Wrapper(
+        model_types=("inkling_mm_model",),
+        text_type="inkling_text",
+        fixed_text=True,
+        prefixes=(NESTED, "model.llm.layers."),
+    ),
+    Wrapper(
+        model_types=("mistral_large4",),
+        text_type="mistral_large4_text",
+        fixed_text=True,
+        prefixes=("layers.", NESTED),
+    ),
+    Wrapper(model_types=("muse_glimmer",), text_type="muse_glimmer_text", fixed_text=True),
+    Wrapper(model_types=("qwen4_exp",), text_type="qwen4_exp_text", fixed_text=True),
+    Wrapper(model_types=("hy_v4_vl",), text_type="hy_v4_vl_text", fixed_text=True),
+    Wrapper(model_types=("apertus1p5",), text_type="apertus1p5_text", fixed_text=True),
+    Wrapper(
+        model_types=("nemo_speechlm",),
+        text_type="nemotron_h",
+        prefixes=("language_model.backbone.layers.", LANGUAGE_MODEL, NESTED),
+        auto_class=MULTIMODAL_LM,
     ),
     Wrapper(model_types=("fuyu",), text_type="persimmon"),
     Wrapper(

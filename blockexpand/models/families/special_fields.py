@@ -7,7 +7,7 @@ import struct
 from collections.abc import Sequence
 from typing import Any
 
-from .layer_fields import Config, FieldEdits, FieldRule, Kinds, get_field
+from .layer_fields import Config, Derive, FieldEdits, FieldRule, Kinds, get_field, listed
 
 
 def sparse_step(
@@ -93,6 +93,103 @@ def cycled(name: str, *, default: tuple[str, ...] = ()) -> FieldRule:
         return {} if read(config, len(kinds)) == kinds else {(name,): list(kinds)}
 
     return FieldRule(fields=(name,), read=read, write=write)
+
+
+def key_sources(name: str) -> FieldRule:
+    """Make the rule of a list that gives for each layer the one whose keys and values it uses.
+
+    A layer is of the kind that has its own, or of that which uses those of the n-th lender.
+    """
+
+    def read(config: Config, layers: int) -> Kinds | None:
+        sources = get_field(config, name)
+        if sources is None:
+            return None
+        lenders = sorted({source for index, source in enumerate(sources) if source != index})
+        return tuple(
+            -1 if source == index else lenders.index(source) for index, source in enumerate(sources)
+        )
+
+    def write(config: Config, kinds: Kinds, origins: Sequence[int]) -> FieldEdits | None:
+        sources = get_field(config, name)
+        lenders = sorted({source for index, source in enumerate(sources) if source != index})
+        if min(origins) < 0 or not set(lenders) <= set(origins):
+            return None
+        places = [list(origins).index(lender) for lender in lenders]
+        new = [index if kind < 0 else places[kind] for index, kind in enumerate(kinds)]
+        return {} if new == sources else {(name,): new}
+
+    return FieldRule(fields=(name,), read=read, write=write)
+
+
+def step_experts() -> FieldRule:
+    """Make Step's rule: a list of kinds, or the numbers of the layers with experts.
+
+    Either may go on for the layers that are stored past the end. Without both, experts begin after
+    three layers.
+    """
+    kinds_name, numbers_name, more = (
+        "mlp_layer_types",
+        "moe_layers_enum",
+        "num_nextn_predict_layers",
+    )
+
+    def numbers(config: Config, layers: int) -> list[int]:
+        stated = get_field(config, numbers_name)
+        if isinstance(stated, str):
+            return [int(number) for number in stated.split(",") if number.strip()]
+        return list(range(3, layers) if stated is None else stated)
+
+    def read(config: Config, layers: int) -> Kinds:
+        stated = get_field(config, kinds_name)
+        if stated is not None and len(stated) in (layers, layers + get_field(config, more, 0)):
+            return tuple(stated[:layers])
+        sparse = numbers(config, layers)
+        return tuple("sparse" if index in sparse else "dense" for index in range(layers))
+
+    def write(config: Config, kinds: Kinds, origins: Sequence[int]) -> FieldEdits | None:
+        stated = get_field(config, kinds_name)
+        tail = get_field(config, more, 0)
+        if stated is None and get_field(config, numbers_name) is None:
+            if read(config, len(kinds)) == kinds:
+                return {}
+            return {(kinds_name,): [*kinds, *["dense"] * tail]}
+        if stated is not None:
+            layers = 1 + max(origins)
+            return {(kinds_name,): [*kinds, *stated[layers:]]}
+        new = [index for index, kind in enumerate(kinds) if kind == "sparse"]
+        was = get_field(config, numbers_name)
+        return {(numbers_name,): ",".join(map(str, new)) if isinstance(was, str) else new}
+
+    return FieldRule(fields=(kinds_name, numbers_name), read=read, write=write)
+
+
+def shared_blocks(name: str, derive: Derive) -> FieldRule:
+    """Make Zamba's rule: a list of kinds, where no hybrid layer is like another."""
+    plain = listed(name, "layer_types", derive=derive)
+
+    def read(config: Config, layers: int) -> Kinds | None:
+        kinds = plain.read(config, layers)
+        if kinds is None:
+            return None
+        return tuple(
+            f"hybrid {kinds[:index].count('hybrid')}" if kind == "hybrid" else kind
+            for index, kind in enumerate(kinds)
+        )
+
+    def write(config: Config, kinds: Kinds, origins: Sequence[int]) -> FieldEdits | None:
+        return plain.write(config, tuple(kind.partition(" ")[0] for kind in kinds), origins)
+
+    return FieldRule(fields=plain.fields, read=read, write=write)
+
+
+def last_differs() -> FieldRule:
+    """Make the rule of a last layer that has a tensor which the others lack, with no field."""
+
+    def read(config: Config, layers: int) -> Kinds:
+        return tuple(index == layers - 1 for index in range(layers))
+
+    return FieldRule(fields=(), read=read, write=lambda config, kinds, origins: {})
 
 
 def attention_types() -> FieldRule:
