@@ -219,7 +219,7 @@ def _find_equal_tables(
         extent = find_extents(less)[short]
         placed = PlannedTensor(short, small, extent.offset, origin)
         places = place_files(more), place_files(less)
-        if not compare_tensors(*places, {extent.file: [placed]}, SILENT):
+        if not compare_tensors(*places, {extent.file: [placed]}, SILENT)[0]:
             equal.add(name)
     return equal
 
