@@ -185,8 +185,8 @@ def is_known(checkpoint: Checkpoint) -> bool:
     return text_type in FAMILIES or text_type in REFUSED
 
 
-def check_row(checkpoint: Checkpoint, plan: Plan, *, strict: bool = False) -> str:
+def check_row(checkpoint: Checkpoint, plan: Plan) -> str:
     """Do `check_plan` with whichever code proved the plan's row, if any did. Raises: as it does."""
     if OWN_CODE in plan.options.row_proof:
-        return check_plan_with_own_code(checkpoint, plan, strict=strict)
-    return check_plan(checkpoint, plan, strict=strict)
+        return check_plan_with_own_code(checkpoint, plan)
+    return check_plan(checkpoint, plan)

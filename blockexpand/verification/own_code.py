@@ -57,9 +57,9 @@ def prove_row_with_own_code(checkpoint: Checkpoint, recipe: Recipe) -> None:
     _ask("proof", checkpoint, recipe)
 
 
-def check_plan_with_own_code(checkpoint: Checkpoint, plan: Plan, *, strict: bool = False) -> str:
+def check_plan_with_own_code(checkpoint: Checkpoint, plan: Plan) -> str:
     """Do `check_plan` with the model that the checkpoint's own code builds. Raises: as it does."""
-    return str(_ask("check", checkpoint, plan, strict))
+    return str(_ask("check", checkpoint, plan))
 
 
 def compare_logits_with_own_code(checkpoint: Checkpoint, out: Path, dtype: str) -> LogitsProof:

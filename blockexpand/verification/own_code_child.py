@@ -63,8 +63,8 @@ def _do(task: str, *arguments: Any) -> Any:
                 return found if isinstance(found, str) else render_form(found)
             case "proof", (checkpoint, recipe):
                 return prove_row(checkpoint, recipe, OWN_CODE)
-            case "check", (checkpoint, plan, strict):
-                return check_plan(checkpoint, plan, strict=strict, toys=OWN_CODE)
+            case "check", (checkpoint, plan):
+                return check_plan(checkpoint, plan, toys=OWN_CODE)
             case "logits", (checkpoint, source, out, dtype):
                 run = partial(run_whole, checkpoint)
                 return asdict(compare_logits(source, out, dtype, run, plain_token_ids(1 << 31)))

@@ -8,8 +8,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 SHAPE = {
-    **{"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 12, "vocab_size": 320},
-    **{"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16},
+    **{"hidden_size": 128, "intermediate_size": 96, "num_hidden_layers": 12, "vocab_size": 320},
+    **{"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32},
     **{"max_position_embeddings": 256, "sliding_window": 16},
     **{"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
 }
