@@ -153,7 +153,6 @@ def main() -> None:
     options = parser.parse_args()
     if bool(options.make_fs) != bool(options.image):
         parser.error("--make-fs and --image belong together")
-    options.case = "end"
     options.src = options.src and options.src.resolve()
     with ExitStack() as stack:
         folder = options.work.resolve()
