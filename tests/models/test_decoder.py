@@ -105,12 +105,6 @@ def test_layers_past_the_end_are_found_and_noted() -> None:
     assert any("multi-token-prediction" in note for note in surgery.notes)
 
 
-def test_custom_code_of_a_known_family_is_noted() -> None:
-    settings = config(auto_map={"AutoModelForCausalLM": "modeling.Own"})
-    surgery = plan_surgery(find_decoder(settings, catalogue()), settings, END)
-    assert any("auto_map" in note for note in surgery.notes)
-
-
 @pytest.mark.parametrize(
     "prefix", ["model.language_model.layers.", "language_model.model.layers.", "model.layers."]
 )

@@ -364,3 +364,13 @@ def test_a_billion_layers_are_refused_at_once(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="expected at most"):
         make_plan(checkpoint, Recipe(new_layers=10**9))
     assert time.perf_counter() - start < 1
+
+
+def test_custom_code_of_a_known_family_is_noted(tiny_mistral: Path) -> None:
+    checkpoint = open_checkpoint(tiny_mistral)
+    own = replace(
+        checkpoint, config={**checkpoint.config, "auto_map": {"AutoModelForCausalLM": "m.Own"}}
+    )
+    recipe = Recipe(new_layers=1, position="end")
+    assert not any("auto_map" in note for note in make_plan(checkpoint, recipe).notes)
+    assert any("auto_map" in note for note in make_plan(own, recipe).notes)
