@@ -168,10 +168,16 @@ json.dump([dict(os.environ), os.getpid(), reason, os.listdir("/proc/self/net/dev
     [
         ("raise RuntimeError('this needs a GPU')", "RuntimeError: this needs a GPU"),
         ("raise SystemExit(0)", "own code failed: SystemExit"),
-        ("import os; os._exit(0)", "ended without an answer"),
+        pytest.param("import os; os._exit(0)", "ended without an answer", marks=pytest.mark.long),
         ("import os; os.kill(os.getpid(), 9)", "ended without an answer"),
-        ("import flash_attn_of_another_world", "flash_attn_of_another_world"),
-        ("import time; time.sleep(1000)", "ran for 12 s and was ended"),
+        pytest.param(
+            "import flash_attn_of_another_world",
+            "flash_attn_of_another_world",
+            marks=pytest.mark.long,
+        ),
+        pytest.param(
+            "import time; time.sleep(1000)", "ran for 12 s and was ended", marks=pytest.mark.long
+        ),
     ],
 )
 def test_own_code_that_fails_is_told_in_one_line(
