@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
+import compare_with_mergekit as mergekit
 import pytest
 from checkpoints import PARTS, mistral_tensors, read_tensors, write_checkpoint
 
@@ -198,3 +201,56 @@ def test_a_wrong_job_is_refused(
     (folder / "jobs.yaml").write_text(json.dumps({"jobs": [{"src": "model", "out": "x"} | job]}))
     assert main(["batch", "jobs.yaml"]) == 2
     assert said in capsys.readouterr().err
+
+
+def render_slices(model: Path, slices: list[tuple[int, int, bool]]) -> str:
+    """Write a passthrough merge of ranges of layers; True: its output projections are zero."""
+    zeroed = {
+        "scale": [
+            {"filter": "o_proj", "value": 0.0},
+            {"filter": "down_proj", "value": 0.0},
+            {"value": 1.0},
+        ]
+    }
+    sources = [
+        {"model": str(model), "layer_range": [begin, end]} | ({"parameters": zeroed} if new else {})
+        for begin, end, new in slices
+    ]
+    # JSON is YAML.
+    return json.dumps(
+        {
+            "slices": [{"sources": [source]} for source in sources],
+            "merge_method": "passthrough",
+            "dtype": "bfloat16",
+        }
+    )
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("layers", "slices"),
+    [
+        ("0-3,2-5", [(0, 4, False), (2, 6, False)]),
+        ("0-5,5*2", [(0, 6, False), (5, 6, True), (5, 6, True)]),
+        ("0-2,1*,1-5", [(0, 3, False), (1, 2, True), (1, 6, False)]),
+    ],
+)
+def test_mergekit_makes_the_same_of_the_same_layers(
+    layers: str, slices: list[tuple[int, int, bool]], tmp_path: Path
+) -> None:
+    program = os.environ.get("MERGEKIT_YAML")
+    if not program:
+        pytest.skip("MERGEKIT_YAML does not name mergekit-yaml")
+    model, ours, theirs = tmp_path / "model", tmp_path / "ours", tmp_path / "theirs"
+    write_checkpoint(model, [mistral_tensors(6)], {"architectures": ["MistralForCausalLM"]})
+    blockexpand.expand(model, ours, layers=layers)
+    recipe = tmp_path / "recipe.yml"
+    recipe.write_text(render_slices(model, slices))
+    done = subprocess.run(
+        [program, str(recipe), str(theirs), "--no-copy-tokenizer"],
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert mergekit.compare(ours, theirs, None) == []
