@@ -266,8 +266,8 @@ def render_result(result: Result) -> str:
 
 def render_summary(results: Sequence[Result]) -> str:
     """Render all cases as one table, that of the README."""
-    head = ["case", "wall, s", "÷ limit of the disk", "÷ what else does it", "CPU, s", "memory, MB"]
-    rows = [head, ["---", *["---:"] * 5]]
+    head = ["case", "wall, s", "÷ limit of the disk", "÷ what else does it", "CPU, s"]
+    rows = [head, ["---", *["---:"] * 4]]
     for result in results:
         ours, *others = result.runs
         runs = result.runs[ours]
@@ -286,7 +286,6 @@ def render_summary(results: Sequence[Result]) -> str:
                 limit,
                 ", ".join(ratios),
                 f"{statistics.median(run.cpu_s for run in runs):.2g}",
-                f"{max(run.peak_nbytes for run in runs) / 1e6:.0f}",
             ]
         )
     return "\n".join(map(render_row, rows))
