@@ -105,6 +105,6 @@ def test_a_lie_is_refused_and_nothing_written(
 @pytest.mark.parametrize("scale", [float("nan"), float("inf")])
 def test_a_scale_that_is_no_number(made: tuple[Path, Path], tmp_path: Path, scale: float) -> None:
     base, blocks = made
-    with pytest.raises(BlockExpandError, match="--scale: expected a number"):
+    with pytest.raises(BlockExpandError, match="scale: expected a finite number"):
         blockexpand.apply(base, blocks, out=tmp_path / "out", scale=scale)
     assert not (tmp_path / "out").exists()
