@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from ..api.extraction import Extraction
+from ..planning.parameters import spell_count
 from .text_sizes import format_size
 
 
@@ -16,7 +17,7 @@ def describe_extraction(result: Extraction, *, verbose: bool) -> str:
     parameters = sum(math.prod(tensor.spec.shape) for tensor in adapter.tensors.values())
     lines = [
         f"{result.out}: layers {numbers} of {len(adapter.layer_map)}, "
-        f"{format_size(result.nbytes)}, {parameters / 1e6:,.1f} M parameters",
+        f"{format_size(result.nbytes)}, {spell_count(parameters)} parameters",
         f"base {adapter.base.name.model}: all {len(adapter.base.tensors)} tensors "
         + ("are in the trained model" if not adapter.changed else "compared"),
     ]
