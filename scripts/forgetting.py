@@ -30,14 +30,12 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
-from transformers.utils import logging
+from typing import TYPE_CHECKING, Any
 
 import blockexpand
+
+if TYPE_CHECKING:
+    import torch
 
 NEW_TEXT = Path(__file__).parents[1] / "tests/data/king_james.txt"
 CODE = ("argparse.py", "json/decoder.py", "statistics.py", "tarfile.py", "textwrap.py", "uuid.py")
@@ -126,6 +124,9 @@ def main() -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     if options.report:
         return report(options.out / "runs.jsonl", options.report)
+    import torch
+    from transformers.utils import logging
+
     if options.threads:
         torch.set_num_threads(options.threads)
     logging.disable_progress_bar()
@@ -149,6 +150,9 @@ class Experiment:
     """The texts, cut into examples, and the runs over them."""
 
     def __init__(self, options: argparse.Namespace) -> None:
+        import torch
+        from transformers import AutoTokenizer
+
         self.options = options
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         tokenizer = AutoTokenizer.from_pretrained(options.model)
@@ -204,6 +208,8 @@ class Experiment:
 
     def train(self, run: Run) -> dict[str, Any]:
         """Train one model and return what is known of it afterwards."""
+        import torch
+
         start = time.perf_counter()
         torch.manual_seed(run.seed)
         base = self._load(self.options.model)
@@ -220,7 +226,7 @@ class Experiment:
         for step in range(1, run.steps + 1):
             model.train()
             self._loss(model, next(batches)).backward()
-            nn.utils.clip_grad_norm_(trained, 1.0)
+            torch.nn.utils.clip_grad_norm_(trained, 1.0)
             optimizer.step()
             optimizer.zero_grad()
             schedule.step()
@@ -240,10 +246,13 @@ class Experiment:
         }
 
     def _load(self, folder: Path) -> Any:
+        import torch
+        from transformers import AutoModelForCausalLM
+
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         return model.to(self.device).eval()
 
-    def _prepare(self, run: Run, base: Any) -> tuple[Any, list[nn.Parameter]]:
+    def _prepare(self, run: Run, base: Any) -> tuple[Any, list[torch.nn.Parameter]]:
         """Return the model to train, and what of it is trained."""
         method, _, variant = run.method.partition("+")
         kind, _, argument = method.partition("-")
@@ -282,33 +291,39 @@ class Experiment:
             ]
 
     def _loss(self, model: Any, pieces: Pieces) -> torch.Tensor:
+        import torch
+
         ids = torch.tensor([piece[0] for piece in pieces], device=self.device)
         labels = torch.tensor([piece[1] for piece in pieces], device=self.device)
         # Weights stay in float32; matrix products in bfloat16, as most are trained.
         with torch.autocast(self.device, torch.bfloat16):
             return model(input_ids=ids, labels=labels, use_cache=False).loss
 
-    @torch.no_grad()
     def evaluate(self, model: Any) -> dict[str, float]:
         """Return each held-out text's mean loss over its tokens, in nats, in float32."""
+        import torch
+
         model.eval()
         means = {}
         for name, pieces in self.held_out.items():
             total, count = 0.0, 0
             for ids, labels in pieces:
-                loss = model(
-                    input_ids=torch.tensor([ids], device=self.device),
-                    labels=torch.tensor([labels], device=self.device),
-                    use_cache=False,
-                ).loss
+                with torch.no_grad():
+                    loss = model(
+                        input_ids=torch.tensor([ids], device=self.device),
+                        labels=torch.tensor([labels], device=self.device),
+                        use_cache=False,
+                    ).loss
                 scored = sum(label != IGNORED for label in labels[1:])
                 total, count = total + loss.item() * scored, count + scored
             means[name] = total / count
         return means
 
-    @torch.no_grad()
     def _logits(self, model: Any) -> torch.Tensor:
-        return model(input_ids=self.probe, use_cache=False).logits
+        import torch
+
+        with torch.no_grad():
+            return model(input_ids=self.probe, use_cache=False).logits
 
     def _gives_base_back(
         self,
@@ -318,6 +333,8 @@ class Experiment:
         state: Mapping[str, torch.Tensor],
     ) -> bool:
         """Say whether the base is inside: its logits come out, and each of its tensors is there."""
+        import torch
+
         kind = run.method.partition("-")[0]
         if kind == "lora":
             with model.disable_adapter():
@@ -344,8 +361,10 @@ def blockexpand_manifest(folder: Path) -> dict[str, Any]:
     return content
 
 
-def take_out(model: PreTrainedModel, new_layers: Sequence[int]) -> None:
+def take_out(model: Any, new_layers: Sequence[int]) -> None:
     """Remove layers from a Llama-like model, in memory."""
+    from torch import nn
+
     decoder: Any = model.model
     kept = [layer for index, layer in enumerate(decoder.layers) if index not in new_layers]
     for index, layer in enumerate(kept):

@@ -18,15 +18,16 @@ from blockexpand.errors import SourceChangedError
 from blockexpand.fs import io
 from blockexpand.progress import Progress
 
-# A shape of which hardly a tensor is whole blocks.
-SHAPE = {"layers": 6, "hidden": 636, "intermediate": 2047, "vocabulary": 3001}
+# The layers' matrices are whole blocks of a disk, and begin in the middle of one. Both clones come
+# from one shard, so that they land where they are shared.
+SHAPE = {"layers": 6, "hidden": 640, "intermediate": 2048, "vocabulary": 3001}
 
 
 @pytest.fixture(params=["xfs", "btrfs"])
 def reflinked(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Path, Path]]:
     with mounted(request.param, tmp_path, 512 << 20) as point:
         source = make_source(point / "source", **SHAPE)
-        blockexpand.expand(source, point / "out", position="1,4,5", reflink="always")
+        blockexpand.expand(source, point / "out", position="4,5", reflink="always")
         yield source, point / "out"
 
 
@@ -88,7 +89,7 @@ def test_shared_blocks_are_not_read_again(
     count()
     found = blockexpand.verify(source, out, untrained=True).verification
     # Zeroed tensors are read: that they are holes says less than what stands there.
-    zeroed = 3 * 2 * 636 * (636 + 2047)
+    zeroed = 2 * 2 * 640 * (640 + 2048)
     assert count() - zeroed < 0.02 * whole
     assert not found.findings
     assert found.shared > 0.9 * (found.nbytes - zeroed)
