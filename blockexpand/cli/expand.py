@@ -38,8 +38,9 @@ examples:
   blockexpand --src ./model --out bigger --layers 0-31,31*4
 
 Blocks between the layers (--position interleaved) trained better than blocks at the end in the
-paper that introduced them (LLaMA Pro, arXiv 2401.02415, table 5). Choose end to keep the
-original layers' numbers, or to link unchanged shards with --hardlink."""
+paper that introduced them (LLaMA Pro, arXiv 2401.02415, table 5) and in our own measurement
+(docs/training.md). Choose end to keep the original layers' numbers, or to link unchanged shards
+with --hardlink."""
 
 
 def make_parser(description: str = _DESCRIPTION) -> Parser:

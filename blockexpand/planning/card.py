@@ -305,6 +305,13 @@ def _render_quantization(plan: Plan) -> str:
     return _QUANTIZED[plan.options.quantized].format(plan.quantization, plan.dtype)
 
 
+# LLaMA Pro, table 5; our own measurement is in docs/training.md.
+_AT_THE_END = (
+    " Blocks at the end train worse than as many between the layers: they learn less of a new text "
+    "and forget more of the rest (LLaMA Pro, table 5, and blockexpand's own measurement)."
+)
+
+
 def _render_training(plan: Plan) -> str:
     numbers = ", ".join(map(str, plan.new_layers))
     if plan.quantization is not None and plan.options.quantized == "keep":
@@ -319,7 +326,13 @@ def _render_training(plan: Plan) -> str:
         "`blockexpand.freeze_original_layers(model, folder)` does that, and "
         "`blockexpand train-config` prints the settings for the usual trainers. The source then "
         "stays in the model bit for bit, and can be taken out again."
+        + (_AT_THE_END if _stands_at_the_end(plan) else "")
     )
+
+
+def _stands_at_the_end(plan: Plan) -> bool:
+    first = len(plan.layer_map) - len(plan.new_layers)
+    return plan.new_layers == tuple(range(first, len(plan.layer_map)))
 
 
 def _render_recipe(plan: Plan, source: ModelRef, others: Mapping[str, ModelRef]) -> str:
