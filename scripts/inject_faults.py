@@ -13,6 +13,7 @@ same command, run again, must end with the bytes of an undisturbed run. Needs Li
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import random
 import re
@@ -38,7 +39,7 @@ from faults import make_source, names_beside, snapshot, source_state  # noqa: E4
 CALLS = "openat,mkdir,rename,renameat2,link,linkat,unlink,unlinkat,rmdir,ftruncate,fsync,write,"
 CALLS += "pwrite64,preadv,copy_file_range,ioctl,fallocate,flock,stat,newfstatat,getdents64"
 ERRORS = ("ENOSPC", "EIO", "EDQUOT", "EACCES", "EROFS", "EINTR")
-CASES = ("new", "overwrite", "hardlink", "convert", "process", "dask")
+CASES = ("new", "overwrite", "hardlink", "convert", "process", "dask", "extract", "apply")
 
 # What a run may end with: done, could not do it.
 ENDS = {0, 3}
@@ -83,6 +84,8 @@ def make_case(name: str, folder: Path, scheduler: tuple[str, int] | None) -> Cas
     out = folder / "parent" / "out"
     out.parent.mkdir()
     command = ["-m", "blockexpand", "--src", str(source), "--out", str(out), "--new-layers", "1"]
+    if name in ("extract", "apply"):
+        command = make_adapter_command(name, source, folder, out)
     old = None
     if name == "overwrite":
         old = folder / "old"
@@ -116,6 +119,28 @@ def make_case(name: str, folder: Path, scheduler: tuple[str, int] | None) -> Cas
         places=find_places(log, folder),
         worker=worker,
     )
+
+
+def make_adapter_command(name: str, source: Path, folder: Path, out: Path) -> list[str]:
+    """Make an expansion whose new block is not neutral any more, and of `apply` its adapter."""
+    trained, blocks = folder / "trained", folder / "blocks"
+    blockexpand = ["-m", "blockexpand"]
+    run_plainly([*blockexpand, "--src", str(source), "--out", str(trained), "--new-layers", "1"])
+    for shard in trained.glob("*.safetensors"):
+        with shard.open("r+b") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            for tensor, entry in json.loads(stream.read(length)).items():
+                if ".layers.2." in tensor and tensor.endswith(
+                    ("o_proj.weight", "down_proj.weight")
+                ):
+                    start, end = entry["data_offsets"]
+                    stream.seek(8 + length + start)
+                    stream.write(b"\x3c" * (end - start))
+    extract = [*blockexpand, "extract", str(trained), "--base", str(source), "--out"]
+    if name == "extract":
+        return [*extract, str(out)]
+    run_plainly([*extract, str(blocks)])
+    return [*blockexpand, "apply", str(source), str(blocks), "--out", str(out)]
 
 
 def state_of(source: Path) -> object:

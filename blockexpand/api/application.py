@@ -18,6 +18,7 @@ from ..publishing.target import parse_push_target
 from ..writing.preflight import check_write
 from ..writing.target import WriteOptions, check_target, resolve_target
 from .arguments import Reflink, check_arguments
+from .finished import use_finished
 from .on_hub import HubResult, divide, make_on_hub, open_on_hub
 from .on_hub_shards import HubPlan
 from .opening_adapters import (
@@ -31,7 +32,14 @@ from .opening_adapters import (
     open_adapters,
 )
 from .options import make_hub_options
-from .pipeline import Expansion, PlannedOutput, PublishOptions, check_out, write_and_publish
+from .pipeline import (
+    Expansion,
+    PlannedOutput,
+    PublishOptions,
+    check_out,
+    return_finished,
+    write_and_publish,
+)
 
 
 def apply(
@@ -58,6 +66,7 @@ def apply(
 ) -> Expansion:
     """Make a whole model of a base and one block adapter or several.
 
+    The finished output of the same plan is returned as it is; `overwrite` makes it anew.
     The base is proven first to be the one that the blocks were trained in: by its config and its
     headers always, by its bytes unless `trust_base`. `force_base` takes another base of the same
     shape, and the card says so. `scale` multiplies what closes the new residual branches: 1 is the
@@ -85,7 +94,9 @@ def apply(
         checkpoint, opened, scale=scale, block_nbytes=block_nbytes, max_shard_nbytes=most
     )
     plan = add_documents(plan, source.name, opened, scale, notes, command or "")
-    check_write(plan, target, options)
+    note = None if options.replaces else use_finished(plan, target, source.name, is_here=True)
+    if note is None:
+        check_write(plan, target, options)
     output = PlannedOutput(
         checkpoint=checkpoint,
         name=source.name,
@@ -99,6 +110,8 @@ def apply(
         commit_message=commit_message,
         create_pr=create_pr,
     )
+    if note is not None:
+        return return_finished(output, note, publish, progress)
     return write_and_publish(output, options, publish, progress, executor)
 
 
@@ -118,7 +131,7 @@ def plan_apply(
     check_arguments(locals())
     target = resolve_target(expand_home(out))
     options = WriteOptions(overwrite=overwrite)
-    check_target(target, options)
+    check_target(target, options, planned=False)
     hub = make_hub_options(revision, token, cache_dir)
     opened = open_adapters(adapters, hub)
     source = open_headers(str(base), hub)
@@ -131,7 +144,12 @@ def plan_apply(
         max_shard_nbytes=parse_size(max_shard_size),
     )
     plan = add_documents(plan, source.name, opened, scale, notes, "")
-    check_write(plan, target, options, is_here=source.snapshot is None)
+    is_here = source.snapshot is None
+    note = None if options.replaces else use_finished(plan, target, source.name, is_here=is_here)
+    if note is not None:
+        notes = (*notes, note)
+    else:
+        check_write(plan, target, options, is_here=is_here)
     return replace(plan, notes=plan.notes + notes), source.name
 
 

@@ -52,8 +52,9 @@ from ..writing.leftovers import clear_debris
 from ..writing.preflight import check_write
 from ..writing.shard import Moved
 from ..writing.target import WriteOptions, check_target, resolve_target
-from ..writing.writer import write
+from ..writing.writer import Written, write
 from .arguments import check_arguments
+from .finished import use_finished_adapter
 from .options import make_hub_options
 
 
@@ -97,7 +98,7 @@ def extract(
     options = WriteOptions(overwrite=overwrite)
     hub = make_hub_options(revision, token, cache_dir, progress)
     clear_debris(target)
-    check_target(target, options)
+    check_target(target, options, planned=False)
     upload = None
     if push_to_hub is not None:
         upload = parse_push_target(
@@ -131,9 +132,13 @@ def extract(
         _refuse_changes(adapter, str(trained))
     block_nbytes = file_system_block(existing_folder(target))
     plan = _plan(base_checkpoint, theirs, adapter, extracted, decoder, block_nbytes)
-    check_write(plan, target, options)
-    progress.begin("writing", plan.nbytes)
-    written = write(plan, target, options, progress)
+    note = None if options.replaces else use_finished_adapter(plan, target)
+    if note is not None:
+        written = Written(out=target, moved=Moved(reused=plan.nbytes), notes=(note,))
+    else:
+        check_write(plan, target, options)
+        progress.begin("writing", plan.nbytes)
+        written = write(plan, target, options, progress)
     pushed = None
     if upload is not None:
         from ..publishing.folder import push_folder

@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
+from ..adapters.format import ADAPTER_FILE
 from ..checkpoints.checkpoint import open_checkpoint
 from ..checkpoints.files import CONFIG_FILE, INDEX_FILE, MANIFEST_FILE, read_manifest
 from ..checkpoints.sources import ModelRef
@@ -60,6 +61,22 @@ def use_finished(plan: Plan, out: Path, name: ModelRef, *, is_here: bool) -> str
             "there, trained or not)"
         )
     return f"already there: {found.compared}; --overwrite makes it anew"
+
+
+def use_finished_adapter(plan: Plan, out: Path) -> str | None:
+    """Return a note on a block adapter that an earlier run of this plan has written; else None.
+
+    Its description has a digest of every tensor, so the same description is of the same blocks.
+    """
+    with suppress(OSError, BlockExpandError):
+        if (
+            not is_untidy(out)
+            and _has_document(plan, out, ADAPTER_FILE)
+            and _is_as_planned(plan, out)
+            and find_sampled_difference(plan, plan.files, out, is_here=True)[0] is None
+        ):
+            return "already there: the same blocks of the same base; --overwrite makes it anew"
+    return None
 
 
 def _find_files(plan: Plan, out: Path) -> tuple[PlannedFile, ...] | None:

@@ -72,7 +72,8 @@ class Training:
 
 def open_accelerator() -> Accelerator:
     """Join the processes of this run. Raises: TrainingError where it was launched for a system
-    that new blocks are not trained with."""
+    that new blocks are not trained with, or another trainer has set up accelerate otherwise.
+    """
     from accelerate import Accelerator
 
     # The model is shared out here (`--fsdp`), in the same way on every device.
@@ -82,7 +83,14 @@ def open_accelerator() -> Accelerator:
                 f"{name} is set: launch without it, and give --fsdp to share the model out over "
                 "the processes"
             )
-    return Accelerator(mixed_precision="no")
+    try:
+        return Accelerator(mixed_precision="no")
+    except ValueError:
+        # Its settings are one for a process, and belong to whoever asked first.
+        raise TrainingError(
+            "accelerate has been set up otherwise in this process, by a trainer that ran before; "
+            "train in a process of its own, as the command does"
+        ) from None
 
 
 def prepare_training(

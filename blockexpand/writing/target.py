@@ -19,7 +19,9 @@ from ..fs.paths import existing_folder
 from .leftovers import is_untidy
 
 # One of these says what a folder is: a checkpoint, an expansion, a block adapter.
-MARKS = frozenset({CONFIG_FILE, MANIFEST_FILE, "block_adapter.json"})
+_OURS = frozenset({MANIFEST_FILE, "block_adapter.json"})
+
+MARKS = _OURS | {CONFIG_FILE}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +86,7 @@ def check_target(
                 "replaces that: unmount it, or choose another folder"
             )
         return
-    if not planned and (out / MANIFEST_FILE).is_file():
+    if not planned and any((out / name).is_file() for name in _OURS):
         return
     if locked or not is_untidy(out):
         # What is no model's folder --overwrite does not replace.

@@ -11,11 +11,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from checkpoints import copy_tree, edit_json
 from safetensors.torch import load_file
 
@@ -24,6 +27,7 @@ from blockexpand import expand
 from blockexpand.api.training import train
 from blockexpand.api.training_plan import plan_training
 from blockexpand.cli.app import main
+from blockexpand.errors import TrainingError
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = ROOT / "tests" / "data" / "king_james.txt"
@@ -37,6 +41,14 @@ SMALL: dict[str, Any] = {
 }
 WORDS = ["--steps", "6", "--length", "32", "--batch-size", "4", "--learning-rate", "5e-3"]
 WORDS += ["--evaluate-every", "2", "--save-every", "2"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def accelerate_of_its_own() -> Iterator[None]:
+    """Its settings are one for a process: other tests' trainers have theirs."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="module")
@@ -409,3 +421,16 @@ def test_quantized_new_blocks_are_refused(expanded: Path, text: Path, tmp_path: 
     edit_json(out / "block_expansion.json", quantized={"method": "fp8", "mode": "keep"})
     with pytest.raises(blockexpand.TrainingError, match="only LoRA can train them"):
         train(out, tmp_path / "out", texts=[text], **SMALL)
+
+
+def test_a_process_whose_accelerate_is_set_up_otherwise_is_told(
+    expanded: Path, text: Path, tmp_path: Path
+) -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    try:
+        Accelerator(mixed_precision="bf16")
+        with pytest.raises(TrainingError, match="in a process of its own"):
+            train(expanded, tmp_path / "trained", texts=[text], **SMALL)
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+    assert list(tmp_path.iterdir()) == []

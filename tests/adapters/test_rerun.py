@@ -1,0 +1,66 @@
+"""`extract` and `apply` that are run again: what is there and right is not made again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from faults import make_source, snapshot
+from safetensors.torch import load_file, save_file
+
+import blockexpand
+from blockexpand.cli.app import main
+from blockexpand.errors import OutputError
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> Path:
+    source = make_source(tmp_path / "source")
+    out = tmp_path / "trained"
+    blockexpand.expand(source, out, new_layers=1)
+    train(out)
+    return out
+
+
+def train(folder: Path) -> None:
+    for path in folder.glob("*.safetensors"):
+        tensors = load_file(path)
+        for name in tensors:
+            if name == "model.layers.4.mlp.down_proj.weight":
+                tensors[name] += 0.5
+        save_file(tensors, path, metadata={"format": "pt"})
+
+
+def test_the_same_extraction_is_already_there(trained: Path, tmp_path: Path) -> None:
+    source, blocks = trained.with_name("source"), tmp_path / "blocks"
+    blockexpand.extract(trained, blocks, base=source)
+    before = snapshot(blocks)
+    again = blockexpand.extract(trained, blocks, base=source)
+    assert "already there: the same blocks of the same base" in again.notes[-1]
+    assert snapshot(blocks) == before
+    train(trained)
+    with pytest.raises(OutputError, match="exists and is not empty"):
+        blockexpand.extract(trained, blocks, base=source)
+    assert snapshot(blocks) == before
+
+
+def test_the_same_application_is_already_there(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, blocks, out = trained.with_name("source"), tmp_path / "blocks", tmp_path / "out"
+    blockexpand.extract(trained, blocks, base=source)
+    words = ["apply", str(source), str(blocks), "--out", str(out)]
+    assert main(words) == 0
+    before = snapshot(out)
+    capsys.readouterr()
+    for further in ([], ["--dry-run"]):
+        assert main([*words, *further]) == 0
+        assert "already there: the same plan" in capsys.readouterr().out
+        assert snapshot(out) == before
+    # Another scale is another model.
+    assert main([*words, "--scale", "0.5"]) == 3
+    assert snapshot(out) == before
+    train(out)
+    before = snapshot(out)
+    assert main(words) == 3
+    assert snapshot(out) == before
