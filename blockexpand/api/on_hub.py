@@ -43,6 +43,7 @@ from ..publishing.commit import (
 from ..publishing.folder import bars
 from ..publishing.target import PushTarget, check_push, parse_push_target, refuse_secrets
 from ..writing.locking import lock_target
+from ..writing.preflight import check_names
 from .arguments import Dtype, Phase, Quantized, check_arguments
 from .on_hub_shards import HubPlan, ShardSender
 from .options import check_revision, make_hub_options, make_recipe
@@ -135,9 +136,14 @@ def open_on_hub(src: str, hub: HubOptions) -> OpenedSource:
 
 
 def divide(source: OpenedSource, plan: Plan, hub: HubOptions) -> HubPlan:
-    """Say which shards of a plan the Hub can copy, and which are made here. Raises: HubError."""
+    """Say which shards of a plan the Hub can copy, and which are made here.
+
+    Raises: HubError; OutputError for a name that leaves the folder it is made in.
+    """
     snapshot = source.snapshot
     assert snapshot is not None
+    # The second wall of the writer, for the names that are made here and uploaded as well.
+    check_names(plan)
     refuse_secrets((file.name for file in plan.side_files), snapshot.repo_id)
     # Only the tree tells by which hash the storage of the Hub knows a file.
     listed = {file.name: file for file in _list(snapshot, hub)}

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ import pytest
 from hub_server import HubServer, hub_environment, read_folder
 
 import blockexpand
-from blockexpand.errors import HubError, RecipeError
+from blockexpand.api import on_hub
+from blockexpand.errors import HubError, OutputError, RecipeError
 from blockexpand.progress import Progress
 
 TOKEN = "hf_abcdefghijklmnopqrstuvwxyz012345"
@@ -101,6 +103,22 @@ def test_interleaved_streams_what_changes(
     grow(**options)
     expected = local(tiny_mistral, tmp_path / "out", **options)
     assert weights(hub.files(REPO)) == expected
+
+
+@pytest.mark.parametrize("name", ["../outside.safetensors", "/etc/outside", "a//b", "config.json"])
+def test_a_plan_whose_names_leave_the_folder_is_refused(
+    grow: Callable[..., Any], hub: HubServer, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = on_hub.add_card
+
+    def lie(*arguments: Any) -> Any:
+        plan = real(*arguments)
+        return replace(plan, files=(*plan.files[:-1], replace(plan.files[-1], name=name)))
+
+    monkeypatch.setattr(on_hub, "add_card", lie)
+    with pytest.raises(OutputError, match="would be called"):
+        grow()
+    assert REPO not in hub.repos
 
 
 @pytest.mark.parametrize("why", ["region", "no xet", "failed"])
