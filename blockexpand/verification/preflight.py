@@ -57,6 +57,11 @@ def check_plan(
     Raises: ProofError where the output's toy does not load or computes anything else; NoProofError
     where no toy can be made of the source, which is no failure of the plan.
     """
+    if not plan.keeps_function and strict:
+        raise NoProofError(
+            "these layers change what the model computes, and a row is proven by layers that "
+            "keep it"
+        )
     if not plan.keeps_function:
         raise NoProofError(
             "--check proves nothing: this recipe does not keep what its source computes; leave "

@@ -206,6 +206,16 @@ def test_what_a_row_names_and_a_checkpoint_has_not_is_named_with_its_line(
     assert f"{row}:{reason}" in str(raised.value)
 
 
+def test_layers_that_change_the_function_cannot_prove_a_row(llama: Path, tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModelError) as caught:
+        blockexpand.expand(
+            llama, tmp_path / "out", layers="0-2,1-3", family=write_row(tmp_path / "row.yaml")
+        )
+    line = str(caught.value)
+    assert "change what the model computes, and a row is proven by layers that keep it" in line
+    assert "--no-proof" in line and "--check" not in line
+
+
 @pytest.fixture
 def custom(tmp_path: Path, llama: Path) -> Path:
     """A checkpoint of a type that only its own code knows."""
