@@ -53,7 +53,11 @@ def _find_adapter(adapter: str, hub: HubOptions) -> tuple[Path, str | None]:
         ref = parse_repo_ref(adapter)
     except HubError as error:
         raise CheckpointError(f"{adapter}: no such folder, and {error}") from None
-    snapshot = open_snapshot(ref, token=hub.token, cache_dir=hub.cache_dir)
+    try:
+        snapshot = open_snapshot(ref, token=hub.token, cache_dir=hub.cache_dir)
+    except HubError as error:
+        # A folder's name that was mistyped looks like a repository.
+        raise HubError(f"{error}; nor is there a folder {adapter} here") from None
     if not any(file.name == ADAPTER_FILE for file in snapshot.files):
         raise CheckpointError(
             f"{adapter}: the repository has no {ADAPTER_FILE}, so it is no block adapter"

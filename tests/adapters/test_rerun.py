@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 from faults import make_source, snapshot
+from hub_server import HubServer
 from safetensors.torch import load_file, save_file
 
 import blockexpand
 from blockexpand.cli.app import main
-from blockexpand.errors import OutputError
+from blockexpand.errors import HubError, OutputError
 
 
 @pytest.fixture
@@ -64,3 +65,11 @@ def test_the_same_application_is_already_there(
     before = snapshot(out)
     assert main(words) == 3
     assert snapshot(out) == before
+
+
+def test_a_mistyped_folder_is_told_as_one(
+    trained: Path, hub: HubServer, hub_cache: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(HubError, match="nor is there a folder me/blocks here"):
+        blockexpand.apply(trained.with_name("source"), "me/blocks", out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
