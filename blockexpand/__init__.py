@@ -51,6 +51,8 @@ if TYPE_CHECKING:
     from .api.on_hub import expand_on_hub as expand_on_hub
     from .api.pipeline import Expansion as Expansion
     from .api.pipeline import Verified as Verified
+    from .api.ranking import Ranking as Ranking
+    from .api.ranking import rank as rank
     from .api.training import train as train
     from .api.training_plan import Trained as Trained
     from .api.training_plan import TrainingPlan as TrainingPlan
@@ -92,6 +94,7 @@ _PLACES = {
     "Parameters": "planning.parameters",
     "Plan": "planning.plan",
     "Progress": "progress",
+    "Ranking": "api.ranking",
     "Recipe": "planning.recipe",
     "ModelRef": "checkpoints.sources",
     "TensorDifference": "verification.difference",
@@ -118,6 +121,7 @@ _PLACES = {
     "open_checkpoint": "checkpoints.checkpoint",
     "open_manifest": "training.freezing",
     "plan_training": "api.training_plan",
+    "rank": "api.ranking",
     "train": "api.training",
     "verify": "api.comparing",
 }
@@ -148,6 +152,7 @@ __all__ = [
     "Plan",
     "Progress",
     "ProofError",
+    "Ranking",
     "Recipe",
     "RecipeError",
     "SourceChangedError",
@@ -181,6 +186,7 @@ __all__ = [
     "open_checkpoint",
     "open_manifest",
     "plan_training",
+    "rank",
     "train",
     "verify",
 ]

@@ -59,6 +59,7 @@ GROUPS: tuple[tuple[str, tuple[Command, ...]], ...] = (
         (
             _command("show", "say what a model is: layers, parameters, lineage"),
             _command("suggest", "list how many blocks fit a model, and their cost"),
+            _command("rank", "tell which layers matter least on a text"),
             _command("families", "list the model types that can be expanded"),
         ),
     ),

@@ -1,0 +1,120 @@
+"""`rank`: which layers of a model matter least on a text. A choice of places, never a default."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..checkpoints.sources import open_source
+from ..errors import RecipeError, TrainingError
+from ..fs.paths import expand_home
+from ..models.decoder import find_decoder
+from ..models.loading import load_model, quiet_transformers
+from ..progress import SILENT, Progress
+from ..training.memory import choose_dtype
+from ..training.ranking import LayerScore, find_layers, score_layers
+from ..training.texts import join_examples, read_text
+from .arguments import check_arguments, check_count
+from .options import check_revision, make_hub_options
+
+_EXAMPLE_TOKENS = 256
+
+_DEFAULT_TOKENS = 2048
+
+# As in LLaMA Pro: one new block for about every four layers.
+_GROUP = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ranking:
+    """The layers of a model with their scores, in order, and the text that they were scored on.
+
+    `loss` is the whole model's, in nats a token; `least` are the layers of least influence, as
+    many as were asked for, in order.
+    """
+
+    name: str
+    scores: tuple[LayerScore, ...]
+    least: tuple[int, ...]
+    loss: float
+    tokens: int
+    text: str
+    text_sha256: str
+    dtype: str
+
+
+def rank(
+    src: str | Path,
+    text: str | Path,
+    *,
+    new_layers: int | None = None,
+    tokens: int = _DEFAULT_TOKENS,
+    revision: str | None = None,
+    token: str | None = None,
+    cache_dir: str | Path | None = None,
+    progress: Progress = SILENT,
+) -> Ranking:
+    """Score every decoder layer of `src` on the first `tokens` tokens of a plain text.
+
+    The model is loaded whole, in its own dtype. `new_layers` says how many layers are wanted
+    (default: one for every four).
+    Raises: TrainingError where the model does not fit the memory or the text is too short;
+    CheckpointError, HubError, UnsupportedModelError.
+    """
+    check_arguments(
+        {
+            "src": src,
+            "revision": revision,
+            "token": token,
+            "cache_dir": cache_dir,
+            "progress": progress,
+        }
+    )
+    check_revision(src, revision)
+    wanted = None if new_layers is None else check_count(new_layers)
+    most = check_count(tokens)
+    source, name = open_source(
+        str(src), make_hub_options(revision, token, cache_dir, progress), progress=progress
+    )
+    decoder = find_decoder(source.config, source.specs)
+    if wanted is not None and wanted > decoder.layers:
+        raise RecipeError(f"{name.model} has {decoder.layers} layers; found --new-layers {wanted}")
+    _check_memory(sum(spec.nbytes for spec in source.specs.values()))
+    with quiet_transformers():
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(source.root, trust_remote_code=False)
+        read = read_text(expand_home(text), tokenizer, _EXAMPLE_TOKENS)
+        examples = join_examples((read.trained, read.held_out))[: max(1, most // _EXAMPLE_TOKENS)]
+        progress.stage("loading the model")
+        dtype = choose_dtype(source.specs, source.specs.keys())
+        model, _ = load_model(source.root, dtype)
+        layers = find_layers(model, decoder.model_type, decoder.prefix)
+        progress.stage("running without each layer in turn")
+        loss, scores = score_layers(model, layers, examples.tolist(), lambda runs: None)
+    count = wanted or max(1, decoder.layers // _GROUP)
+    by_influence = sorted(scores, key=lambda score: score.influence)
+    return Ranking(
+        name=str(src),
+        scores=scores,
+        least=tuple(sorted(score.layer for score in by_influence[:count])),
+        loss=loss,
+        tokens=len(examples) * _EXAMPLE_TOKENS,
+        text=read.name,
+        text_sha256=read.sha256,
+        dtype=dtype,
+    )
+
+
+def _check_memory(needed: int) -> None:
+    """Refuse a model that does not fit, where the system tells. Raises: TrainingError."""
+    with suppress(OSError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                free = int(line.split()[1]) << 10
+                if needed > free:
+                    raise TrainingError(
+                        f"the model takes {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB "
+                        "are free here; rank it on a larger machine"
+                    )

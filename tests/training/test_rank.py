@@ -1,0 +1,89 @@
+"""`blockexpand rank`: its scores against those that `transformers` gives by other means."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import blockexpand
+from blockexpand.cli.app import main
+from blockexpand.errors import ArgumentError, InputError, RecipeError, TrainingError
+
+TEXT = Path(__file__).resolve().parents[1] / "data" / "king_james.txt"
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text(TEXT.read_text()[:4000])
+    return path
+
+
+def test_the_scores_are_those_of_hidden_states_and_of_models_without_a_layer(
+    tiny_mistral_f32: Path, text: Path
+) -> None:
+    found = blockexpand.rank(tiny_mistral_f32, text, new_layers=2, tokens=512)
+    assert (len(found.scores), found.tokens, found.dtype) == (4, 512, "float32")
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_mistral_f32, dtype=torch.float32).eval()
+    ids = AutoTokenizer.from_pretrained(tiny_mistral_f32)(
+        text.read_text(), add_special_tokens=False
+    )["input_ids"]
+    examples = torch.tensor(ids[:512]).view(2, 256)
+    with torch.no_grad():
+        states = model(input_ids=examples, output_hidden_states=True).hidden_states
+        whole = model(input_ids=examples, labels=examples).loss.item()
+        # The last of the states is behind the final norm, so the last layer has no pair there.
+        for layer in range(3):
+            cosine = torch.cosine_similarity(states[layer], states[layer + 1], dim=-1)
+            expected = (1 - cosine).mean().item()
+            assert found.scores[layer].influence == pytest.approx(expected, abs=1e-5)
+        for layer in range(4):
+            shorter = copy.deepcopy(model)
+            del shorter.model.layers[layer]
+            for number, kept in enumerate(shorter.model.layers):
+                kept.self_attn.layer_idx = number
+            shorter.config.num_hidden_layers = 3
+            without = shorter(input_ids=examples, labels=examples, use_cache=False).loss.item()
+            assert found.scores[layer].loss_rise == pytest.approx(without - whole, abs=1e-4)
+    assert found.loss == pytest.approx(whole, abs=1e-4)
+    by_influence = sorted(range(4), key=lambda layer: found.scores[layer].influence)
+    assert found.least == tuple(sorted(by_influence[:2]))
+
+
+def test_the_command_that_is_printed_runs(
+    tiny_mistral_f32: Path,
+    text: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    words = ["rank", str(tiny_mistral_f32), str(text), "--tokens", "256"]
+    assert main([*words, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert len(found["least_critical"]) == 1 and len(found["scores"]) == 4
+    assert main(words) == 0
+    last = capsys.readouterr().out.splitlines()[-1].split()
+    assert " ".join(last) == found["command"]
+    monkeypatch.chdir(tmp_path)
+    assert main(last[1:]) == 0
+    manifest = json.loads((tmp_path / "OUT" / "block_expansion.json").read_text())
+    assert manifest["new_layers"] == [found["least_critical"][0] + 1]
+
+
+def test_what_cannot_be_ranked_is_told(tiny_mistral_f32: Path, text: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="has 4 layers"):
+        blockexpand.rank(tiny_mistral_f32, text, new_layers=5)
+    with pytest.raises((ArgumentError, RecipeError)):
+        blockexpand.rank(tiny_mistral_f32, text, tokens=0)
+    with pytest.raises(InputError, match="nowhere"):
+        blockexpand.rank(tiny_mistral_f32, tmp_path / "nowhere.txt")
+    short = tmp_path / "short.txt"
+    short.write_text("A few words.")
+    with pytest.raises(TrainingError, match="tokens"):
+        blockexpand.rank(tiny_mistral_f32, short)
