@@ -21,7 +21,7 @@ from .texts import Schedule
 
 if TYPE_CHECKING:
     import torch
-    from accelerate import Accelerator
+    from accelerate import Accelerator  # type: ignore[import-untyped]
 
     from .texts import Examples
 

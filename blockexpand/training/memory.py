@@ -52,7 +52,7 @@ def check_memory(needed: int, processes: int, *, on_gpu: bool) -> None:
 
         free, where, count = torch.cuda.mem_get_info()[1], "the GPU", 1
     else:
-        import psutil  # accelerate needs it too
+        import psutil  # type: ignore[import-untyped]  # accelerate needs it too
 
         free, where, count = psutil.virtual_memory().available, "this machine", processes
     if needed * count > free:
