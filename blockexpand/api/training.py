@@ -6,7 +6,6 @@ the same call goes on after a kill; the output is absent or complete, and never 
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -20,9 +19,11 @@ from ..fs.paths import existing_folder
 from ..fs.sharing import file_system_block
 from ..messages import and_more
 from ..progress import SILENT, Progress
+from ..training.digests import digest_tensors, find_tensors
 from ..training.memory import check_memory
 from ..training.output import plan_trained
 from ..training.states import State, find_state, load_state, remove_states, save_state
+from ..training.stored import BLOCKS_FILE
 from ..training.texts import pick_evaluated
 from ..writing.locking import lock_target
 from ..writing.preflight import check_write
@@ -107,11 +108,14 @@ def train(
         with lock_target(plan.work) if is_main else nullcontext():
             evaluations, shard = _run(plan, accelerator, progress, told)
             if shard is not None:
-                output = _plan_output(plan, shard, plan.record(evaluations))
+                trained_tensors = find_tensors(plan.work, [shard])
+                places = find_tensors(plan.root, plan.checkpoint.shards) | trained_tensors
+                blocks = {"blocks_sha256": digest_tensors(places, plan.new_tensors)}
+                output = _plan_output(plan, shard, plan.record(evaluations) | blocks)
                 progress.begin("writing", output.nbytes)
                 write(output, plan.trained, WriteOptions(), progress)
+                (plan.work / BLOCKS_FILE).unlink(missing_ok=True)
                 remove_states(plan.work)
-                shutil.rmtree(plan.work, ignore_errors=True)
             accelerator.wait_for_everyone()
     except KeyboardInterrupt as interrupt:
         step = find_state(plan.work, plan.run)
@@ -137,15 +141,8 @@ def _run(
 
     from ..models.loading import load_model, quiet_transformers
     from ..training.freezing import freeze_original_layers
-    from ..training.loop import (
-        evaluate,
-        gather,
-        gather_state,
-        measure_growth,
-        prepare_training,
-        restore_state,
-        run_steps,
-    )
+    from ..training.gathering import gather, gather_state, measure_growth, restore_state
+    from ..training.loop import evaluate, prepare_training, run_steps
     from ..training.stored import find_closing, name_stored, write_blocks
 
     progress.stage("loading the model")

@@ -11,8 +11,8 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..errors import TrainingError
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from accelerate import Accelerator  # type: ignore[import-untyped]
 
     from .texts import Examples
-
-MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +46,14 @@ class TrainSettings:
     dtype: str = "bfloat16"
     gradient_checkpointing: bool = False
     sharded: bool = False
+
+    @property
+    def decisive(self) -> dict[str, Any]:
+        """All that decides the result; not how the same numbers are computed."""
+        settings = asdict(self)
+        for name in ("micro_batch", "sharded", "gradient_checkpointing"):
+            del settings[name]
+        return settings
 
     def learning_rate_at(self, step: int) -> float:
         """Return the learning rate of a step, counted from 0: linear warm-up, then a cosine."""
@@ -280,77 +286,9 @@ def _explaining(step: int | None) -> Iterator[None]:
             f"{where}: not enough memory; give a smaller --micro-batch or --length, or "
             "--gradient-checkpointing"
         ) from error
-    except (RuntimeError, ValueError, IndexError, TypeError, NotImplementedError) as error:
+    except (RuntimeError, ValueError, LookupError, TypeError) as error:
         raise TrainingError(f"{where}: the model failed: {one_line(error, 300)}") from error
 
 
 def _seed(seed: int, step: int, process: int) -> int:
     return (seed * 1_000_003 + step) * 4096 + process
-
-
-def gather(value: torch.Tensor) -> torch.Tensor:
-    """Return a tensor whole and on the CPU; every process has to ask."""
-    whole: Any = value.detach()
-    if hasattr(whole, "full_tensor"):
-        whole = whole.full_tensor()
-    result: torch.Tensor = whole.to("cpu", copy=True)
-    return result
-
-
-def gather_state(training: Training) -> dict[str, dict[str, torch.Tensor]]:
-    """Return the trained parameters and Adam's moments, whole; every process has to ask."""
-    state: dict[str, dict[str, torch.Tensor]] = {"weights": {}, **{name: {} for name in MOMENTS}}
-    for name, parameter in training.trained.items():
-        state["weights"][name] = gather(parameter)
-        for moment in MOMENTS:
-            state[moment][name] = gather(training.optimizer.state[parameter][moment])
-    return state
-
-
-def restore_state(
-    training: Training, tensors: Mapping[str, Mapping[str, torch.Tensor]], step: int
-) -> None:
-    """Put a state back that `gather_state` returned after `step` steps.
-
-    Raises: TrainingError where it is of other parameters.
-    """
-    import torch
-
-    for name in ("weights", *MOMENTS):
-        if tensors[name].keys() != training.trained.keys():
-            raise TrainingError(f"the state of step {step} is of another model: {name} differ")
-    with torch.no_grad():
-        for name, parameter in training.trained.items():
-            parameter.copy_(_scatter(tensors["weights"][name], parameter))
-            training.optimizer.state[parameter] = {
-                "step": torch.tensor(float(step)),
-                **{m: _scatter(tensors[m][name], parameter).clone() for m in MOMENTS},
-            }
-
-
-def _scatter(whole: torch.Tensor, like: Any) -> torch.Tensor:
-    """Return this process's part of a tensor, as a parameter is shared out."""
-    if not hasattr(like, "full_tensor"):
-        return whole.to(like.device)
-    from torch.distributed.tensor import distribute_tensor
-
-    part: torch.Tensor = distribute_tensor(whole.to(like.device), like.device_mesh, like.placements)
-    return part
-
-
-def measure_growth(
-    training: Training, closing: Mapping[int, Sequence[tuple[str, float]]]
-) -> dict[int, float]:
-    """Return for each new layer how far what closes its branches is from letting nothing through.
-
-    `closing` has parameters' names with their neutral values; the result is the Euclidean norm of
-    the difference of all of a layer's.
-    """
-    growth = {}
-    for layer, parameters in closing.items():
-        squares = 0.0
-        for name, neutral in parameters:
-            moved = gather(training.trained[name]).double() - neutral
-            squares += float(moved.square().sum())
-        growth[layer] = math.sqrt(squares)
-    return growth

@@ -26,6 +26,8 @@ _STATE_FILE = "state.json"
 
 _NAMED = re.compile(r"step-(\d{8})")
 
+_BEGUN = "begun"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class State:
@@ -43,7 +45,7 @@ def save_state(folder: Path, state: State) -> None:
     from safetensors.torch import save_file
 
     final = folder / f"step-{state.step:08d}"
-    begun = folder / "begun"
+    begun = folder / _BEGUN
     try:
         shutil.rmtree(begun, ignore_errors=True)
         begun.mkdir(parents=True)
@@ -61,6 +63,11 @@ def save_state(folder: Path, state: State) -> None:
     for other in _list_states(folder):
         if other != final:
             shutil.rmtree(other, ignore_errors=True)
+
+
+def is_of_a_run(name: str) -> bool:
+    """Tell whether a name in a run's folder is one of its states."""
+    return name == _BEGUN or _NAMED.fullmatch(name) is not None
 
 
 def find_state(folder: Path, run: str) -> int | None:
@@ -102,8 +109,8 @@ def load_state(folder: Path, step: int) -> State:
 
 
 def remove_states(folder: Path) -> None:
-    """Remove the states of a run that has ended, and the folder if nothing else is in it."""
-    for path in (*_list_states(folder), folder / "begun"):
+    """Remove the states of a run that has ended; the folder too, if nothing else is in it."""
+    for path in (*_list_states(folder), folder / _BEGUN):
         shutil.rmtree(path, ignore_errors=True)
     with suppress(OSError):
         folder.rmdir()

@@ -25,7 +25,7 @@ from .freezing import place_parameters
 if TYPE_CHECKING:
     import torch
 
-_BLOCKS_FILE = "blocks.safetensors"
+BLOCKS_FILE = "blocks.safetensors"
 
 _TORCH = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
@@ -75,7 +75,7 @@ def write_blocks(folder: Path, tensors: Mapping[str, torch.Tensor]) -> Shard:
     """Write the new blocks' tensors into a file of their own. Raises: TransferError."""
     from safetensors.torch import save_file
 
-    path = folder / _BLOCKS_FILE
+    path = folder / BLOCKS_FILE
     try:
         folder.mkdir(parents=True, exist_ok=True)
         save_file(dict(tensors), path, metadata={"format": "pt"})
@@ -85,7 +85,7 @@ def write_blocks(folder: Path, tensors: Mapping[str, torch.Tensor]) -> Shard:
     except OSError as error:
         raise explain("write", path, error) from error
     return Shard(
-        file=describe_file(_BLOCKS_FILE, status),
+        file=describe_file(BLOCKS_FILE, status),
         header=parse_header(data[LENGTH_NBYTES:], status.st_size),
         header_bytes=data,
     )

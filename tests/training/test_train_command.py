@@ -20,14 +20,14 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from checkpoints import copy_tree, edit_json
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import blockexpand
 from blockexpand import expand
 from blockexpand.api.training import train
 from blockexpand.api.training_plan import plan_training
 from blockexpand.cli.app import main
-from blockexpand.errors import TrainingError
+from blockexpand.errors import HubError, OutputError, TrainingError
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = ROOT / "tests" / "data" / "king_james.txt"
@@ -434,3 +434,83 @@ def test_a_process_whose_accelerate_is_set_up_otherwise_is_told(
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_of_the_users_own_beside_the_output_is_left_alone(
+    expanded: Path, text: Path, tmp_path: Path
+) -> None:
+    own = tmp_path / "trained.training"
+    own.mkdir()
+    (own / "notes.txt").write_text("mine")
+    with pytest.raises(OutputError, match=r"holds 'notes\.txt', which is none of them"):
+        train(expanded, tmp_path / "trained", texts=[text], **SMALL)
+    assert [path.name for path in tmp_path.rglob("*")] == ["trained.training", "notes.txt"]
+
+
+def test_what_is_put_beside_the_states_meanwhile_stays(
+    expanded: Path, text: Path, tmp_path: Path
+) -> None:
+    note = tmp_path / "trained.training" / "notes.txt"
+
+    def put(evaluation: dict[str, Any]) -> None:
+        if evaluation["step"] == 4:
+            note.write_text("mine")
+
+    train(expanded, tmp_path / "trained", texts=[text], told=put, **SMALL)
+    assert note.read_text() == "mine"
+    assert [path.name for path in note.parent.iterdir()] == ["notes.txt"]
+
+
+def test_states_that_others_have_put_there_are_not_gone_on_with(
+    expanded: Path, text: Path, tmp_path: Path
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    work = tmp_path / "trained.training"
+    work.symlink_to(elsewhere)
+    with pytest.raises(OutputError, match="is another user's, or no folder"):
+        train(expanded, tmp_path / "trained", texts=[text], **SMALL)
+    work.unlink()
+    if os.name == "nt" or os.geteuid() != 0:
+        return
+    work.mkdir()
+    os.chown(work, 12345, -1)
+    with pytest.raises(OutputError, match="is another user's"):
+        train(expanded, tmp_path / "trained", texts=[text], **SMALL)
+
+
+def test_an_output_that_was_trained_further_is_not_called_that_of_the_run(
+    expanded: Path, text: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "trained"
+    train(expanded, out, texts=[text], **SMALL)
+    assert train(expanded, out, texts=[text], **SMALL).was_there
+    name = f"model.layers.{blockexpand.open_manifest(out).new_layers[0]}.mlp.down_proj.weight"
+    for path in out.glob("*.safetensors"):
+        tensors = load_file(path)
+        if name in tensors:
+            tensors[name] += 1
+            save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(OutputError, match="exists and is not empty"):
+        train(expanded, out, texts=[text], **SMALL)
+
+
+def test_a_secret_beside_the_model_is_told_before_the_training(
+    expanded: Path, text: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    copy_tree(expanded, out)
+    (out / "id_rsa").write_text("a key")
+    with pytest.raises(HubError, match=r"'id_rsa' would be published and looks like a secret"):
+        train(out, tmp_path / "trained", texts=[text], push_to_hub="me/model", **SMALL)
+    assert not (tmp_path / "trained").exists()
+
+
+def test_a_manifest_tells_some_of_very_many_evaluations(expanded: Path, text: Path) -> None:
+    plan = plan_training(expanded, expanded.with_name("trained"), texts=[text], **SMALL)
+    for count in (1, 2, 99, 100, 101, 150, 5000):
+        evaluations = [{"step": step} for step in range(count)]
+        told = [evaluation["step"] for evaluation in plan.record(evaluations)["evaluations"]]
+        assert told[0] == 0 and told[-1] == count - 1
+        assert told == sorted(set(told)) and len(told) <= 101
+        assert count > 100 or len(told) == count
