@@ -44,6 +44,7 @@ from ..publishing.folder import bars
 from ..publishing.target import PushTarget, check_push, parse_push_target, refuse_secrets
 from ..writing.locking import lock_target
 from ..writing.preflight import check_names
+from ..writing.staging import check_owner
 from .arguments import Dtype, Phase, Quantized, check_arguments
 from .on_hub_shards import HubPlan, ShardSender
 from .options import check_revision, make_hub_options, make_recipe
@@ -199,6 +200,7 @@ def make_on_hub(
     checkpoint = fetch_side_files(planned.source, hub)
     opened = make_target(opened, token=hub.token, tell=hub.tell)
     folder = _work_folder(work, opened, planned.plan)
+    check_owner(folder)
     make_folders(folder)
     with lock_target(folder):
         planned, address = _make(planned, opened, hub, folder, checkpoint, progress)

@@ -10,81 +10,49 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping
-from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
-from ..checkpoints import hub
 from ..checkpoints.checkpoint import Checkpoint, Shard
 from ..checkpoints.files import MANIFEST_FILE
-from ..checkpoints.hub.digests import describe_path
-from ..checkpoints.hub.files import RepoFile, RepoSnapshot
+from ..checkpoints.hub.files import RepoSnapshot
 from ..checkpoints.sources import HubOptions, ModelRef, fetch_weights, open_headers
 from ..errors import CheckpointError, HubError, NoProofError
-from ..formats.json_object import MOST_JSON_NBYTES
-from ..formats.safetensors import read_header
 from ..fs.io import make_folders
 from ..fs.paths import expand_home
-from ..fs.reading import describe_file
 from ..planning.card import add_card
 from ..planning.manifest import compare_with_plan, parse_claims, parse_manifest
-from ..planning.plan import Plan
-from ..planning.shards import PlannedFile, PlannedTensor
-from ..progress import SILENT, Progress
+from ..planning.shards import PlannedTensor
+from ..progress import Progress
 from ..verification.claims import check_models, compare_claims, plan_again
-from ..verification.findings import FileProof, Finding, Verification
-from ..verification.folder import compare_documents, compare_headers
+from ..verification.findings import Finding, Verification
+from ..verification.folder import compare_headers
 from ..verification.output import Stated, check_stated, find_other_weights, is_new, note_claims
 from ..verification.repository import (
-    RepositoryFindings,
     compare_header_bytes,
     compare_listed_names,
-    compare_shard,
-    find_original,
-    has_same_digest,
     place_tensors,
 )
 from ..writing.locking import lock_target
+from .comparing_on_hub import (
+    Side,
+    Work,
+    as_planned,
+    compare_side_files,
+    fetch_small,
+    find_copies,
+    prove,
+    read_documents,
+    read_shard,
+)
 from .pinning import pin_source
 from .pipeline import Verified
-from .shard_sources import bring_sources, count_ranges, take_alone
+from .shard_sources import count_ranges
 
 _ABOUT_DIGESTS = (
     "a digest is what the Hub lists of a file: it proves that the file is a copy as far as the Hub "
     "gives the bytes that it lists, which whoever downloads them can check (sha256sum)"
 )
-
-
-@dataclass(slots=True, kw_only=True)
-class _Side:
-    """One side of the comparison; `folder` is None where it lies on the Hub."""
-
-    snapshot: RepoSnapshot | None
-    folder: Path | None
-    known: dict[str, RepoFile] = field(default_factory=dict)
-
-    def describe(self, name: str, progress: Progress) -> RepoFile:
-        """Return a file with its digests: as the Hub lists it, or worked out here."""
-        if self.folder is None:
-            assert self.snapshot is not None
-            return self.snapshot.file(name)
-        if name not in self.known:
-            self.known[name] = describe_path(name, self.folder / name, progress.advance)
-        return self.known[name]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Work:
-    """What every step of a proof needs. `folder` is its own, for a shard at a time."""
-
-    plan: Plan
-    mine: _Side
-    snapshot: RepoSnapshot
-    folder: Path
-    options: HubOptions
-    progress: Progress
-    untrained: bool
-    result: RepositoryFindings = field(default_factory=RepositoryFindings)
 
 
 def verify_on_hub(
@@ -104,13 +72,13 @@ def verify_on_hub(
     checkpoint, is_here = source.checkpoint, source.snapshot is None
     if source.snapshot is not None and source.snapshot.cached is not None:
         checkpoint, is_here = fetch_weights(source, options, progress), True
-    mine = _Side(snapshot=source.snapshot, folder=checkpoint.root if is_here else None)
+    mine = Side(snapshot=source.snapshot, folder=checkpoint.root if is_here else None)
     bare = plan_again(stated.manifest, stated.claims, checkpoint, {})
     plan = add_card(bare, stated.claims.source, stated.claims.command, stated.claims.models)
     folder = _work_folder(snapshot)
     make_folders(folder)
     with lock_target(folder):
-        work = _Work(
+        work = Work(
             plan=plan,
             mine=mine,
             snapshot=snapshot,
@@ -140,7 +108,9 @@ def _read_stated(snapshot: RepoSnapshot, out: str, options: HubOptions) -> State
             f"it (`hf download {snapshot.repo_id}`) and give the folder, which is compared by its "
             "tensors"
         )
-    manifest = parse_manifest(_fetch(snapshot, MANIFEST_FILE, options), f"{out}/{MANIFEST_FILE}")
+    manifest = parse_manifest(
+        fetch_small(snapshot, MANIFEST_FILE, options), f"{out}/{MANIFEST_FILE}"
+    )
     claims = parse_claims(manifest)
     check_models(manifest, claims)
     if claims.recipe_text is not None:
@@ -152,7 +122,7 @@ def _read_stated(snapshot: RepoSnapshot, out: str, options: HubOptions) -> State
 
 
 def _compare(
-    work: _Work,
+    work: Work,
     stated: Stated,
     checkpoint: Checkpoint,
     source: ModelRef,
@@ -163,20 +133,20 @@ def _compare(
     claim_faults, unconfirmed = compare_claims(stated.claims, source)
     result.findings += [Finding(file=MANIFEST_FILE, message=f) for f in faults + claim_faults]
     result.findings += compare_listed_names(plan, [file.name for file in work.snapshot.files])
-    documents, proof = _read_documents(work)
+    documents, proof = read_documents(work)
     notes = note_claims(plan, stated.claims, unknown, documents)
-    proofs = [*_compare_side_files(work), proof]
+    proofs = [*compare_side_files(work), proof]
     planned = {tensor.name: tensor for file in plan.files for tensor in file.tensors}
     notes += _check_layout(work, planned, shards)
-    copied, left = _find_copies(work, planned, checkpoint.shards, shards)
-    proofs.append(_prove("digest", copied))
+    copied, left = find_copies(work, planned, checkpoint.shards, shards)
+    proofs.append(prove("digest", copied))
     placed = {shard.file.name: place_tensors(plan, shard, planned, result) for shard in left}
     here = {file.name: checkpoint.root for file in plan.source_files} if work.mine.folder else {}
-    read = sum(count_ranges(_as_planned(shard, placed[shard.file.name]), here) for shard in left)
-    proofs.append(replace(_prove("read", left), read=read))
+    read = sum(count_ranges(as_planned(shard, placed[shard.file.name]), here) for shard in left)
+    proofs.append(replace(prove("read", left), read=read))
     work.progress.begin("comparing", sum(shard.file.nbytes for shard in left))
     for shard in left:
-        _read_shard(work, shard, placed[shard.file.name])
+        read_shard(work, shard, placed[shard.file.name])
     found = {entry.name for shard in shards for entry in shard.header.entries}
     originals = {name for name in planned if not is_new(plan, name)}
     different = len(result.different & originals)
@@ -204,48 +174,8 @@ def _compare(
     )
 
 
-def _read_documents(work: _Work) -> tuple[Path, FileProof]:
-    """Fetch config, index, card and manifest, compare them; return where they are."""
-    listed = {file.name for file in work.snapshot.files}
-    folder = work.folder / "documents"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    names = [document.name for document in work.plan.documents if document.name in listed]
-    for name in names:
-        (folder / name).write_bytes(_fetch(work.snapshot, name, work.options))
-    work.result.findings += compare_documents(work.plan, folder)
-    nbytes = sum(path.stat().st_size for path in folder.iterdir())
-    return folder, FileProof(by="read", files=tuple(names), nbytes=nbytes)
-
-
-def _find_copies(
-    work: _Work,
-    planned: Mapping[str, PlannedTensor],
-    sources: tuple[Shard, ...],
-    shards: tuple[Shard, ...],
-) -> tuple[list[Shard], list[Shard]]:
-    """Tell shards that digests prove to be copies from those that have to be read."""
-    copied: list[Shard] = []
-    left: list[Shard] = []
-    is_here = work.mine.folder is not None
-    work.progress.begin("comparing", sum(s.file.nbytes for s in sources) if is_here else 0)
-    for shard in shards:
-        original = find_original(shard, planned, sources)
-        if original is None or not has_same_digest(
-            work.mine.describe(original.file.name, work.progress),
-            work.snapshot.file(shard.file.name),
-        ):
-            left.append(shard)
-            continue
-        copied.append(shard)
-        if original.header_bytes != shard.header_bytes:
-            message = "the Hub gives another header than the file has whose digest it lists"
-            work.result.findings.append(Finding(file=shard.file.name, message=message))
-    return copied, left
-
-
 def _check_layout(
-    work: _Work, planned: Mapping[str, PlannedTensor], shards: tuple[Shard, ...]
+    work: Work, planned: Mapping[str, PlannedTensor], shards: tuple[Shard, ...]
 ) -> list[str]:
     """Find what headers tell; return notes. Raises: NoProofError for tensors of other names."""
     plan, result, repo = work.plan, work.result, work.snapshot.repo_id
@@ -269,98 +199,6 @@ def _check_layout(
         "its shards are not those that an expansion has: another program saved it, or blocks of "
         "an adapter are in it: tensors were compared wherever they lie"
     ]
-
-
-def _compare_side_files(work: _Work) -> list[FileProof]:
-    listed = {file.name: file for file in work.snapshot.files}
-    by: dict[str, list[RepoFile]] = {"digest": [], "read": []}
-    for name in [file.name for file in work.plan.side_files if file.name in listed]:
-        theirs, way = listed[name], "digest"
-        same = has_same_digest(work.mine.describe(name, SILENT), theirs)
-        mine = work.mine.snapshot
-        if same is None and mine is not None and theirs.nbytes <= MOST_JSON_NBYTES:
-            way = "read"
-            same = _fetch(work.snapshot, name, work.options) == _fetch(mine, name, work.options)
-        if same:
-            by[way].append(theirs)
-            continue
-        message = "is another file than the source's"
-        if same is None:
-            message = "could not be compared: the Hub lists no digest of it"
-        work.result.findings.append(Finding(file=name, message=message))
-    return [
-        FileProof(
-            by=way,
-            files=tuple(file.name for file in files),
-            nbytes=sum(file.nbytes for file in files),
-        )
-        for way, files in by.items()
-    ]
-
-
-def _read_shard(work: _Work, shard: Shard, placed: tuple[PlannedTensor, ...]) -> None:
-    """Fetch a shard, and what it is made of, compare them, and delete them again."""
-    file, repo = _as_planned(shard, placed), work.snapshot.repo_id
-    if work.mine.folder is not None:
-        alone = take_alone(work.plan, file)
-    else:
-        assert work.mine.snapshot is not None
-        place = work.folder / "source"
-        alone = bring_sources(work.plan, file, work.mine.snapshot, work.options, place)
-    stream = hub.stream_shards(
-        work.snapshot,
-        [shard.file.name],
-        work.folder / "output",
-        token=work.options.token,
-        cache_dir=work.options.cache_dir,
-        tell=work.options.tell,
-    )
-    with closing(stream) as paths:
-        for path in paths:
-            with path.open("rb") as opened:
-                status = os.fstat(opened.fileno())
-                header_bytes = read_header(opened, status.st_size)
-            if header_bytes != shard.header_bytes:
-                raise HubError(
-                    f"{repo}: {shard.file.name}: the Hub gives another header in a range than in "
-                    "the whole file; do not use it"
-                )
-            here = replace(shard, file=describe_file(shard.file.name, status))
-            compare_shard(
-                alone,
-                here,
-                path.parent,
-                placed,
-                work.progress,
-                work.result,
-                untrained=work.untrained,
-            )
-    shutil.rmtree(work.folder / "source", ignore_errors=True)
-
-
-def _as_planned(shard: Shard, placed: tuple[PlannedTensor, ...]) -> PlannedFile:
-    """Return a shard as it lies there, with what its tensors must be made of."""
-    return PlannedFile(
-        name=shard.file.name,
-        header=shard.header_bytes,
-        tensors=placed,
-        nbytes=shard.file.nbytes,
-        identical_to=None,
-    )
-
-
-def _prove(by: str, shards: list[Shard]) -> FileProof:
-    return FileProof(
-        by=by,
-        files=tuple(shard.file.name for shard in shards),
-        nbytes=sum(shard.file.nbytes for shard in shards),
-    )
-
-
-def _fetch(snapshot: RepoSnapshot, name: str, options: HubOptions) -> bytes:
-    return hub.fetch_document(
-        snapshot, name, token=options.token, cache_dir=options.cache_dir, tell=options.tell
-    )
 
 
 def _work_folder(snapshot: RepoSnapshot) -> Path:

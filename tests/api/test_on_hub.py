@@ -121,6 +121,21 @@ def test_a_plan_whose_names_leave_the_folder_is_refused(
     assert REPO not in hub.repos
 
 
+def test_a_work_folder_that_another_put_there_is_not_gone_on_with(
+    grow: Callable[..., Any], hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "mine.txt").write_text("mine")
+    planted = tmp_path / "planted"
+    planted.symlink_to(elsewhere)
+    monkeypatch.setattr(on_hub, "_work_folder", lambda *arguments: planted)
+    with pytest.raises(OutputError, match="is another user's, or no folder"):
+        grow()
+    assert set(hub.files(REPO)) == set()
+    assert (elsewhere / "mine.txt").read_text() == "mine"
+
+
 @pytest.mark.parametrize("why", ["region", "no xet", "failed"])
 def test_where_the_hub_does_not_copy_the_bytes_are_sent(
     grow: Callable[..., Any],
