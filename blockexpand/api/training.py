@@ -6,8 +6,8 @@ the same call goes on after a kill; the output is absent or complete, and never 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,25 +98,30 @@ def train(
     )
     if plan.finished is not None:
         return _finish(plan, plan.finished, progress, private, token, already=True)
-    from ..training.loop import open_accelerator
+    from ..training.loop import join_processes
 
-    accelerator = open_accelerator()
-    needed = plan.memory_nbytes // (accelerator.num_processes if fsdp else 1)
-    check_memory(needed, accelerator.num_processes, on_gpu=accelerator.device.type == "cuda")
-    is_main: bool = accelerator.is_main_process
-    try:
-        with lock_target(plan.work) if is_main else nullcontext():
+    with _interruptible(plan), ExitStack() as held:
+        with join_processes() as accelerator:
+            processes = accelerator.num_processes
+            needed = plan.memory_nbytes // (processes if fsdp else 1)
+            check_memory(needed, processes, on_gpu=accelerator.device.type == "cuda")
+            is_main: bool = accelerator.is_main_process
+            if is_main:
+                held.enter_context(lock_target(plan.work))
             evaluations, shard = _run(plan, accelerator, progress, told)
-            if shard is not None:
-                trained_tensors = find_tensors(plan.work, [shard])
-                places = find_tensors(plan.root, plan.checkpoint.shards) | trained_tensors
-                blocks = {"blocks_sha256": digest_tensors(places, plan.new_tensors)}
-                output = _plan_output(plan, shard, plan.record(evaluations) | blocks)
-                progress.begin("writing", output.nbytes)
-                write(output, plan.trained, WriteOptions(), progress)
-                (plan.work / BLOCKS_FILE).unlink(missing_ok=True)
-                remove_states(plan.work)
-            accelerator.wait_for_everyone()
+        # The others need not wait for the files of a large model.
+        if shard is not None:
+            _write_trained(plan, shard, evaluations, progress)
+    if not is_main:
+        return Trained(plan=plan, out=plan.trained, evaluations=tuple(evaluations))
+    return _finish(plan, evaluations, progress, private, token)
+
+
+@contextmanager
+def _interruptible(plan: TrainingPlan) -> Iterator[None]:
+    """Say at an interruption from where the same call goes on."""
+    try:
+        yield
     except KeyboardInterrupt as interrupt:
         step = find_state(plan.work, plan.run)
         remark = (
@@ -125,9 +130,20 @@ def train(
             else str(interrupt) or "nothing was saved yet"
         )
         raise KeyboardInterrupt(remark) from interrupt
-    if not is_main:
-        return Trained(plan=plan, out=plan.trained, evaluations=tuple(evaluations))
-    return _finish(plan, evaluations, progress, private, token)
+
+
+def _write_trained(
+    plan: TrainingPlan, shard: Shard, evaluations: list[dict[str, Any]], progress: Progress
+) -> None:
+    """Write the output, and remove the run's own folder."""
+    trained_tensors = find_tensors(plan.work, [shard])
+    places = find_tensors(plan.root, plan.checkpoint.shards) | trained_tensors
+    blocks = {"blocks_sha256": digest_tensors(places, plan.new_tensors)}
+    output = _plan_output(plan, shard, plan.record(evaluations) | blocks)
+    progress.begin("writing", output.nbytes)
+    write(output, plan.trained, WriteOptions(), progress)
+    (plan.work / BLOCKS_FILE).unlink(missing_ok=True)
+    remove_states(plan.work)
 
 
 def _run(

@@ -9,6 +9,7 @@ Source: LLaMA Pro, arXiv 2401.02415, section 4.1 (AdamW, cosine, warm-up, weight
 from __future__ import annotations
 
 import contextlib
+import gc
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -76,10 +77,31 @@ class Training:
     trained: Mapping[str, torch.nn.Parameter] = field(default_factory=dict)
 
 
-def open_accelerator() -> Accelerator:
-    """Join the processes of this run. Raises: TrainingError where it was launched for a system
-    that new blocks are not trained with, or another trainer has set up accelerate otherwise.
+@contextlib.contextmanager
+def join_processes() -> Iterator[Accelerator]:
+    """Join the processes of this run, and leave them where all went well.
+
+    A process that ends with the group's threads still at work can be aborted by them, which would
+    call a run failed whose output is complete. After an error there is no waiting for the others:
+    the launcher ends them. A group that was there before is left to whoever made it.
+    Raises: TrainingError where it was launched for a system that new blocks are not trained with,
+    or another trainer has set up accelerate otherwise.
     """
+    import torch
+    from accelerate.state import AcceleratorState  # type: ignore[import-untyped]
+
+    was_joined = torch.distributed.is_available() and torch.distributed.is_initialized()
+    accelerator = _open_accelerator()
+    yield accelerator
+    if accelerator.num_processes > 1 and not was_joined:
+        accelerator.wait_for_everyone()
+        # Models refer to themselves, and hold on to the group until they are collected.
+        gc.collect()
+        torch.distributed.destroy_process_group()
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def _open_accelerator() -> Accelerator:
     from accelerate import Accelerator
 
     # The model is shared out here (`--fsdp`), in the same way on every device.
