@@ -94,3 +94,7 @@ class NoProofError(ProofError):
 
 class TrainingError(BlockExpandError):
     """A model or a trainer that does not fit the expansion whose new blocks it is to train."""
+
+
+class ProcessError(TrainingError):
+    """What ended one of several processes that train together; the others do not know of it."""

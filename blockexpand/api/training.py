@@ -72,6 +72,8 @@ def train(
     evaluation: its step, losses and growth.
     A run that was stopped goes on where its last state was saved, and ends as if it had not been.
     `extract_to` then gets the blocks as an adapter of `base`.
+    Under a launcher it joins the group of processes and leaves it again; a program that trains
+    more than once makes the group itself before (`torch.distributed.init_process_group`).
     Raises: BlockExpandError; then `trained` is absent.
     """
     plan = plan_training(

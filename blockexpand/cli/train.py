@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from ..errors import BlockExpandError, UsageError
+from ..errors import BlockExpandError, ProcessError, UsageError
 from .arguments import add_output_options
 from .console import print_outcome
 from .parsing import Parser
@@ -128,12 +128,14 @@ def make_parser() -> Parser:
 
 
 def run(options: argparse.Namespace, words: Sequence[str]) -> int:
-    # Under a launcher every process runs this; one of them speaks.
+    # Under a launcher every process runs this; one of them speaks, and each of its own end.
     if os.environ.get("RANK", "0") == "0":
         return _run(options)
     options.quiet, options.json = True, False
     try:
         return _run(options)
+    except ProcessError:
+        raise
     except BlockExpandError as error:
         return error.status
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ..errors import TrainingError
+from ..errors import ProcessError, TrainingError
 from ..messages import one_line
 from .texts import Schedule
 
@@ -85,14 +85,21 @@ def join_processes() -> Iterator[Accelerator]:
     call a run failed whose output is complete. After an error there is no waiting for the others:
     the launcher ends them. A group that was there before is left to whoever made it.
     Raises: TrainingError where it was launched for a system that new blocks are not trained with,
-    or another trainer has set up accelerate otherwise.
+    or another trainer has set up accelerate otherwise; ProcessError for what fails in one of
+    several processes, also because another one has gone.
     """
     import torch
     from accelerate.state import AcceleratorState  # type: ignore[import-untyped]
 
     was_joined = torch.distributed.is_available() and torch.distributed.is_initialized()
     accelerator = _open_accelerator()
-    yield accelerator
+    try:
+        yield accelerator
+    except (TrainingError, RuntimeError) as error:
+        if accelerator.num_processes == 1:
+            raise
+        which = f"process {accelerator.process_index + 1} of {accelerator.num_processes}"
+        raise ProcessError(f"{which}: {one_line(error, 300)}") from error
     if accelerator.num_processes > 1 and not was_joined:
         accelerator.wait_for_everyone()
         # Models refer to themselves, and hold on to the group until they are collected.

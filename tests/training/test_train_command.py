@@ -250,6 +250,50 @@ def test_two_processes_train_the_same(
     check_alike(expanded, trained, out)
 
 
+@pytest.mark.parametrize("joined_before", [False, True])
+def test_processes_part_from_a_group_of_their_own(joined_before: bool, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import torch.distributed as dist\n"
+        "from blockexpand.training.loop import join_processes\n"
+        + ('dist.init_process_group("gloo")\n' if joined_before else "")
+        + "with join_processes() as accelerator:\n"
+        "    assert accelerator.num_processes == 2 and dist.is_initialized()\n"
+        f"assert dist.is_initialized() is {joined_before}\n"
+        + ("dist.destroy_process_group()\n" if joined_before else "")
+    )
+    words = command("", processes=2)
+    launch = words[: words.index("blockexpand") - 1]
+    result = subprocess.run(
+        [*launch, script], env=environment(), capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+
+
+def test_what_ends_one_process_is_said_in_a_line(
+    expanded: Path, text: Path, tmp_path: Path
+) -> None:
+    words = [expanded, "--text", text, *WORDS[:-4], "--out", tmp_path / "trained"]
+    sabotage = tmp_path / "sitecustomize.py"
+    sabotage.write_text(
+        "import os\n"
+        "if os.environ.get('RANK') == '1':\n"
+        "    from blockexpand.training import loop\n"
+        "    def fail(*a, **k): raise loop.TrainingError('step 1: not enough memory')\n"
+        "    loop.run_steps = fail\n"
+    )
+    result = subprocess.run(
+        command(*words, processes=2),
+        env=environment() | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode != 0
+    assert "blockexpand: process 2 of 2: step 1: not enough memory" in result.stderr
+    assert "[rank" not in result.stderr and not (tmp_path / "trained").exists()
+
+
 def test_parts_of_a_batch_and_checkpointing_change_only_the_rounding(
     expanded: Path, trained: Path, text: Path, replay: Path, tmp_path: Path
 ) -> None:
