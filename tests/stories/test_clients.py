@@ -20,45 +20,23 @@ from pathlib import Path
 import pytest
 
 import blockexpand
+from blockexpand.training.settings import make_settings
 
 pytestmark = pytest.mark.clients
-
-MAKE = """
-import sys, torch, transformers
-from transformers import AutoConfig, AutoModelForCausalLM
-torch.manual_seed(0)
-shape = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=8, num_attention_heads=4,
-             num_key_value_heads=2, head_dim=8, vocab_size=96, max_position_embeddings=128,
-             sliding_window=6, pad_token_id=0, bos_token_id=1, eos_token_id=2)
-extra = {"cohere2": {"sliding_window_pattern": 4}, "gemma3_text": {"sliding_window_pattern": 6}}
-config = AutoConfig.for_model(sys.argv[1], **shape, **extra.get(sys.argv[1], {}))
-model = AutoModelForCausalLM.from_config(config)
-with torch.no_grad():
-    for parameter in model.parameters():
-        parameter.add_(0.3 * torch.randn_like(parameter))
-model.to(torch.bfloat16).save_pretrained(sys.argv[2])
-"""
-
-COMPARE = """
-import json, sys, torch
-from transformers import AutoModelForCausalLM
-torch.set_num_threads(1)
-ids = torch.randint(3, 90, (1, 40), generator=torch.Generator().manual_seed(1))
-found = []
-for folder in sys.argv[1:]:
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, torch_dtype=torch.float32, attn_implementation="eager"
-    ).eval()
-    with torch.no_grad():
-        found.append(model(input_ids=ids).logits)
-print(json.dumps([bool(torch.equal(found[0], other)) for other in found[1:]]))
-"""
-
 
 SCRIPTS = Path(__file__).parents[1] / "support" / "clients"
 
 
-@pytest.fixture(scope="module", params=["4.51.3", "4.57.6"])
+# What each release knows: the families that it reads by number, and some of the oldest.
+RELEASES = {
+    "4.40.2": ("llama", "mistral", "mixtral", "qwen2", "gemma", "olmo", "cohere", "stablelm"),
+    "4.46.3": ("gemma2", "mistral", "phi3"),
+    "4.51.3": ("gemma2", "gemma3_text", "cohere2"),
+    "4.57.6": ("gemma2", "gemma3_text", "cohere2"),
+}
+
+
+@pytest.fixture(scope="module", params=RELEASES)
 def python(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Python with another release of transformers, and everything else as it is here."""
     folder = tmp_path_factory.mktemp("client") / request.param
@@ -77,37 +55,28 @@ def make_python(folder: Path, *packages: str, alone: bool = False) -> Path:
     return program
 
 
-def run(python: Path, script: str, *words: str) -> str:
-    done = subprocess.run([python, "-c", script, *words], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
-
-
-@pytest.mark.parametrize("model_type", ["gemma2", "gemma3_text", "cohere2"])
-def test_an_older_transformers_sees_what_the_plan_says(
-    model_type: str, python: Path, tmp_path: Path
-) -> None:
-    source = tmp_path / "source"
-    run(python, MAKE, model_type, str(source))
-    expected = []
-    outs = []
-    for position in ("end", "interleaved"):
-        for phase in (None, "keep"):
-            out = tmp_path / f"{position}-{phase}"
-            made = blockexpand.expand(
-                source, out, new_layers=2, position=position, phase=phase, dtype="source"
-            )
-            views = [view for view in made.plan.readers if view.reader == "transformers"]
-            is_old = python.parent.parent.name < "4.53"
-            expected.append(all(view.same_function for view in views) or not is_old)
-            outs.append(str(out))
-    assert json.loads(run(python, COMPARE, str(source), *outs).splitlines()[-1]) == expected
-    assert expected[1] and expected[3]
+def test_an_older_transformers_sees_what_the_plan_says(python: Path, tmp_path: Path) -> None:
+    release = python.parent.parent.name
+    for kind in RELEASES[release]:
+        folder = tmp_path / kind
+        run_script(python, "make_source_with_old.py", kind, folder / "source")
+        expected = expand_here(folder, "transformers")
+        if tuple(map(int, release.split("."))) >= (4, 53):
+            expected = dict.fromkeys(expected, True)
+        folders = [folder / name for name in ("source", *expected)]
+        first, *others = json.loads(run_script(python, "run_transformers.py", *folders))
+        found = {name: made == first for name, made in zip(expected, others, strict=True)}
+        assert found == expected, kind
 
 
 def expand_all(kind: str, folder: Path, reader: str) -> dict[str, bool]:
     """Make a source and its outputs; return of each whether the plan says that it is the same."""
     run_script(Path(sys.executable), "make_source.py", kind, folder / "source")
+    return expand_here(folder, reader)
+
+
+def expand_here(folder: Path, reader: str) -> dict[str, bool]:
+    """Make the outputs of a source at every position; return what the plan says of each."""
     expected = {}
     for position in ("end", "interleaved"):
         for phase in (None, "keep"):
@@ -211,3 +180,44 @@ def test_vllm_sees_what_the_plan_says(kind: str, vllm: Path, tmp_path: Path) -> 
         made = json.loads(run_script(vllm, "run_vllm.py", tmp_path / name, **environment))
         found[name] = made[0] == tokens and made[1] == pytest.approx(chances, abs=1e-4)
     assert found == expected
+
+
+@pytest.fixture(scope="module")
+def ctranslate2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ctranslate2") / "python"
+    return make_python(folder, "ctranslate2==4.8.5", alone=True)
+
+
+@pytest.mark.parametrize(
+    "kind", ["mistral", "llama", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text"]
+)
+def test_ctranslate2_sees_the_same_at_every_position(
+    kind: str, ctranslate2: Path, tmp_path: Path
+) -> None:
+    expected = expand_all(kind, tmp_path, "CTranslate2")
+    folders = [tmp_path / name for name in ("source", *expected)]
+    first, *others = json.loads(run_script(ctranslate2, "run_ctranslate2.py", *folders))
+    assert {name: made == first for name, made in zip(expected, others, strict=True)} == expected
+    assert all(expected.values())
+
+
+@pytest.fixture(scope="module", params=["4.57.6", "5.23.0"])
+def peft(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("peft") / request.param
+    return make_python(folder, "peft==0.21.2", f"transformers=={request.param}")
+
+
+@pytest.mark.parametrize("kind", ["mistral", "gemma3_text", "qwen3_moe", "gpt_oss"])
+def test_peft_trains_and_merges_new_blocks_alone(kind: str, peft: Path, tmp_path: Path) -> None:
+    """What PEFT saves has no block_expansion.json: `diff` finds the layers from the tensors."""
+    for name in expand_all(kind, tmp_path, "PEFT"):
+        program = tmp_path / "program.py"
+        program.write_text(make_settings(tmp_path / name, "peft").text)
+        trained = tmp_path / f"{name}-trained"
+        root = str(Path(blockexpand.__file__).parents[1])
+        words = (program, tmp_path / "source", trained)
+        said = run_script(peft, "run_peft.py", *words, PYTHONPATH=root)
+        same, first, last, apart = json.loads(said)
+        assert same and last < first and apart < 1e-3
+        difference = blockexpand.diff(tmp_path / "source", trained)
+        assert not difference.lost and difference.layer_map, (name, difference.matched_by)

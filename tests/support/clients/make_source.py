@@ -27,6 +27,7 @@ MORE = {
     },
     "smollm3": {"sliding_window": None},
     "qwen3": {"sliding_window": None},
+    "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
 }
 
 torch.manual_seed(0)
@@ -43,6 +44,8 @@ model.to(torch.bfloat16).save_pretrained(folder)
 path = folder / "config.json"
 fields = json.loads(path.read_text())
 fields["torch_dtype"] = fields.pop("dtype")
+if kind == "qwen3_moe":
+    fields["num_experts"] = fields.pop("num_local_experts")
 rope = fields.pop("rope_parameters", None) or {}
 if "full_attention" in rope:
     fields["rope_theta"] = rope["full_attention"]["rope_theta"]
