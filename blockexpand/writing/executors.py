@@ -160,7 +160,40 @@ def open_executor(spec: str | None) -> Iterator[Executor | None]:
                 f"--executor {spec}: the scheduler has no worker; start one with `dask worker "
                 f"tcp://{value}`"
             ) from None
-        yield client.get_executor(pure=False)
+        yield _OnDask(client)
+
+
+class _OnDask(Executor):
+    """The workers of a dask cluster.
+
+    Dask's own executor logs an error of its own where a result comes for what was cancelled
+    meanwhile.
+    """
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+
+    def submit(
+        self, work: Callable[..., _Result], /, *arguments: Any, **keywords: Any
+    ) -> Future[_Result]:
+        there = self._client.submit(work, *arguments, pure=False, **keywords)
+        here: Future[_Result] = Future()
+
+        def cancel(future: Future[_Result]) -> None:
+            if future.cancelled():
+                there.cancel()
+
+        def take_over(_: object) -> None:
+            if not here.set_running_or_notify_cancel():
+                return
+            try:
+                here.set_result(there.result())
+            except BaseException as error:
+                here.set_exception(error)
+
+        here.add_done_callback(cancel)
+        there.add_done_callback(take_over)
+        return here
 
 
 @contextmanager

@@ -35,7 +35,7 @@ from blockexpand.cli.app import main
 from blockexpand.errors import OutputError, SourceChangedError
 from blockexpand.planning.plan import make_plan
 from blockexpand.planning.recipe import Recipe
-from blockexpand.writing.executors import parse_executor, run_tasks
+from blockexpand.writing.executors import open_executor, parse_executor, run_tasks
 from blockexpand.writing.staging import Staging
 from blockexpand.writing.tasks import do_task_apart, make_tasks
 
@@ -443,7 +443,12 @@ def wait_for_workers(address: str, count: int) -> dict[str, int]:
 def test_on_a_dask_cluster_from_the_command_line(
     cluster: str, source: Path, wanted: dict[str, bytes], tmp_path: Path
 ) -> None:
+    from distributed import Client
+
     wait_for_workers(cluster, 3)
+    with Client(f"tcp://{cluster}", set_as_default=False) as client:
+        expand(source, tmp_path / "python", client.get_executor(pure=False))
+    assert read_folder(tmp_path / "python") == wanted
     out = tmp_path / "out"
     words = ["--src", str(source), "--new-layers", "3", "--position", "interleaved"]
     words += ["--out", str(out), "--executor", f"dask://{cluster}", "--json", "--no-progress"]
@@ -458,7 +463,7 @@ def test_on_a_dask_cluster_from_the_command_line(
     assert json.loads(done.stdout)["layers"] == 9
     shards = {name: data for name, data in wanted.items() if name.endswith(".safetensors")}
     assert shards.items() <= read_folder(out).items()
-    assert beside(out) == []
+    assert beside(out) == ["python"]
 
 
 def test_a_worker_is_killed_while_it_writes(
@@ -471,11 +476,13 @@ def test_a_worker_is_killed_while_it_writes(
     hold = tmp_path / "hold"
     hold.touch()
     done: list[Any] = []
-    with Client(f"tcp://{cluster}", set_as_default=False) as client:
+    with (
+        Client(f"tcp://{cluster}", set_as_default=False) as client,
+        open_executor(f"dask://{cluster}") as executor,
+    ):
+        assert executor is not None
         client.run(_slow_down, str(hold))
-        thread = threading.Thread(
-            target=lambda: done.append(expand(source, out, client.get_executor(pure=False)))
-        )
+        thread = threading.Thread(target=lambda: done.append(expand(source, out, executor)))
         thread.start()
         deadline = time.monotonic() + 60
         at_work: list[Path] = []
@@ -493,6 +500,24 @@ def test_a_worker_is_killed_while_it_writes(
         assert killed not in left.values() and len(left) == 2
     assert read_folder(out) == wanted
     assert beside(out) == []
+
+
+def test_result_that_comes_after_its_task_was_cancelled_is_no_line_of_dask(
+    cluster: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The scheduler hears of the cancellation too late, and sends the result all the same."""
+    import distributed
+
+    monkeypatch.setattr(distributed.Future, "cancel", lambda future: None)
+    with open_executor(f"dask://{cluster}") as executor:
+        assert executor is not None
+        late, error = executor.submit(time.sleep, 0.3), executor.submit(int, "x")
+        assert late.cancel()
+        with pytest.raises(ValueError, match="invalid literal"):
+            error.result(30)
+        assert executor.submit(len, "four").result(30) == 4
+        time.sleep(0.6)
+    assert caplog.text == ""
 
 
 def _slow_down(hold: str) -> None:
