@@ -16,7 +16,8 @@ from ..checkpoints.files import CONFIG_FILE, INDEX_FILE, MANIFEST_FILE, read_man
 from ..checkpoints.sources import ModelRef
 from ..errors import BlockExpandError, OutputError
 from ..messages import show
-from ..planning.manifest import compare_with_plan, parse_claims, parse_manifest
+from ..planning.claims import parse_claims
+from ..planning.manifest import compare_with_plan, parse_manifest
 from ..planning.plan import Plan
 from ..planning.shards import PlannedFile
 from ..verification.sampling import find_sampled_difference, place_tensors

@@ -23,8 +23,9 @@ from ..models.decoder import find_decoder, find_model_type
 from ..models.families.form import Row
 from ..models.layer_map import LayerEntry, LayerMap
 from ..models.quantization.find import Quantization, find_quantization
+from ..planning.claims import parse_claims
 from ..planning.dtypes import name_main_dtype
-from ..planning.manifest import Manifest, parse_claims, parse_manifest
+from ..planning.manifest import Manifest, parse_manifest
 from ..planning.parameters import Parameters, count_tensors
 from .options import check_revision, make_hub_options
 from .rows import guess_row, is_known

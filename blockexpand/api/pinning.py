@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from ..checkpoints.files import MANIFEST_FILE
 from ..checkpoints.sources import HubOptions, OpenedSource, open_headers
-from ..planning.manifest import Claims
+from ..planning.claims import Claims
 from ..verification.findings import CommitCheck, Finding
 
 

@@ -12,7 +12,8 @@ from ..errors import ArgumentError, CheckpointError, OutputError, UsageError
 from ..fs.paths import existing_folder, expand_home
 from ..messages import show
 from ..models.decoder import find_decoder
-from ..planning.manifest import Manifest, parse_claims
+from ..planning.claims import parse_claims
+from ..planning.manifest import Manifest
 from ..training.states import is_of_a_run
 from ..training.stored import BLOCKS_FILE
 from ..writing.staging import check_owner

@@ -24,7 +24,8 @@ from ..errors import (
 from ..fs.paths import expand_home, overlaps
 from ..models.decoder import Decoder, find_decoder, split_name
 from ..models.families.form import Row
-from ..planning.manifest import Manifest, parse_claims, parse_manifest
+from ..planning.claims import parse_claims
+from ..planning.manifest import Manifest, parse_manifest
 from ..training.digests import digest_run, digest_tensors, find_tensors
 from ..training.freezing import open_manifest
 from ..training.loop import TrainSettings

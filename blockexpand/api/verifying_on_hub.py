@@ -21,7 +21,8 @@ from ..errors import CheckpointError, HubError, NoProofError
 from ..fs.io import make_folders
 from ..fs.paths import expand_home
 from ..planning.card import add_card
-from ..planning.manifest import compare_with_plan, parse_claims, parse_manifest
+from ..planning.claims import parse_claims
+from ..planning.manifest import compare_with_plan, parse_manifest
 from ..planning.shards import PlannedTensor
 from ..progress import Progress
 from ..verification.claims import check_models, compare_claims, plan_again

@@ -11,7 +11,7 @@ from ..api.readiness import Preview
 from ..checkpoints.sources import ModelRef
 from ..fs.paths import existing_folder, expand_home
 from ..messages import and_more, join, join_lines
-from ..planning.card import describe_neutral, layer_runs
+from ..planning.layer_text import describe_neutral, layer_runs
 from ..planning.parameters import Parameters, count_parameters, describe_parameters
 from ..planning.plan import Plan
 from ..planning.segments import Tally, tally_file

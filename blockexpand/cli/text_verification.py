@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..messages import join_lines
-from ..planning.card import layer_runs
+from ..planning.layer_text import layer_runs
 from ..verification.findings import (
     CommitCheck,
     FileProof,

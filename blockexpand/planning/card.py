@@ -17,8 +17,9 @@ from .._version import __version__
 from ..checkpoints.files import CARD_FILE, MANIFEST_FILE
 from ..checkpoints.sources import ModelRef
 from ..models.families import MULTIMODAL
-from ..models.layer_map import LayerMap, draw_layers
+from ..models.layer_map import draw_layers
 from .front_matter import KEPT_FIELDS, read_front_matter, render_front_matter
+from .layer_text import render_layers
 from .manifest import render_manifest
 from .markdown import block, code, escape, fold
 from .mergekit.rendering import make_recipe, render_recipe
@@ -29,8 +30,6 @@ from .shards import Document
 
 # All models that say they were made with it. It is the link of every card.
 HOMEPAGE = "https://huggingface.co/models?other=blockexpand"
-
-_FOLDED_RUNS = 12  # a longer table of layers is folded
 
 _PROOF = re.compile(rb"(?<=\n## Proof\n\n)\*\*Verified [^\n]*\n\n")
 
@@ -139,7 +138,7 @@ def _render_card(
         f"## Use\n\n{block(_snippet(plan), 'python')}",
         *([_render_training(plan)] if plan.new_layers else []),
         f"## Proof\n\n{_render_proof(plan, source)}",
-        f"## Layers\n\n{_render_layers(plan, source, others)}",
+        f"## Layers\n\n{render_layers(plan, source, others)}",
         _render_dtype(plan) + _render_quantization(plan),
         f"## How it was made\n\nWith [blockexpand]({HOMEPAGE}) {__version__}:",
     ]
@@ -230,56 +229,6 @@ def _render_proof(plan: Plan, source: ModelRef) -> str:
         f"{block(shlex.join(words))}\n\n"
         f"That compares every byte with what the source and the recipe say{compared}."
     )
-
-
-def _render_layers(plan: Plan, source: ModelRef, others: Mapping[str, ModelRef]) -> str:
-    rows = ["| layers | taken from |", "|---|---|"]
-    runs = layer_runs(plan.layer_map)
-    for first, last, origin, is_new in runs:
-        other = others.get(plan.name_model(plan.layer_map[first].model) or "", source)
-        # In a table a bar ends the cell, even within code.
-        model = f" of {code(other.public)}".replace("|", "\\|") if others else ""
-        count = last - first
-        layers = f"{first}" if not count else f"{first}–{last}"
-        if is_new:
-            rows.append(f"| **{layers}** | new: clone of layer {origin} |")
-        else:
-            taken = f"{origin}" if not count else f"{origin}–{origin + count}"
-            rows.append(f"| {layers} | {taken}{model} |")
-    table = "\n".join(rows)
-    if len(runs) > _FOLDED_RUNS:
-        table = fold(f"All {len(plan.layer_map)} layers", table)
-    if plan.new_layers:
-        table += f"\n\nLayers count from 0. In every new layer:\n\n{_render_neutral(plan.neutral)}"
-    return table
-
-
-def layer_runs(layer_map: LayerMap) -> list[tuple[int, int, int, bool]]:
-    """Return runs of a layer map as (first, last, source of the first, is new), last included."""
-    runs: list[tuple[int, int, int, bool]] = []
-    for index, entry in enumerate(layer_map):
-        if runs:
-            first, _, source, is_new = runs[-1]
-            follows = source if is_new else source + index - first
-            same = (is_new, layer_map[first].model) == (entry.is_new, entry.model)
-            if same and entry.source == follows:
-                runs[-1] = (first, index, source, is_new)
-                continue
-        runs.append((index, index, entry.source, entry.is_new))
-    return runs
-
-
-def describe_neutral(neutral: Mapping[str, float]) -> list[tuple[str, float]]:
-    """Return suffixes with their constant, the numbers of experts written as one `{e}`."""
-    seen = {re.sub(r"\.\d+\.", ".{e}.", suffix): constant for suffix, constant in neutral.items()}
-    return list(seen.items())
-
-
-def _render_neutral(neutral: Mapping[str, float]) -> str:
-    lines = []
-    for suffix, constant in describe_neutral(neutral):
-        lines.append(f"- {code(suffix)} is {'zeroed' if constant == 0 else f'set to {constant:g}'}")
-    return "\n".join(lines)
 
 
 def _render_dtype(plan: Plan) -> str:

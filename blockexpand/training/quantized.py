@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..errors import TrainingError
-from ..planning.manifest import Manifest, parse_quantized
+from ..planning.claims import parse_quantized
+from ..planning.manifest import Manifest
 
 # What loads a method unquantised. compressed-tensors imitates quantised activations without
 # gradients, so that everything before them would learn from wrong ones, without a word.

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoints.checkpoint import open_checkpoint
-from ..checkpoints.files import MANIFEST_FILE
 from ..errors import TrainingError
 from ..fs.paths import expand_home
 from ..messages import join
@@ -25,7 +24,8 @@ from ..models.layer_map import has_equal_groups, suggest_counts
 from ..models.runtime import runtime_prefixes
 from ..planning.manifest import Manifest
 from .freezing import open_manifest
-from .quantized import QuantizedLoading, describe_loading
+from .quantized import describe_loading
+from .snippets import find_model_class, join_imports, loading_lines, render_yaml, running_lines
 
 LEARNING_RATE = 2e-4
 
@@ -129,7 +129,7 @@ def _llamafactory(manifest: Manifest, out: str) -> TrainerSettings:
         **_schedule(manifest),
         "bf16": True,
     }
-    return _settings("llamafactory", manifest, settings, notes, _render_yaml(settings, notes))
+    return _settings("llamafactory", manifest, settings, notes, render_yaml(settings, notes))
 
 
 def _axolotl(manifest: Manifest, out: str) -> TrainerSettings:
@@ -150,7 +150,7 @@ def _axolotl(manifest: Manifest, out: str) -> TrainerSettings:
         "layer 3 would match 30 to 39 too",
         *_notes(manifest),
     ]
-    return _settings("axolotl", manifest, settings, notes, _render_yaml(settings, notes))
+    return _settings("axolotl", manifest, settings, notes, render_yaml(settings, notes))
 
 
 def _ms_swift(manifest: Manifest, out: str) -> TrainerSettings:
@@ -216,7 +216,7 @@ def _peft(manifest: Manifest, out: str) -> TrainerSettings:
         "".join(f"# {note}\n" for note in notes)
         + "import blockexpand\n"
         + "from peft import LoraConfig, get_peft_model\n"
-        + f"from transformers import {_names(targets.model_class, quantized.imported)}\n\n"
+        + f"from transformers import {join_imports(targets.model_class, quantized.imported)}\n\n"
         + f'model = {targets.model_class}.from_pretrained({out!r}, dtype="auto"'
         + f"{quantized.argument})\n"
         + f"config = LoraConfig(\n{arguments})\n"
@@ -232,19 +232,19 @@ def _transformers(manifest: Manifest, out: str) -> TrainerSettings:
     arguments = "".join(f"    {key}={value!r},\n" for key, value in settings.items())
     quantized = describe_loading(manifest, is_adapter=False)
     notes = [*_FLOAT32_NOTES, *quantized.notes, *_notes(manifest)]
-    model_class = _model_class(manifest)
+    model_class = find_model_class(manifest)
     text = (
         "".join(f"# {note}\n" for note in notes)
         + "import shutil\n\nimport blockexpand\nimport torch\n"
         + "from transformers import "
-        + _names(model_class, quantized.imported, "Trainer", "TrainingArguments")
+        + join_imports(model_class, quantized.imported, "Trainer", "TrainingArguments")
         + "\n"
         + quantized.imported_from
         + "\n"
-        + _loading(model_class, out, quantized)
+        + loading_lines(model_class, out, quantized)
         + f'arguments = TrainingArguments(\n    output_dir="trained",\n{arguments})\n'
         + "trainer = Trainer(model=model, args=arguments, train_dataset=...)\n"
-        + _running(out)
+        + running_lines(out)
     )
     return _settings("transformers", manifest, settings, notes, text)
 
@@ -254,23 +254,19 @@ def _trl(manifest: Manifest, out: str) -> TrainerSettings:
     arguments = "".join(f"    {key}={value!r},\n" for key, value in settings.items())
     quantized = describe_loading(manifest, is_adapter=False)
     notes = [*_FLOAT32_NOTES, *quantized.notes, *_notes(manifest)]
+    model_class = find_model_class(manifest)
     text = (
         "".join(f"# {note}\n" for note in notes)
         + "import shutil\n\nimport blockexpand\nimport torch\n"
-        + f"from transformers import {_names(_model_class(manifest), quantized.imported)}\n"
+        + f"from transformers import {join_imports(model_class, quantized.imported)}\n"
         + quantized.imported_from
         + "from trl import SFTConfig, SFTTrainer\n\n"
-        + _loading(_model_class(manifest), out, quantized)
+        + loading_lines(model_class, out, quantized)
         + f'arguments = SFTConfig(\n    output_dir="trained",\n{arguments})\n'
         + "trainer = SFTTrainer(model=model, args=arguments, train_dataset=...)\n"
-        + _running(out)
+        + running_lines(out)
     )
     return _settings("trl", manifest, settings, notes, text)
-
-
-def _model_class(manifest: Manifest) -> str:
-    wrapper = MULTIMODAL.get(manifest.model_type or "")
-    return wrapper.auto_class if wrapper else "AutoModelForCausalLM"
 
 
 _FLOAT32_NOTES = (
@@ -278,28 +274,6 @@ _FLOAT32_NOTES = (
     "steps of the others are rounded away. bf16=True computes in bfloat16 all the same",
     "warmup_steps below 1 is a part of all steps (before transformers 5: warmup_ratio)",
 )
-
-
-def _loading(model_class: str, out: str, quantized: QuantizedLoading) -> str:
-    argument = quantized.argument
-    return (
-        f'model = {model_class}.from_pretrained({out!r}, dtype="auto"{argument})\n'
-        f"blockexpand.freeze_original_layers(model, {out!r}, dtype=torch.float32)\n"
-        f"{quantized.after}"
-    )
-
-
-def _names(*names: str) -> str:
-    """Return what a line imports; empty names are none."""
-    return ", ".join(sorted(filter(None, names)))
-
-
-def _running(out: str) -> str:
-    """Return the lines that train and save; `diff`, `verify` and `extract` read the manifest."""
-    return (
-        'trainer.train()\ntrainer.save_model("trained")\n'
-        f'shutil.copy({str(Path(out) / MANIFEST_FILE)!r}, "trained")'
-    )
 
 
 # Those that load the model themselves, from a file of settings.
@@ -384,10 +358,3 @@ def _inner_numbers(out: str, manifest: Manifest) -> set[int]:
         if split is not None:
             numbers.update(int(part) for part in split[1].split(".") if part.isdecimal())
     return numbers
-
-
-def _render_yaml(settings: Mapping[str, Any], notes: list[str]) -> str:
-    import yaml
-
-    remarks = "".join(f"# {note}\n" for note in notes)
-    return remarks + yaml.safe_dump(dict(settings), sort_keys=False, width=1000).rstrip("\n")

@@ -15,7 +15,8 @@ from ..checkpoints.sources import ModelRef
 from ..errors import CheckpointError
 from ..messages import and_more, show
 from ..models.decoder import find_decoder
-from ..planning.manifest import Claims, Manifest
+from ..planning.claims import Claims
+from ..planning.manifest import Manifest
 from ..planning.mergekit.parsing import parse_recipe
 from ..planning.mergekit.plan import make_merge_plan
 from ..planning.mergekit.vocabulary import read_vocabularies

@@ -21,7 +21,8 @@ from ..fs.reading import Place
 from ..messages import and_more, show
 from ..models.decoder import split_name
 from ..planning.card import add_card, without_proof
-from ..planning.manifest import Claims, Manifest, compare_with_plan, parse_claims, parse_manifest
+from ..planning.claims import Claims, parse_claims
+from ..planning.manifest import Manifest, compare_with_plan, parse_manifest
 from ..planning.origins import Extent, Fill, Zeros
 from ..planning.plan import Plan
 from ..planning.shards import PlannedTensor

@@ -17,13 +17,8 @@ import blockexpand
 from blockexpand.checkpoints.checkpoint import open_checkpoint
 from blockexpand.checkpoints.sources import ModelRef
 from blockexpand.models.layer_map import LayerEntry
-from blockexpand.planning.card import (
-    add_card,
-    add_proof,
-    describe_neutral,
-    layer_runs,
-    without_proof,
-)
+from blockexpand.planning.card import add_card, add_proof, without_proof
+from blockexpand.planning.layer_text import describe_neutral, layer_runs
 from blockexpand.planning.mergekit.rendering import render_recipe
 from blockexpand.planning.plan import Plan, make_plan
 from blockexpand.planning.recipe import Recipe
