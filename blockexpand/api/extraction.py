@@ -55,7 +55,7 @@ from ..writing.target import WriteOptions, check_target, resolve_target
 from ..writing.writer import Written, write
 from .arguments import check_arguments
 from .finished import use_finished_adapter
-from .options import make_hub_options
+from .options import make_hub_options, refuse_source
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +95,8 @@ def extract(
     """
     check_arguments(locals())
     target = resolve_target(expand_home(out))
+    refuse_source(base, target)
+    refuse_source(trained, target)
     options = WriteOptions(overwrite=overwrite)
     hub = make_hub_options(revision, token, cache_dir, progress)
     clear_debris(target)
@@ -110,6 +112,7 @@ def extract(
         )
         check_push(upload, token=token, tell=hub.tell)
     base_checkpoint, base_name = open_source(str(base), hub, progress=progress)
+    options = replace(options, compared=(base_checkpoint.root,))
     theirs, _ = open_source(
         str(trained), make_hub_options(None, token, cache_dir), progress=progress
     )

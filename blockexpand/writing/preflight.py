@@ -11,6 +11,7 @@ import os
 import shutil
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,7 @@ def check_write(
     check_names(plan)
     check_target(out, options)
     if is_here:
-        _check_apart(plan, out)
+        _check_apart(plan, out, options.compared)
         if options.hardlink:
             _check_links(plan, out)
     replaced = find_replaced(out, list_names(plan), options) if options.replaces else None
@@ -183,10 +184,11 @@ def check_room(
     return needed
 
 
-def _check_apart(plan: Plan, out: Path) -> None:
+def _check_apart(plan: Plan, out: Path, compared: Sequence[Path]) -> None:
     root = resolve_target(plan.root)
     files = {file.name for file in plan.source_files}.union(plan.paths)
     places = {root} | {resolve_target(plan.path(name)).parent for name in files}
+    places |= {resolve_target(folder) for folder in compared}
     for place in places:
         if out == place:
             raise OutputError(f"{out}: is the source itself; choose another output folder")

@@ -31,7 +31,8 @@ class WriteOptions:
     `reflink` is `auto`, `always` or `never`, as `cp` has it; `hardlink` links shards that repeat
     the source's byte for byte. `overwrite` replaces what is plainly a checkpoint,
     `overwrite_anything` whatever lies at the output, whose path it has to be. `kept` are files of
-    this run that must not go with what is replaced: its jobs file, its recipe.
+    this run that must not go with what is replaced: its jobs file, its recipe. `compared` are
+    models that are read and of which no byte goes into the output: it may not lie in them either.
     """
 
     reflink: str = "auto"
@@ -39,6 +40,7 @@ class WriteOptions:
     overwrite: bool = False
     overwrite_anything: Path | None = None
     kept: tuple[Path, ...] = ()
+    compared: tuple[Path, ...] = ()
 
     @property
     def replaces(self) -> bool:

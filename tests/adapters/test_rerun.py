@@ -73,3 +73,23 @@ def test_a_mistyped_folder_is_told_as_one(
     with pytest.raises(HubError, match="nor is there a folder me/blocks here"):
         blockexpand.apply(trained.with_name("source"), "me/blocks", out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("which", ["base", "link to it", "in it", "above it"])
+def test_the_base_is_not_replaced_by_the_blocks(which: str, trained: Path, tmp_path: Path) -> None:
+    base = trained.with_name("source")
+    out = base
+    if which == "link to it":
+        out = tmp_path / "link"
+        out.symlink_to(base)
+    elif which == "in it":
+        out = base / "blocks"
+    elif which == "above it":
+        (tmp_path / "above").mkdir()
+        base = base.rename(tmp_path / "above" / "source")
+        out = base.parent
+        (out / "config.json").write_text("{}")
+    before = snapshot(tmp_path)
+    with pytest.raises(OutputError, match=r"is the source itself|may not lie inside each other"):
+        blockexpand.extract(trained, out, base=base, overwrite=True)
+    assert snapshot(tmp_path) == before
