@@ -87,7 +87,20 @@ def run(options: argparse.Namespace, words: Sequence[str]) -> int:
     first = losses[0].lost[0]
     return tell_difference(
         f"{losses[0].other}: {len(losses[0].lost)} original tensors are changed or missing, the "
-        f"first: {first.name!r} is {first.status}"
+        f"first: {first.name!r} is {first.status}{_cure(losses[0])}"
+    )
+
+
+def _cure(difference: Difference) -> str:
+    """Say what to compare with where an expansion in another dtype than BASE's was trained."""
+    if not difference.of_other_dtypes:
+        return ""
+    first = difference.lost[0]
+    if not difference.layer_map:
+        return f" ({first.message})"
+    return (
+        f" ({first.message}): none has the dtype of BASE, so no values were compared; compare with "
+        "the expansion that was trained"
     )
 
 

@@ -90,6 +90,11 @@ class Difference:
             if tensor.status in ("changed", "missing") and not tensor.in_new_block
         )
 
+    @property
+    def of_other_dtypes(self) -> bool:
+        """Whether all that was lost has another dtype or shape, so that no value was compared."""
+        return all(tensor.status == "changed" and tensor.offset is None for tensor in self.lost)
+
 
 def compare_checkpoints(
     base: Checkpoint,

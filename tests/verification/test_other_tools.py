@@ -196,6 +196,24 @@ def test_a_trained_output_without_its_manifest(
     assert blockexpand.verify(tiny_mistral, other, untrained=True)[0].findings
 
 
+def test_diff_of_a_training_in_another_dtype_names_the_cure(
+    tiny_mistral: Path, out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A base in float32 becomes bfloat16 by default: nothing of it is in the trained model."""
+    base = {k: v.float() + 1e-5 for k, v in load_all(tiny_mistral).items()}
+    save_anew(tmp_path / "base", base, tiny_mistral / "config.json")
+    blockexpand.expand(tmp_path / "base", tmp_path / "exp", new_layers=2, position="interleaved")
+    tensors = {
+        name: tensor + 0.125 if ".layers.2." in name else tensor
+        for name, tensor in load_all(tmp_path / "exp").items()
+    }
+    other = save_anew(tmp_path / "trained", tensors, tmp_path / "exp" / "config.json")
+    assert main(["diff", str(tmp_path / "base"), str(other)]) == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "F32 [" in said and "compare with the expansion that was trained" in said
+    assert main(["diff", str(tmp_path / "exp"), str(other)]) == 0
+
+
 def test_a_wrong_config_of_another_tool_is_found(
     tiny_mistral: Path, out: Path, tmp_path: Path
 ) -> None:
