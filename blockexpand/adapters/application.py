@@ -175,15 +175,15 @@ def _make_parts(
                 return None
             name = f"{adapter.layer_prefix}{index}.{suffix}"
             if name not in adapters[number].placed:
-                return Part(use.output, use.spec, Copy(use.extent))
+                return Part(use.output, use.spec, use.copy)
             tensor, extent = adapters[number].placed[name]
             here = extent._replace(file=_key(number, extent.file))
             origin = _scaled(tensor.spec, here, adapter.neutral.get(suffix), scale)
             return Part(f"{decoder.prefix}{use.layer}.{suffix}", tensor.spec, origin)
         if use.name in changed:
             number, spec, extent = changed[use.name]
-            return Part(use.output, spec, Copy(extent._replace(file=_key(number, extent.file))))
-        return Part(use.output, use.spec, Copy(use.extent))
+            return Part(use.output, spec, Copy(*extent._replace(file=_key(number, extent.file))))
+        return Part(use.output, use.spec, use.copy)
 
     return make
 
@@ -205,7 +205,7 @@ def _key(number: int, file: str) -> str:
 def _scaled(spec: TensorSpec, extent: Extent, neutral: float | None, scale: float) -> Origin:
     """Return the origin of a new layer's tensor, moved from its neutral value by `scale`."""
     if neutral is None or scale == 1:
-        return Copy(extent)
+        return Copy(*extent)
     if scale == 0:
         return make_constant(spec, neutral)
     math_dtype = "F64" if spec.dtype == "F64" else "F32"
@@ -242,9 +242,9 @@ def _check_fit(decoder: Decoder, checkpoint: Checkpoint, opened: OpenedAdapter) 
             f"{decoder.prefix}<i>"
         )
     suffixes: dict[int, dict[str, str]] = {}
-    for name, placed in decoder.placed.items():
+    for name, layer in decoder.placed.items():
         if (suffix := stored_suffix(decoder, name)) is not None:
-            suffixes.setdefault(placed.layer, {})[suffix] = name
+            suffixes.setdefault(layer, {})[suffix] = name
     for index in adapter.new_layers:
         source = adapter.layer_map[index].source
         prefix = f"{adapter.layer_prefix}{index}."
@@ -308,9 +308,9 @@ def _changed_tensors(
         adapter = opened.adapter
         layers = [index for index, entry in enumerate(adapter.layer_map) if not entry.is_new]
         names = {name: name for name in adapter.base.tensors if name not in decoder.placed}
-        for name, placed in decoder.placed.items():
-            if placed.layer < decoder.layers:
-                names[output_name(decoder, placed, layers[placed.layer])] = name
+        for name, layer in decoder.placed.items():
+            if layer < decoder.layers:
+                names[output_name(decoder, name, layers[layer])] = name
         for name in adapter.changed:
             if name not in names:
                 raise CheckpointError(

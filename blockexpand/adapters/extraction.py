@@ -100,17 +100,17 @@ def expected_tensors(
     by_layer: dict[int, list[str]] = {}
     result: dict[str, tuple[str, bool]] = {}
     for name in base:
-        placed = decoder.placed.get(name)
-        if placed is None:
+        layer = decoder.placed.get(name)
+        if layer is None:
             result[name] = name, False
-        elif placed.layer >= decoder.layers:
-            tail = placed.layer - decoder.layers + len(layer_map)
-            result[output_name(decoder, placed, tail)] = name, False
+        elif layer >= decoder.layers:
+            tail = layer - decoder.layers + len(layer_map)
+            result[output_name(decoder, name, tail)] = name, False
         else:
-            by_layer.setdefault(placed.layer, []).append(name)
+            by_layer.setdefault(layer, []).append(name)
     for index, entry in enumerate(layer_map):
         for name in by_layer.get(entry.source, ()):
-            result[output_name(decoder, decoder.placed[name], index)] = name, entry.is_new
+            result[output_name(decoder, name, index)] = name, entry.is_new
     return result
 
 
@@ -234,7 +234,7 @@ def plan_blocks_files(
         for entry in shard.header.entries
     }
     parts = [
-        Part(name, trained.specs[there], Copy(extents[there]))
+        Part(name, trained.specs[there], Copy(*extents[there]))
         for name, there in {**extracted.new, **extracted.changed}.items()
     ]
     return plan_blocks(parts, name_blocks, block_nbytes)

@@ -20,7 +20,7 @@ from ..fs.ranges import RangeReader
 from ..fs.reading import Place, Reader, make_buffer
 from ..fs.threads import THREADS
 from ..messages import and_more
-from ..models.decoder import Decoder, family_suffix
+from ..models.decoder import Decoder, family_suffix, layer_suffix
 from ..models.layer_map import LayerMap
 from ..models.quantization.find import QuantizedModule
 from ..models.quantization.scheme import Method
@@ -166,7 +166,7 @@ def stored_suffix(decoder: Decoder, name: str) -> str | None:
     The weight of a quantised module is stored whole.
     """
     if stands_beside(decoder, name):
-        return decoder.placed[name].suffix
+        return layer_suffix(decoder, name)
     return family_suffix(decoder, name)
 
 

@@ -22,10 +22,6 @@ from ..planning.card import add_proof
 from ..planning.origins import Convert, Dequantize, Gather, Origin, Scale
 from ..planning.plan import Plan
 from ..progress import Progress
-from ..verification.findings import Finding, Verification
-from ..verification.logits import LogitsProof, compare_logits
-from ..verification.output import verify_output
-from ..verification.own_code import compare_logits_with_own_code, has_own_code
 from ..writing.documents import replace_document
 from ..writing.leftovers import clear_debris
 from ..writing.shard import Moved
@@ -38,6 +34,8 @@ CHECKING = "testing the plan on a tiny model"
 if TYPE_CHECKING:
     from ..checkpoints.hub.files import RepoSnapshot
     from ..publishing.commit import ServerCopy
+    from ..verification.findings import Finding, Verification
+    from ..verification.logits import LogitsProof
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,6 +186,8 @@ def verify_and_push(
     """Prove and upload an output that is complete. Raises: as `expand`."""
     out = result.out
     if publish.verify is not None:
+        from ..verification.output import verify_output
+
         try:
             verification = verify_output(checkpoint, result.source, out, progress, others)
             proof = None
@@ -244,7 +244,7 @@ def _computes(plan: Plan) -> bool:
         values = origin.values if isinstance(origin, Gather) else origin
         return isinstance(values, Convert | Scale | Dequantize)
 
-    return any(is_computed(tensor.origin) for file in plan.files for tensor in file.tensors)
+    return any(is_computed(tensor.origin) for tensor in plan.changed_tensors)
 
 
 def _note_in_card(out: Path, verification: Verification, proof: LogitsProof | None) -> None:
@@ -299,6 +299,9 @@ def prove_logits(
         )
     _refuse_other_values(checkpoint, folder, verification)
     progress.stage("comparing logits")
+    from ..verification.logits import compare_logits
+    from ..verification.own_code import compare_logits_with_own_code, has_own_code
+
     if own_code and has_own_code(checkpoint.config):
         return compare_logits_with_own_code(checkpoint, folder, verification.dtype)
     return compare_logits(checkpoint.root, folder, verification.dtype)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from json.encoder import encode_basestring as quote
 from operator import sub
 from typing import Any, BinaryIO, NamedTuple
@@ -68,6 +68,8 @@ class TensorSpec:
     nbytes: int
 
 
+# The same for all tensors of one kind, so that comparing them is one of places in memory.
+@lru_cache(maxsize=4096)
 def make_tensor_spec(dtype: str, shape: tuple[int, ...]) -> TensorSpec:
     """Compute what a tensor of this dtype and shape weighs.
 

@@ -9,11 +9,11 @@ import math
 import re
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 from ..errors import CheckpointError, UnknownFamilyError, UnsupportedModelError
 from ..formats.safetensors import TensorSpec, make_tensor_spec
@@ -33,26 +33,14 @@ from .layer_map import MAX_LAYERS
 from .quantization.find import Quantization, find_quantization
 
 
-class LayerTensor(NamedTuple):
-    """A tensor of a decoder layer: `suffix` is what follows the number and its dot."""
-
-    layer: int
-    suffix: str
-
-
 def split_name(name: str, prefix: str) -> tuple[int, str] | None:
     """Take `<prefix><layer>.<suffix>` apart; None for other names."""
-    return next(_split_names((name,), prefix))[1] if name.startswith(prefix) else None
-
-
-def _split_names(names: Iterable[str], prefix: str) -> Iterator[tuple[str, tuple[int, str] | None]]:
-    """Take names that begin with a prefix apart, the only place that does."""
-    start = len(prefix)
-    for name in names:
-        number, _, suffix = name[start:].partition(".")
-        layer = _parse_layer(number)
-        # Layers share their suffixes: one string for all of them.
-        yield name, None if layer is None or not suffix else (layer, sys.intern(suffix))
+    if not name.startswith(prefix):
+        return None
+    number, _, suffix = name[len(prefix) :].partition(".")
+    layer = _parse_layer(number)
+    # Layers share their suffixes: one string for all of them.
+    return None if layer is None or not suffix else (layer, sys.intern(suffix))
 
 
 @lru_cache(maxsize=2 * MAX_LAYERS)
@@ -130,24 +118,28 @@ def _descend_checked(config: Mapping[str, Any], path: Sequence[str]) -> Mapping[
 
 def place_layers(
     tensors: Mapping[str, TensorSpec], prefixes: Sequence[str]
-) -> tuple[str, dict[str, LayerTensor]]:
-    """Find which prefix the layers have; a checkpoint of the bare decoder lacks its first part."""
+) -> tuple[str, dict[int, dict[str, str]]]:
+    """Return the layers' prefix, and of each layer the tensors by what follows its number.
+
+    A checkpoint of the bare decoder lacks the first part of its family's prefix.
+    """
     spellings = dict.fromkeys(prefixes)
     bare = (prefix.partition(".")[2] for prefix in prefixes)
     spellings |= dict.fromkeys(prefix for prefix in bare if prefix)
-    found: dict[str, dict[str, LayerTensor]] = {}
+    found: dict[str, dict[int, dict[str, str]]] = {}
     for prefix in spellings:
-        placed = {}
-        layered = (name for name in tensors if name.startswith(prefix))
-        for name, split in _split_names(layered, prefix):
+        layers: dict[int, dict[str, str]] = defaultdict(dict)
+        for name in [name for name in tensors if name.startswith(prefix)]:
+            split = split_name(name, prefix)
             if split is None:
                 raise CheckpointError(
                     f"tensor {name!r}: no layer number after {prefix!r}; "
                     f"expected e.g. '{prefix}0.<tensor>'"
                 )
-            placed[name] = LayerTensor(*split)
-        if placed:
-            found[prefix] = placed
+            layer, suffix = split
+            layers[layer][suffix] = name
+        if layers:
+            found[prefix] = layers
     if not found:
         raise CheckpointError(
             f"no tensor of a decoder layer was found; expected names such as "
@@ -170,10 +162,12 @@ def _example(tensors: Mapping[str, TensorSpec]) -> str:
 
 
 def count_layers(
-    family: Family, text: Mapping[str, Any], placed: Mapping[str, LayerTensor], prefix: str
+    family: Family, text: Mapping[str, Any], numbers: Collection[int], prefix: str
 ) -> tuple[int, int]:
-    """Return the number of layers and of layers stored past the end, from config and tensors."""
-    numbers = {tensor.layer for tensor in placed.values()}
+    """Return the number of layers and of layers stored past the end, from config and tensors.
+
+    `numbers` are those of the layers that have tensors.
+    """
     stored = max(numbers) + 1
     layers = stored
     predicted = (text.get(field) for field in ("num_nextn_predict_layers", "num_mtp_layers"))
@@ -214,8 +208,8 @@ class Decoder:
     """The decoder of one checkpoint: a tensor is named `prefix`, its layer, a dot and its suffix.
 
     `placed` has the tensors of the `layers` layers and of the `tail_layers` that are stored past
-    the end (numbers from `layers` on); no other tensor is renumbered. `tables` have a part for
-    every layer in the dimension that is given. `config_path` leads to the
+    the end (numbers from `layers` on), each with its layer; no other tensor is renumbered. `tables`
+    have a part for every layer in the dimension that is given. `config_path` leads to the
     object of config.json that holds the decoder's fields; `text_type` is the model type of that
     object, which is that of the whole model where there is no other. Of a quantised checkpoint
     `quantization` tells which tensors make up a module; to the family each is its plain weight.
@@ -227,7 +221,7 @@ class Decoder:
     layers: int
     tail_layers: int
     prefix: str
-    placed: Mapping[str, LayerTensor]
+    placed: Mapping[str, int]
     config_path: tuple[str, ...] = ()
     quantization: Quantization | None = None
     tables: Mapping[str, int] = field(default_factory=dict)
@@ -252,8 +246,8 @@ def find_decoder(
         path, text_type, prefixes = find_text_model(config, row or model_type)
         family = find_family(_descend_checked(config, path), text_type)
     text = _descend_checked(config, path)
-    prefix, placed = place_layers(tensors, prefixes or family.prefixes)
-    layers, tail_layers = count_layers(family, text, placed, prefix)
+    prefix, names = place_layers(tensors, prefixes or family.prefixes)
+    layers, tail_layers = count_layers(family, text, names, prefix)
     quantization = find_quantization(config, tensors)
     decoder = Decoder(
         family=family,
@@ -262,7 +256,7 @@ def find_decoder(
         layers=layers,
         tail_layers=tail_layers,
         prefix=prefix,
-        placed=placed,
+        placed={name: layer for layer in names for name in names[layer].values()},
         config_path=path,
         quantization=quantization,
         tables=find_tables(family.tables, text, prefix, layers, tensors),
@@ -271,13 +265,13 @@ def find_decoder(
     refuse_unknown_fields(rules, text, layers)
     kinds = [read_kinds(rule, text, layers) for rule in rules if not rule.advisory]
     by_layer: dict[int, dict[str, TensorSpec]] = defaultdict(dict)
-    for name, (layer, own_suffix) in placed.items():
+    for layer, parts in names.items():
         if quantization is None:
-            by_layer[layer][own_suffix] = tensors[name]
+            by_layer[layer] = {suffix: tensors[name] for suffix, name in parts.items()}
             continue
-        suffix = family_suffix(decoder, name)
-        if suffix is not None:
-            by_layer[layer][suffix] = quantization.weight_spec(name, tensors[name])
+        for name in parts.values():
+            if (suffix := family_suffix(decoder, name)) is not None:
+                by_layer[layer][suffix] = quantization.weight_spec(name, tensors[name])
     if quantization and any(m.scheme.shape is None for m in quantization.modules.values()):
         _take_shapes(by_layer)
     known = [repr([kind[i] for kind in kinds if kind is not None]) for i in range(layers)]
@@ -304,9 +298,14 @@ def _take_shapes(by_layer: Mapping[int, dict[str, TensorSpec]]) -> None:
                     tensors[suffix] = make_tensor_spec(spec.dtype, shape)
 
 
-def output_name(decoder: Decoder, placed: LayerTensor, layer: int) -> str:
+def layer_suffix(decoder: Decoder, name: str) -> str:
+    """Return what follows the number of its layer, and the dot, in the name of a layer's tensor."""
+    return sys.intern(name[len(decoder.prefix) :].partition(".")[2])
+
+
+def output_name(decoder: Decoder, name: str, layer: int) -> str:
     """Return the name of a layer's tensor when the layer is number `layer` of the output."""
-    return f"{decoder.prefix}{layer}.{placed.suffix}"
+    return f"{decoder.prefix}{layer}.{layer_suffix(decoder, name)}"
 
 
 def family_suffix(decoder: Decoder, name: str) -> str | None:
@@ -314,10 +313,9 @@ def family_suffix(decoder: Decoder, name: str) -> str | None:
 
     The values of a quantised module go by the name of its unquantised weight.
     """
-    placed = decoder.placed[name]
     member = decoder.quantization.members.get(name) if decoder.quantization else None
     if member is None:
-        return placed.suffix
+        return layer_suffix(decoder, name)
     if member.module is None or member.role != "q":
         return None
     return module_suffix(decoder, name)
@@ -325,11 +323,10 @@ def family_suffix(decoder: Decoder, name: str) -> str | None:
 
 def module_suffix(decoder: Decoder, name: str) -> str:
     """Return the suffix of a layer's tensor, of a quantised module's part that of the weight."""
-    placed = decoder.placed[name]
     member = decoder.quantization.members.get(name) if decoder.quantization else None
     if member is None or member.module is None:
-        return placed.suffix
-    return member.module.weight[len(f"{decoder.prefix}{placed.layer}.") :]
+        return layer_suffix(decoder, name)
+    return member.module.weight[len(f"{decoder.prefix}{decoder.placed[name]}.") :]
 
 
 def keeps_float32(decoder: Decoder, name: str) -> bool:
@@ -337,8 +334,7 @@ def keeps_float32(decoder: Decoder, name: str) -> bool:
 
     Rounding such a tensor to a 16-bit dtype would change what the model computes.
     """
-    placed = decoder.placed.get(name)
-    return placed is not None and is_float32(decoder.family, placed.suffix)
+    return name in decoder.placed and is_float32(decoder.family, layer_suffix(decoder, name))
 
 
 def field_rules(family: Family) -> tuple[FieldRule, ...]:

@@ -78,14 +78,20 @@ def check_tensors(
     Raises: UnsupportedModelError, CheckpointError.
     """
     checked: set[tuple[str, str, bool]] = set()
+    latest: dict[bool, Mapping[str, TensorSpec]] = {}
     for layer, tensors in layers.items():
+        is_tail = layer >= len(kinds)
+        # There may be 100,000 tensors, and most layers are like the one before.
+        if tensors == latest.get(is_tail):
+            continue
+        latest[is_tail] = tensors
         for suffix, spec in tensors.items():
-            # What is asked of a tensor depends on this alone; there may be 100,000 of them.
-            question = (suffix, spec.dtype, layer >= len(kinds))
+            # What is asked of a tensor depends on this alone.
+            question = (suffix, spec.dtype, is_tail)
             if question in checked:
                 continue
             checked.add(question)
-            known = is_known(family, suffix) or layer >= len(kinds)
+            known = is_tail or is_known(family, suffix)
             _check_tensor(
                 family, model_type, f"{prefix}{layer}.{suffix}", suffix, spec, known=known
             )
@@ -99,7 +105,8 @@ def check_tensors(
     differs = 1 if family.first_layer_differs else 0
     for layer in range(differs, len(kinds)):
         like = by_kind.setdefault(kinds[layer], layer)
-        _compare_layers(prefix, like, _shapes(layers[like]), layer, _shapes(layers[layer]))
+        if layers[layer] != layers[like]:
+            _compare_layers(prefix, like, _shapes(layers[like]), layer, _shapes(layers[layer]))
 
 
 def find_tables(

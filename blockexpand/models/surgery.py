@@ -233,11 +233,11 @@ def _count_edits(decoder: Decoder, text: Mapping[str, Any], layers: int) -> Fiel
 
 def _neutral(decoder: Decoder, sources: Sequence[int]) -> dict[int, dict[str, float]]:
     suffixes: dict[int, list[str]] = {source: [] for source in sources}
-    for name, placed in decoder.placed.items():
-        if placed.layer in suffixes:
+    for name, layer in decoder.placed.items():
+        if layer in suffixes:
             suffix = family_suffix(decoder, name)
             if suffix is not None:
-                suffixes[placed.layer].append(suffix)
+                suffixes[layer].append(suffix)
     return {source: neutral_values(decoder.family, names) for source, names in suffixes.items()}
 
 

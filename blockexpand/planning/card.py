@@ -200,7 +200,7 @@ def _link(source: ModelRef) -> str:
 
 
 def _is_converted(plan: Plan) -> bool:
-    return any(isinstance(tensor.origin, Convert) for file in plan.files for tensor in file.tensors)
+    return any(isinstance(tensor.origin, Convert) for tensor in plan.changed_tensors)
 
 
 def _render_numbers(plan: Plan) -> str:

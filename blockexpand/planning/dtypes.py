@@ -31,12 +31,12 @@ OUTPUT_DTYPES = ("bfloat16", "float16", "float32", "source")
 class DtypePolicy:
     """`target` is the dtype that float tensors are converted to, None to keep each one's own.
 
-    `keeps_wider` is set where the source already has the target: what it stores wider than that
-    (routers, biases) it stores so on purpose.
+    Tensors of the dtypes `unchanged` are never converted; of the others a float32 tensor is not
+    that the model computes with in float32.
     """
 
     target: str | None
-    keeps_wider: bool
+    unchanged: frozenset[str]
     output_dtype: str
     decoder: Decoder
 
@@ -45,23 +45,17 @@ class DtypePolicy:
         """The dtype of weights that are unpacked."""
         return SAFETENSORS_DTYPES[self.output_dtype]
 
-    def plan(
-        self, name: str, spec: TensorSpec, extent: Extent
-    ) -> tuple[TensorSpec, Copy | Convert]:
-        """Return what a source tensor becomes."""
+    def plan(self, name: str, spec: TensorSpec, copy: Copy) -> tuple[TensorSpec, Copy | Convert]:
+        """Return what a source tensor becomes; `copy` is where it is, to be taken as it is."""
         target = self.target
         dtype = spec.dtype
-        if target is None or dtype == target or dtype not in FLOAT_DTYPES:
-            return spec, Copy(extent)
-        bits = DTYPE_BITS[dtype]
-        if self.keeps_wider and bits > DTYPE_BITS[target]:
-            return spec, Copy(extent)
+        if target is None or dtype in self.unchanged:
+            return spec, copy
         if dtype == "F32" and keeps_float32(self.decoder, name):
-            return spec, Copy(extent)
-        converted = TensorSpec(
-            dtype=target, shape=spec.shape, nbytes=spec.nbytes * DTYPE_BITS[target] // bits
-        )
-        return converted, Convert(extent=extent, from_dtype=dtype, to_dtype=target)
+            return spec, copy
+        nbytes = spec.nbytes * DTYPE_BITS[target] // DTYPE_BITS[dtype]
+        converted = TensorSpec(dtype=target, shape=spec.shape, nbytes=nbytes)
+        return converted, Convert(extent=copy, from_dtype=dtype, to_dtype=target)
 
     def config_edits(self, config: JsonObject) -> tuple[JsonEdit, ...]:
         """Return the edits that keep `torch_dtype` and `dtype` true, in the spelling they have."""
@@ -79,10 +73,21 @@ def make_dtype_policy(checkpoint: Checkpoint, dtype: str, decoder: Decoder) -> D
     target = SAFETENSORS_DTYPES.get(dtype)
     return DtypePolicy(
         target=target,
-        keeps_wider=main == target,
+        unchanged=_find_unchanged(target, main),
         output_dtype=_NAMES[target or main],
         decoder=decoder,
     )
+
+
+def _find_unchanged(target: str | None, main: str) -> frozenset[str]:
+    """Return the dtypes of which no tensor is converted, of a source that mostly is in `main`."""
+    if target is None:
+        return frozenset(DTYPE_BITS)
+    unchanged = DTYPE_BITS.keys() - FLOAT_DTYPES | {target}
+    if main == target:
+        # What the source stores wider than that (routers, biases) it stores so on purpose.
+        unchanged |= {dtype for dtype in FLOAT_DTYPES if DTYPE_BITS[dtype] > DTYPE_BITS[target]}
+    return frozenset(unchanged)
 
 
 def _find_main_dtype(checkpoint: Checkpoint, decoder: Decoder) -> str:
@@ -116,7 +121,7 @@ class MergeDtypes:
     ) -> tuple[TensorSpec, Origin]:
         """Return what a source tensor times `factor` becomes."""
         if spec.dtype not in FLOAT_DTYPES:
-            return spec, Copy(extent)
+            return spec, Copy(*extent)
         math_dtype, to_dtype = self._chain(spec.dtype)
         if self.stays_float32(decoder, name, spec):
             math_dtype = to_dtype = spec.dtype
@@ -136,7 +141,7 @@ class MergeDtypes:
                 factor=factor,
             )
         if spec.dtype == to_dtype:
-            return result, Copy(extent)
+            return result, Copy(*extent)
         return result, Convert(extent=extent, from_dtype=spec.dtype, to_dtype=to_dtype)
 
     def stays_float32(self, decoder: Decoder, name: str, spec: TensorSpec) -> bool:

@@ -25,10 +25,15 @@ class Extent(NamedTuple):
     nbytes: int
 
 
-class Copy(NamedTuple):
-    """The bytes of the source, unchanged."""
+class Copy(Extent):
+    """The bytes of the source, unchanged: an extent of it, as it is."""
 
-    extent: Extent
+    __slots__ = ()
+
+    @property
+    def extent(self) -> Extent:
+        """Itself: as the other origins that have one."""
+        return self
 
 
 class Zeros(NamedTuple):

@@ -52,9 +52,8 @@ class Parameters:
 
 def count_parameters(plan: Plan) -> Parameters:
     """Count the parameters of a plan's whole output and those in its new blocks."""
-    planned = [tensor for file in plan.files for tensor in file.tensors]
-    tables = {tensor.name for tensor in planned if isinstance(tensor.origin, Gather)}
-    tensors = ((tensor.name, tensor.spec) for tensor in planned)
+    tables = {t.name for t in plan.changed_tensors if isinstance(t.origin, Gather)}
+    tensors = ((name, spec) for file in plan.files for name, spec, _, _ in file.tensors)
     layers = len(plan.layer_map)
     return count_tensors(tensors, plan.layer_prefix, plan.new_layers, tables=tables, layers=layers)
 

@@ -40,7 +40,7 @@ from .layer_tables import follow_layers
 from .origins import Fill, Part, Zeros
 from .quantizing import find_constant, make_quantized_tensors, plan_settings
 from .recipe import PlanOptions, Recipe, spell_choice
-from .shards import Document, PlannedFile, plan_files, render_index
+from .shards import Document, PlannedFile, PlannedTensor, plan_files, render_index
 from .tensor_map import SourceModel, TensorUse, map_tensors
 
 
@@ -95,6 +95,13 @@ class Plan:
             + sum(len(document.data) for document in self.documents)
             + sum(file.nbytes for file in self.side_files)
         )
+
+    @property
+    def changed_tensors(self) -> Iterator[PlannedTensor]:
+        """All tensors but those of files that a source has byte for byte, which are copied."""
+        for file in self.files:
+            if file.identical_to is None:
+                yield from file.tensors
 
     @property
     def sources(self) -> Place:
@@ -201,7 +208,7 @@ def _plan_files(
             constant = find_constant(source.decoder, surgery.neutral, use.name)
         if quantized is not None and quantized.has(use.name):
             return quantized.make(use, constant)
-        spec, origin = dtypes.plan(use.name, use.spec, use.extent)
+        spec, origin = dtypes.plan(use.name, use.spec, use.copy)
         if constant is not None:
             return Part(use.output, spec, make_constant(spec, constant))
         if use.name in source.decoder.tables:
@@ -210,7 +217,8 @@ def _plan_files(
 
     sources = [entry.source for entry in layer_map]
     new = {index for index, entry in enumerate(layer_map) if entry.is_new}
-    kept, blocks = map_tensors((source,), layer_map, make, lambda source, name: True)
+    plain = dtypes.unchanged if quantized is None else frozenset[str]()
+    kept, blocks = map_tensors((source,), layer_map, make, lambda source, name: True, plain)
     return plan_files(
         kept,
         blocks,

@@ -24,7 +24,7 @@ from ..models.quantization.find import Quantization, QuantizedModule
 from ..models.quantization.renumbering import Renumbering
 from ..models.quantization.shapes import find_shape
 from ..models.quantization.skip_lists import rewrite_settings
-from .origins import Copy, Dequantize, Extent, Fill, Origin, Part, QuantizedPart, Zeros
+from .origins import Dequantize, Extent, Fill, Origin, Part, QuantizedPart, Zeros
 from .tensor_map import SourceModel, TensorUse
 
 MODES = ("keep", "new-blocks-full", "dequantize")
@@ -56,7 +56,7 @@ class QuantizedTensors:
         )
         if module is None:
             is_dropped = self.mode == "dequantize"
-            return None if is_dropped else Part(use.output, use.spec, Copy(use.extent))
+            return None if is_dropped else Part(use.output, use.spec, use.copy)
         if constant:
             raise UnsupportedModelError(
                 f"tensor {use.name!r} is quantized, and would have to be set to {constant:g}"
@@ -271,7 +271,7 @@ def _renumber(decoder: Decoder, mode: str, layer_map: LayerMap) -> Renumbering:
 
 def _fill(zero: bytes | None, use: TensorUse) -> Origin:
     if zero is None:
-        return Copy(use.extent)
+        return use.copy
     if not any(zero):
         return Zeros(nbytes=use.spec.nbytes)
     return Fill(element=zero, nbytes=use.spec.nbytes)
@@ -281,5 +281,5 @@ def find_constant(
     decoder: Decoder, neutral: Mapping[int, Mapping[str, float]], name: str
 ) -> float | None:
     """Return what a tensor of a layer, or the module that it is a part of, is set to in a clone."""
-    layer = decoder.placed[name].layer
+    layer = decoder.placed[name]
     return neutral.get(layer, {}).get(module_suffix(decoder, name))

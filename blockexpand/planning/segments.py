@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from .origins import Convert, Copy, Dequantize, Extent, Fill, Gather, Origin, Scale, Zeros
+from .origins import Convert, Copy, Dequantize, Fill, Gather, Origin, Scale, Zeros
 from .shards import PlannedFile, PlannedTensor
 
 
@@ -40,8 +40,8 @@ class Segment:
 def make_segments(file: PlannedFile) -> tuple[Segment, ...]:
     """Return the file's segments in order, without gap or overlap and none of them empty."""
     if file.identical_to is not None:
-        extent = Extent(file=file.identical_to, offset=0, nbytes=file.nbytes)
-        return (Segment(offset=0, nbytes=file.nbytes, origin=Copy(extent=extent)),)
+        origin = Copy(file=file.identical_to, offset=0, nbytes=file.nbytes)
+        return (Segment(offset=0, nbytes=file.nbytes, origin=origin),)
     header = Segment(offset=0, nbytes=len(file.header), origin=Literal(data=file.header))
     return (header, *merge_tensors(file.tensors))
 
@@ -76,11 +76,9 @@ def _merge(first: Origin | Literal, second: Origin) -> Origin | None:
     if isinstance(first, Zeros) and isinstance(second, Zeros):
         return Zeros(nbytes=first.nbytes + second.nbytes)
     if isinstance(first, Copy) and isinstance(second, Copy):
-        one, other = first.extent, second.extent
+        one, other = first, second
         if one.file == other.file and one.offset + one.nbytes == other.offset:
-            return Copy(
-                extent=Extent(file=one.file, offset=one.offset, nbytes=one.nbytes + other.nbytes)
-            )
+            return Copy(file=one.file, offset=one.offset, nbytes=one.nbytes + other.nbytes)
     return None
 
 

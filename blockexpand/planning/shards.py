@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
@@ -20,7 +20,7 @@ from ..checkpoints.checkpoint import Shard
 from ..checkpoints.files import WEIGHTS_FILE
 from ..formats.safetensors import DTYPE_BITS, TensorSpec, render_header
 from .new_shards import NEW_SHARD_NBYTES, arrange_blocks, best_residue, is_aligned
-from .origins import Convert, Copy, Dequantize, Gather, Origin, Part, Scale
+from .origins import Convert, Copy, Dequantize, Gather, Origin, Part, Scale, sources_of
 
 # Of the index's text, as it is written.
 _LINES_AT_ONCE = 4096
@@ -30,11 +30,12 @@ _LINES_AT_ONCE = 4096
 class Arrangement:
     """One output file's tensors in order; the data section starts at `residue` modulo the block.
 
-    `mirrors` names the source shard that it holds as it is, but for names and dtypes.
+    `mirrors` names the source shard that it holds as it is, but for names and dtypes; where the
+    residue is None it is that shard byte for byte, header included.
     """
 
     parts: tuple[Part, ...]
-    residue: int
+    residue: int | None
     mirrors: str | None = None
 
 
@@ -42,13 +43,20 @@ def mirror_shards(
     kept: Sequence[tuple[str, Sequence[Part]]],
     blocks: Sequence[Sequence[Part]],
     block_nbytes: int,
+    repeated: Container[str] = (),
 ) -> list[Arrangement]:
     """Keep each source shard as an output file, and put the new blocks into further files.
 
     `kept` are the source shards' names with the parts that stay in them, `blocks` the new
-    blocks' parts in the source's order.
+    blocks' parts in the source's order. Those of the source that are `repeated` keep every byte.
     """
-    mirrored = [_arrange(parts, block_nbytes, mirrors=name) for name, parts in kept if parts]
+    mirrored = [
+        Arrangement(parts=tuple(parts), residue=None, mirrors=name)
+        if name in repeated
+        else _arrange(parts, block_nbytes, mirrors=name)
+        for name, parts in kept
+        if parts
+    ]
     new = [_arrange(parts, block_nbytes) for parts in arrange_blocks(blocks, block_nbytes)]
     return mirrored + new
 
@@ -135,7 +143,8 @@ def plan_files(
     each further copy of a layer. `max_shard_nbytes` None mirrors the source's shards.
     """
     if max_shard_nbytes is None:
-        arrangements = mirror_shards(kept, blocks, block_nbytes)
+        repeated = {key for key, parts in kept if parts and _repeats(parts, shards[key], key)}
+        arrangements = mirror_shards(kept, blocks, block_nbytes, repeated)
     else:
         in_order = [part for _, parts in kept for part in parts]
         in_order += [part for block in blocks for part in block]
@@ -163,15 +172,18 @@ def render_index(files: Sequence[PlannedFile]) -> bytes:
     n_parameters = nbytes = 0
     ends: list[str] = []
     for file in files:
-        for name, spec, _, _ in file.tensors:
-            n_parameters += math.prod(spec.shape)
-            nbytes += spec.nbytes
-            names.append(name)
-        ends += [f': "{file.name}"'] * len(file.tensors)
+        specs = [tensor.spec for tensor in file.tensors]
+        n_parameters += sum([math.prod(spec.shape) for spec in specs])
+        nbytes += sum([spec.nbytes for spec in specs])
+        names += [tensor.name for tensor in file.tensors]
+        ends += [f': "{file.name}"'] * len(specs)
     order = sorted(range(len(names)), key=names.__getitem__)
     # By hand and some names at a time: the json module takes several times as long with an indent,
-    # and the memory of the whole text as often.
+    # and the memory of the whole text as often. So does a buffer that has to grow.
     text = io.BytesIO()
+    text.seek(200 + sum(map(len, names)) + sum(map(len, ends)) + 8 * len(names))
+    text.write(b"\0")
+    text.seek(0)
     text.write(
         f"""{{
   "metadata": {{
@@ -190,6 +202,7 @@ def render_index(files: Sequence[PlannedFile]) -> bytes:
         text.write((separator + ",\n".join(lines)).encode())
         separator = ",\n"
     text.write(b"\n  }\n}\n")
+    text.truncate()
     return text.getvalue()
 
 
@@ -199,7 +212,8 @@ def _place(
     """Fix every offset of one output file."""
     parts = arrangement.parts
     source = shards[arrangement.mirrors] if arrangement.mirrors else None
-    if source is not None and arrangement.mirrors and _repeats(parts, source, arrangement.mirrors):
+    identical_to = None
+    if source is not None and arrangement.residue is None:
         header = source.header_bytes
         identical_to = arrangement.mirrors
     else:
@@ -209,11 +223,13 @@ def _place(
         header = render_header(
             ((part.name, part.spec) for part in parts),
             metadata,
-            data_start_modulo=(arrangement.residue, block_nbytes),
+            data_start_modulo=(arrangement.residue or 0, block_nbytes),
         )
-        identical_to = None
     sizes = (part.spec.nbytes for part in parts)
     *offsets, nbytes = accumulate(sizes, initial=len(header))
+    if identical_to is not None:
+        # The same numbers as in the source: 100,000 of them need not be in memory twice.
+        offsets = [extent.offset for part in parts for extent in sources_of(part.origin)]
     # As the class itself makes one, but for 100,000 of them without a call in Python.
     make = partial(tuple.__new__, PlannedTensor)
     names, specs, origins = zip(*parts, strict=True) if parts else ((), (), ())
@@ -226,16 +242,16 @@ def _place(
 def _repeats(parts: Sequence[Part], shard: Shard, key: str) -> bool:
     """Tell whether an output file would be its source shard `key`, byte for byte."""
     entries = shard.header.entries
+    if "format" not in (shard.header.metadata or {}) or len(parts) != len(entries):
+        return False
+    # Column by column, since there may be 100,000 tensors.
+    names, specs, origins = zip(*parts, strict=True)
+    expected_names, expected_specs, _ = zip(*entries, strict=True)
     return (
-        "format" in (shard.header.metadata or {})
-        and len(parts) == len(entries)
-        and all(
-            part.name == entry.name
-            and part.spec == entry.spec
-            and isinstance(part.origin, Copy)
-            and part.origin.extent.file == key
-            for part, entry in zip(parts, entries, strict=True)
-        )
+        names == expected_names
+        and specs == expected_specs
+        and {*map(type, origins)} == {Copy}
+        and {origin.file for origin in origins} == {key}
     )
 
 

@@ -6,15 +6,16 @@ layer, is a block of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 from ..checkpoints.checkpoint import Checkpoint
 from ..formats.safetensors import TensorSpec
 from ..models.decoder import Decoder, output_name
 from ..models.layer_map import LayerMap
-from .origins import Extent, Part
+from .origins import Copy, Part
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -33,14 +34,14 @@ class SourceModel:
 class TensorUse(NamedTuple):
     """A tensor of a source for one place of the output: in layer `layer`, None outside of them.
 
-    `output` is what it is called there, if it stays one tensor.
+    `output` is what it is called there, if it stays one tensor; `copy` its bytes, as they are.
     """
 
     source: SourceModel
     name: str
     output: str
     spec: TensorSpec
-    extent: Extent
+    copy: Copy
     layer: int | None = None
 
 
@@ -52,12 +53,14 @@ def map_tensors(
     layer_map: LayerMap,
     make: Make,
     is_kept: Callable[[SourceModel, str], bool],
+    plain: Container[str] = (),
 ) -> tuple[list[tuple[str, list[Part]]], list[list[Part]]]:
     """Return the parts that stay in each source shard, and those of each further copy of a layer.
 
     `make` returns the output's tensor, None for what becomes part of another; `is_kept` whether a
     tensor outside of the decoder's layers (or of a layer stored past their end) is taken from this
-    model.
+    model. A tensor that stays in its layer, and is of one of the dtypes `plain`, is copied as it is
+    without asking.
     """
     first: dict[tuple[int, int], int] = {}
     further: dict[tuple[int, int], list[int]] = {}
@@ -71,10 +74,14 @@ def map_tensors(
         index: [] for copies in further.values() for index in copies
     }
     kept: list[tuple[str, list[Part]]] = []
+    # As the classes themselves make one, but for 100,000 of them without a call in Python.
+    make_copy = partial(tuple.__new__, Copy)
+    make_use = partial(tuple.__new__, TensorUse)
+    make_part = partial(tuple.__new__, Part)
     for source in models:
         decoder = source.decoder
         # There may be 100,000 tensors: what is looked up for each is at hand.
-        place_of = decoder.placed.get
+        layer_of = decoder.placed.get
         first_of = {
             layer: index for (model, layer), index in first.items() if model == source.model
         }
@@ -84,26 +91,30 @@ def map_tensors(
         for shard in source.checkpoint.shards:
             file, data_start = source.key(shard.file.name), shard.header.data_start
             parts: list[Part | None] = []
-            for name, spec, data_offset in shard.header.entries:
-                placed = place_of(name)
-                extent = Extent(file, data_start + data_offset, spec.nbytes)
-                if placed is None:
+            entries = shard.header.entries
+            # These stay, parts do not: apart from each other, the memory of parts can be reused.
+            copies = [make_copy((file, data_start + at, spec.nbytes)) for _, spec, at in entries]
+            for (name, spec, _), copy in zip(entries, copies, strict=True):
+                layer = layer_of(name)
+                if layer is None:
                     if is_kept(source, name):
-                        parts.append(make(TensorUse(source, name, name, spec, extent)))
+                        parts.append(make(make_use((source, name, name, spec, copy, None))))
                     continue
-                layer = placed.layer
                 stays = first_of.get(layer)
                 if layer >= decoder.layers:
                     if is_kept(source, name):
                         tail = layer - decoder.layers + len(layer_map)
-                        named = output_name(decoder, placed, tail)
-                        parts.append(make(TensorUse(source, name, named, spec, extent)))
+                        named = output_name(decoder, name, tail)
+                        parts.append(make(make_use((source, name, named, spec, copy, None))))
                 elif stays is not None:
-                    named = name if stays == layer else output_name(decoder, placed, stays)
-                    parts.append(make(TensorUse(source, name, named, spec, extent, stays)))
-                for copy in further_of.get(layer, ()):
-                    named = output_name(decoder, placed, copy)
-                    blocks[copy].append(make(TensorUse(source, name, named, spec, extent, copy)))
+                    named = name if stays == layer else output_name(decoder, name, stays)
+                    if spec.dtype in plain:
+                        parts.append(make_part((named, spec, copy)))
+                    else:
+                        parts.append(make(make_use((source, name, named, spec, copy, stays))))
+                for index in further_of.get(layer, ()):
+                    named = output_name(decoder, name, index)
+                    blocks[index].append(make(make_use((source, name, named, spec, copy, index))))
             kept.append((file, _present(parts)))
     return kept, [_present(blocks[index]) for index in sorted(blocks)]
 

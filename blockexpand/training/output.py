@@ -95,7 +95,7 @@ def _plan_file(shard: Shard, places: Mapping[str, Extent]) -> PlannedFile:
             entry.spec,
             start + entry.data_offset,
             Copy(
-                places.get(entry.name) or Extent(name, start + entry.data_offset, entry.spec.nbytes)
+                *places.get(entry.name, (name, start + entry.data_offset, entry.spec.nbytes)),
             ),
         )
         for entry in shard.header.entries

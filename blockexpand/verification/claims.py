@@ -72,7 +72,7 @@ def plan_again(
     """
     row = claims.recipe.row if claims.recipe else None
     decoder = find_decoder(checkpoint.config, checkpoint.specs, row)
-    per_layer = Counter(placed.layer for placed in decoder.placed.values())
+    per_layer = Counter(decoder.placed.values())
     tensors = max(per_layer.values()) * len(manifest.layer_map)
     if tensors > max(_MOST_TENSORS, 4 * len(checkpoint.specs)):
         raise CheckpointError(

@@ -167,7 +167,7 @@ def _leave_out_shared(
         at = 0
         for start, end in (*parts, (segment.nbytes, segment.nbytes)):
             if at < start:
-                origin = Copy(Extent(extent.file, extent.offset + at, start - at))
+                origin = Copy(extent.file, extent.offset + at, start - at)
                 yield Segment(offset=segment.offset + at, nbytes=start - at, origin=origin)
             at = end
 

@@ -216,7 +216,7 @@ def _find_equal_tables(
         if small.dtype != large.dtype or small == large or large.shape[axis] != wanted:
             continue
         origin = Gather(
-            values=Copy(find_extents(more)[long]),
+            values=Copy(*find_extents(more)[long]),
             rows=large.shape[0] if axis else 1,
             of=len(matching.layer_map),
             parts=tuple(originals),
@@ -252,7 +252,7 @@ def _place(
             if entry.name not in pairs:
                 continue
             mine = pairs[entry.name]
-            origin = in_dtype(Copy(extents[mine]), base.specs[mine], entry.spec.dtype)
+            origin = in_dtype(Copy(*extents[mine]), base.specs[mine], entry.spec.dtype)
             assert origin is not None
             offset = shard.header.data_start + entry.data_offset
             placed.append(PlannedTensor(entry.name, entry.spec, offset, origin))

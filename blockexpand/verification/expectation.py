@@ -18,7 +18,7 @@ from ..formats.elements import encode_element, is_widening
 from ..formats.json_object import JsonObject, edit_json_object
 from ..formats.safetensors import FLOAT_DTYPES, TensorSpec
 from ..fs.reading import Place
-from ..models.decoder import Decoder, LayerTensor, find_decoder, output_name, split_name
+from ..models.decoder import Decoder, find_decoder, layer_suffix, output_name, split_name
 from ..models.layer_map import LayerMap
 from ..models.surgery import plan_surgery
 from ..planning.layer_tables import follow_layers
@@ -68,7 +68,9 @@ def expect_plan(plan: Plan, checkpoint: Checkpoint) -> Expectation:
     """Return what a plan makes."""
     decoder = find_decoder(checkpoint.config, checkpoint.specs, plan.options.row)
     extents = find_extents(checkpoint)
-    by_place = {placed: name for name, placed in decoder.placed.items()}
+    by_place = {
+        (layer, layer_suffix(decoder, name)): name for name, layer in decoder.placed.items()
+    }
     tensors = {}
     for file in plan.files:
         for tensor in file.tensors:
@@ -77,14 +79,14 @@ def expect_plan(plan: Plan, checkpoint: Checkpoint) -> Expectation:
             clone, constant = tensor.origin, None
             if layer is not None and layer < len(plan.layer_map) and plan.layer_map[layer].is_new:
                 constant = plan.neutral.get(suffix)
-                source = by_place.get(LayerTensor(plan.layer_map[layer].source, suffix))
+                source = by_place.get((plan.layer_map[layer].source, suffix))
                 if isinstance(clone, Zeros | Fill):
                     if decoder.quantization and (
                         source is None or source in decoder.quantization.members
                     ):
                         constant = 0.0  # a weight's, of which this may be a part
                     elif source is not None:
-                        clone = Copy(extents[source])
+                        clone = Copy(*extents[source])
             else:
                 layer = None
             tensors[tensor.name] = ExpectedTensor(tensor.spec, clone, layer, suffix, constant)
@@ -115,23 +117,24 @@ def expect_layers(checkpoint: Checkpoint, decoder: Decoder, layer_map: LayerMap)
         places.setdefault(entry.source, []).append(index)
     tensors = {}
     for name, spec in checkpoint.specs.items():
-        origin = Copy(extents[name])
-        placed = decoder.placed.get(name)
-        if placed is None:
+        origin = Copy(*extents[name])
+        layer = decoder.placed.get(name)
+        if layer is None:
             sources = [entry.source for entry in layer_map]
             tensors[name] = ExpectedTensor(*follow_layers(decoder, name, spec, origin, sources))
-        elif placed.layer >= decoder.layers:
-            index = placed.layer - decoder.layers + len(layer_map)
-            tensors[output_name(decoder, placed, index)] = ExpectedTensor(spec, origin)
+        elif layer >= decoder.layers:
+            index = layer - decoder.layers + len(layer_map)
+            tensors[output_name(decoder, name, index)] = ExpectedTensor(spec, origin)
         else:
-            for index in places[placed.layer]:
+            suffix = layer_suffix(decoder, name)
+            for index in places[layer]:
                 is_new = layer_map[index].is_new
-                tensors[output_name(decoder, placed, index)] = ExpectedTensor(
+                tensors[output_name(decoder, name, index)] = ExpectedTensor(
                     spec,
                     origin,
                     index if is_new else None,
-                    placed.suffix,
-                    neutral.get(placed.layer, {}).get(placed.suffix) if is_new else None,
+                    suffix,
+                    neutral.get(layer, {}).get(suffix) if is_new else None,
                 )
     return Expectation(
         decoder=decoder,

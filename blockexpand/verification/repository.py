@@ -75,7 +75,7 @@ def find_original(
         if source.file.nbytes == shard.file.nbytes and all(
             entry.name in planned
             and planned[entry.name].spec == entry.spec
-            and planned[entry.name].origin == Copy(_extent(source, entry))
+            and planned[entry.name].origin == Copy(*_extent(source, entry))
             for entry in entries
         ):
             return source

@@ -650,12 +650,11 @@ def test_ctrl_c_is_130_and_leaves_no_output(tmp_path: Path) -> None:
 def test_an_interrupted_proof_says_that_the_output_stands(
     source: Path, run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import blockexpand.api.pipeline as pipeline
 
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline, "verify_output", interrupt)
+    monkeypatch.setattr("blockexpand.verification.output.verify_output", interrupt)
     out = source.parent / "out"
     result = run("--src", source, "--out", out, "--new-layers", 1, "--verify", "tensors")
     assert result.status == 130

@@ -11,7 +11,13 @@ import pytest
 
 from blockexpand.errors import CheckpointError, UnsupportedModelError
 from blockexpand.formats.safetensors import TensorSpec
-from blockexpand.models.decoder import find_decoder, find_text_model, keeps_float32, output_name
+from blockexpand.models.decoder import (
+    find_decoder,
+    find_text_model,
+    keeps_float32,
+    layer_suffix,
+    output_name,
+)
 from blockexpand.models.families.layer_places import rescaling
 from blockexpand.models.layer_map import LayerEntry, LayerMap, map_position
 from blockexpand.models.surgery import plan_surgery
@@ -57,9 +63,10 @@ def test_a_decoder_is_found() -> None:
     decoder = find_decoder(config(), catalogue())
     assert (decoder.layers, decoder.tail_layers, decoder.prefix) == (4, 0, "model.layers.")
     assert "model.norm.weight" not in decoder.placed
-    placed = decoder.placed["model.layers.3.self_attn.o_proj.weight"]
-    assert (placed.layer, placed.suffix) == (3, "self_attn.o_proj.weight")
-    assert output_name(decoder, placed, 5) == "model.layers.5.self_attn.o_proj.weight"
+    name = "model.layers.3.self_attn.o_proj.weight"
+    assert decoder.placed[name] == 3
+    assert layer_suffix(decoder, name) == "self_attn.o_proj.weight"
+    assert output_name(decoder, name, 5) == "model.layers.5.self_attn.o_proj.weight"
 
 
 def test_the_surgery_zeroes_the_outputs_and_counts_the_layers() -> None:

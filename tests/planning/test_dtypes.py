@@ -54,7 +54,7 @@ def test_what_each_tensor_becomes(
         spec, origin = policy.plan("x", make_tensor_spec(before, (2, 3)), EXTENT)
         assert spec == make_tensor_spec(after, (2, 3))
         if before == after:
-            assert origin == Copy(extent=EXTENT)
+            assert origin == Copy(*EXTENT)
         else:
             assert origin == Convert(extent=EXTENT, from_dtype=before, to_dtype=after)
 
@@ -64,7 +64,7 @@ def test_what_each_tensor_becomes(
 def test_what_is_no_float_stays(before: str, dtype: str, tmp_path: Path) -> None:
     spec = make_tensor_spec(before, (2, 3))
     policy = policy_for(open_mistral(tmp_path, "F32"), dtype)
-    assert policy.plan("x", spec, EXTENT) == (spec, Copy(extent=EXTENT))
+    assert policy.plan("x", spec, EXTENT) == (spec, Copy(*EXTENT))
 
 
 @pytest.mark.parametrize("key", ["torch_dtype", "dtype"])

@@ -24,7 +24,7 @@ def test_every_slice_is_that_of_the_whole(data: st.DataObject) -> None:
     stored = bytes(OFFSET) + table.view(torch.uint8).numpy().tobytes()
     extent = Extent("f", OFFSET, table.nbytes)
     gathered = table.view(rows, of, size)[:, list(parts)].reshape(rows, -1)
-    values: Copy | Convert | Scale = Copy(extent)
+    values: Copy | Convert | Scale = Copy(*extent)
     if kind == "convert":
         values = Convert(extent=extent, from_dtype="BF16", to_dtype="F32")
         gathered = gathered.float()

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from blockexpand.formats.safetensors import TensorSpec
 from blockexpand.planning.new_shards import NEW_SHARD_NBYTES, arrange_blocks
-from blockexpand.planning.origins import Copy, Extent, Part, Zeros
+from blockexpand.planning.origins import Copy, Part, Zeros
 
 BLOCK = 4096
 
@@ -53,7 +53,7 @@ def clone(layer: dict[str, int], sources: Sequence[int], start: int = 1232) -> l
         block = []
         for name, nbytes in layer.items():
             zeroed = "o_proj" in name or "down_proj" in name
-            origin = Zeros(nbytes) if zeroed else Copy(Extent("model.safetensors", offset, nbytes))
+            origin = Zeros(nbytes) if zeroed else Copy("model.safetensors", offset, nbytes)
             spec = TensorSpec(dtype="BF16", shape=(nbytes // 2,), nbytes=nbytes)
             block.append(Part(f"{number}.{name}", spec, origin))
             offset += nbytes

@@ -12,7 +12,7 @@ from blockexpand.planning.shards import PlannedFile, PlannedTensor
 
 
 def copy(file: str, offset: int, nbytes: int) -> Copy:
-    return Copy(extent=Extent(file=file, offset=offset, nbytes=nbytes))
+    return Copy(file=file, offset=offset, nbytes=nbytes)
 
 
 def convert(file: str, offset: int, nbytes: int) -> Convert:

@@ -23,7 +23,7 @@ def spec(nbytes: int, dtype: str = "U8") -> TensorSpec:
 
 def copied(name: str, offset: int, nbytes: int, *, file: str = "a", dtype: str = "U8") -> Part:
     extent = Extent(file=file, offset=offset, nbytes=nbytes)
-    return Part(name=name, spec=spec(nbytes, dtype), origin=Copy(extent=extent))
+    return Part(name=name, spec=spec(nbytes, dtype), origin=Copy(*extent))
 
 
 def zeros(name: str, nbytes: int) -> Part:

@@ -232,7 +232,7 @@ def test_a_tensor_from_nowhere_is_found(qwen: tuple[Checkpoint, Plan]) -> None:
     checkpoint, plan = qwen
     name = "model.layers.0.self_attn.q_proj.weight"
     extent = origin_of(plan, name).extent._replace(offset=1)
-    wrong = edit_tensor(plan, name, lambda t: t._replace(origin=Copy(extent=extent)))
+    wrong = edit_tensor(plan, name, lambda t: t._replace(origin=Copy(*extent)))
     with pytest.raises(ProofError, match=r"layers\.0\.self_attn\.q_proj.*from no source tensor"):
         check_plan(checkpoint, wrong)
 

@@ -18,7 +18,7 @@ from ...models.layer_map import LayerMap
 from ..dtypes import name_main_dtype
 from ..fingerprint import take_fingerprint
 from ..layer_tables import follow_layers
-from ..origins import Part, source_of
+from ..origins import Extent, Part, source_of
 from ..plan import Plan, make_documents
 from ..recipe import PlanOptions
 from ..shards import PlannedFile, plan_files
@@ -114,7 +114,8 @@ def _plan_files(
     job: ResolvedMerge, layer_map: LayerMap, options: PlanOptions
 ) -> tuple[PlannedFile, ...]:
     def make(use: TensorUse) -> Part:
-        spec, extent = use.spec, use.extent
+        spec = use.spec
+        extent: Extent = use.copy
         if use.layer is None:
             spec, extent = cut_rows(use.name, spec, extent, job.rows)
             factor = outside_factor(job.recipe, use.source, use.name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ...errors import UnsupportedModelError
+from ...models.decoder import layer_suffix
 from ...models.families.tensor_roles import is_silenced
 from ...models.layer_map import LayerEntry, LayerMap
 from ...models.surgery import Surgery, plan_rearrangement, plan_surgery
@@ -18,8 +19,8 @@ def recognise_expansion(job: ResolvedMerge) -> tuple[LayerMap, Surgery] | None:
         return None
     base = job.base
     suffixes: dict[int, dict[str, str]] = {}
-    for name, placed in base.decoder.placed.items():
-        suffixes.setdefault(placed.layer, {})[placed.suffix] = name
+    for name, number in base.decoder.placed.items():
+        suffixes.setdefault(number, {})[layer_suffix(base.decoder, name)] = name
     entries = []
     neutral: dict[int, dict[str, float]] = {}
     for layer in job.taken:
@@ -53,7 +54,7 @@ def _is_plain(job: ResolvedMerge) -> bool:
         return False
     if any(job.dtypes.rounds_twice(spec.dtype) for spec in base.checkpoint.specs.values()):
         return False
-    layers = {name: placed.layer for name, placed in base.decoder.placed.items()}
+    layers = base.decoder.placed
     return all(
         outside_factor(job.recipe, base, name) == 1
         for name in base.checkpoint.specs

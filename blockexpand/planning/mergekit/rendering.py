@@ -22,18 +22,17 @@ def make_recipe(plan: Plan, model: str) -> dict[str, Any] | None:
     -1.
     """
     dtype = {"dtype": plan.options.dtype} if _names_dtype(plan) else {}
-    tensors = [tensor for file in plan.files for tensor in file.tensors]
-    if plan.quantization is not None or any(isinstance(t.origin, Fill) for t in tensors):
+    fills = any(isinstance(tensor.origin, Fill) for tensor in plan.changed_tensors)
+    if plan.quantization is not None or fills:
         return None
     zeroed: dict[int, dict[str, bool]] = {}
     new = tuple(f"{plan.layer_prefix}{layer}." for layer in plan.new_layers)
-    outside: list[str] = []
-    for tensor in tensors:
-        if tensor.name.startswith(new):
-            layer, suffix = split_name(tensor.name, plan.layer_prefix) or (0, "")
-            zeroed.setdefault(layer, {})[suffix] = isinstance(tensor.origin, Zeros)
-        elif not tensor.name.startswith(plan.layer_prefix):
-            outside.append(tensor.name)
+    for name, _, _, origin in plan.changed_tensors:
+        if name.startswith(new):
+            layer, suffix = split_name(name, plan.layer_prefix) or (0, "")
+            zeroed.setdefault(layer, {})[suffix] = isinstance(origin, Zeros)
+    names = (tensor.name for file in plan.files for tensor in file.tensors)
+    outside = [name for name in names if not name.startswith(plan.layer_prefix)]
     slices: list[dict[str, Any]] = []
     for index, entry in enumerate(plan.layer_map):
         source: dict[str, Any] = {
@@ -71,10 +70,10 @@ def _names_dtype(plan: Plan) -> bool:
     """
     if plan.options.dtype == "source":
         return False
-    tensors = [tensor for file in plan.files for tensor in file.tensors]
-    if any(isinstance(tensor.origin, Convert) for tensor in tensors):
+    if any(isinstance(tensor.origin, Convert) for tensor in plan.changed_tensors):
         return True
-    copied = {t.spec.dtype for t in tensors if isinstance(t.origin, Copy)}
+    tensors = (tensor for file in plan.files for tensor in file.tensors)
+    copied = {spec.dtype for _, spec, _, origin in tensors if isinstance(origin, Copy)}
     return len(copied & FLOAT_DTYPES) <= 1
 
 
