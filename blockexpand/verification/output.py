@@ -176,6 +176,10 @@ def _refuse_source(stated: Stated, checkpoint: Checkpoint, source: ModelRef) -> 
     )
 
 
+# What `apply` adds to the manifest of an expansion.
+_OF_APPLIED = frozenset({"adapters", "keeps_function"})
+
+
 def note_claims(plan: Plan, claims: Claims, unknown: list[str], out: Path) -> list[str]:
     """Say what differs without making another model: the card, the release, unknown fields."""
     notes = []
@@ -185,10 +189,17 @@ def note_claims(plan: Plan, claims: Claims, unknown: list[str], out: Path) -> li
             "constant is as the output itself says, and only --logits tells whether that keeps the "
             "function"
         )
+    is_applied = "adapters" in unknown
+    if is_applied:
+        notes.append(
+            "it states that block adapters were put on; what it and its card say of them was not "
+            "checked"
+        )
+        unknown = [field for field in unknown if field not in _OF_APPLIED]
     card, path = next(d.data for d in plan.documents if d.name == CARD_FILE), out / CARD_FILE
     if not path.is_file():
         notes.append(f"{CARD_FILE} is missing")
-    else:
+    elif not is_applied:
         with path.open("rb") as stream:
             # What a run that verified adds to its card is left out.
             if without_proof(stream.read(2 * len(card) + 1)) != card:
@@ -198,7 +209,7 @@ def note_claims(plan: Plan, claims: Claims, unknown: list[str], out: Path) -> li
                 )
     if claims.version != __version__:
         notes.append(f"made by blockexpand {claims.version}; this is {__version__}")
-    elif claims.fingerprint != plan.fingerprint:
+    elif claims.fingerprint != plan.fingerprint and not is_applied:
         notes.append(f"{MANIFEST_FILE}: field 'fingerprint' is not that of this plan")
     if unknown:
         fields = and_more(sorted(map(show, unknown)), 5)
@@ -307,8 +318,8 @@ def _compare_saved(
     findings, notes = compare_configs(expectation.config, _read_config(out))
     result.findings += findings
     result.notes += [
-        "its files are not those that this release of blockexpand writes (another release or "
-        "another program made them), so tensors and config were compared by what they mean",
+        "its files are not those of an expansion by this release of blockexpand (apply, another "
+        "release or another program made them), so tensors and config were compared by what they mean",
         *notes,
     ]
     apart = [f.file for f in compare_side_files(plan, out, lambda nbytes: None)]

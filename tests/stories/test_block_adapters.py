@@ -100,6 +100,8 @@ def test_verify_knows_an_applied_model(llama: Trained, blocks: Path, tmp_path: P
     out = blockexpand.apply(llama.base, blocks, out=tmp_path / "applied").out
     found = blockexpand.verify(llama.base, out)
     assert found.ok and found.verification.trained
+    assert any("block adapters were put on" in note for note in found.verification.notes)
+    assert not any("unknown fields" in note for note in found.verification.notes)
 
 
 def test_originals_saved_wider_are_known(llama: Trained, tmp_path: Path) -> None:
