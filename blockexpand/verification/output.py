@@ -319,7 +319,8 @@ def _compare_saved(
     result.findings += findings
     result.notes += [
         "its files are not those of an expansion by this release of blockexpand (apply, another "
-        "release or another program made them), so tensors and config were compared by what they mean",
+        "release or another program made them), so tensors and config were compared by what they "
+        "mean",
         *notes,
     ]
     apart = [f.file for f in compare_side_files(plan, out, lambda nbytes: None)]
