@@ -25,10 +25,16 @@ from ..planning.claims import parse_claims
 from ..planning.manifest import compare_with_plan, parse_manifest
 from ..planning.shards import PlannedTensor
 from ..progress import Progress
-from ..verification.claims import check_models, compare_claims, plan_again
+from ..verification.claims import (
+    check_models,
+    compare_claims,
+    find_other_weights,
+    note_claims,
+    plan_again,
+)
 from ..verification.findings import Finding, Verification
 from ..verification.folder import compare_headers
-from ..verification.output import Stated, check_stated, find_other_weights, is_new, note_claims
+from ..verification.output import Stated, check_stated, is_new
 from ..verification.repository import (
     compare_header_bytes,
     compare_listed_names,

@@ -1,20 +1,23 @@
 """What a manifest claims of its output's origin: checked where it can be, else said to be a claim.
 
-Nothing here is believed: the source is the one that the user gave. It opens and fetches nothing.
+Nothing here is believed: the source is the one that the user gave. It fetches nothing, and opens
+the output's card alone.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import PurePath
+from pathlib import Path, PurePath
 
+from .._version import __version__
 from ..checkpoints.checkpoint import Checkpoint
-from ..checkpoints.files import MANIFEST_FILE
+from ..checkpoints.files import CARD_FILE, MANIFEST_FILE
 from ..checkpoints.sources import ModelRef
 from ..errors import CheckpointError
 from ..messages import and_more, show
 from ..models.decoder import find_decoder
+from ..planning.card import without_proof
 from ..planning.claims import Claims
 from ..planning.manifest import Manifest
 from ..planning.mergekit.parsing import parse_recipe
@@ -24,6 +27,9 @@ from ..planning.plan import Plan, make_plan
 
 # A plan of so many tensors takes seconds and 200 MB, whatever a stranger's manifest asks for.
 _MOST_TENSORS = 200_000
+
+# What `apply` adds to the manifest of an expansion.
+_OF_APPLIED = frozenset({"adapters", "keeps_function"})
 
 
 def check_models(manifest: Manifest, claims: Claims) -> None:
@@ -133,3 +139,55 @@ def compare_claims(claims: Claims, name: ModelRef) -> tuple[list[str], list[str]
     elif made.repo is None and PurePath(made.model).name != PurePath(name.model).name:
         stated.append(f"made from {made.model}: not checked")
     return faults, stated
+
+
+def find_other_weights(
+    different: int, originals: int, source: ModelRef, claims: Claims | None
+) -> str | None:
+    """Say on one line that an output has another model's weights, if most of them differ."""
+    if 2 * different <= originals:
+        return None
+    made = f"was made from {show(claims.source.model)} (as it says)" if claims else "is of another"
+    return (
+        f"{different} of {originals} original tensors are not those of {source.model}: "
+        f"it {made}, or all of it was trained"
+    )
+
+
+def note_claims(plan: Plan, claims: Claims, unknown: list[str], out: Path) -> list[str]:
+    """Say what differs without making another model: the card, the release, unknown fields."""
+    notes = []
+    if plan.options.row is not None:
+        notes.append(
+            "the table of families has no row for this model: what its new layers set to a "
+            "constant is as the output itself says, and only --logits tells whether that keeps the "
+            "function"
+        )
+    is_applied = "adapters" in unknown
+    if is_applied:
+        notes.append(
+            "it states that block adapters were put on; what it and its card say of them was not "
+            "checked"
+        )
+        unknown = [field for field in unknown if field not in _OF_APPLIED]
+    card, path = next(d.data for d in plan.documents if d.name == CARD_FILE), out / CARD_FILE
+    if not path.is_file():
+        notes.append(f"{CARD_FILE} is missing")
+    elif not is_applied:
+        with path.open("rb") as stream:
+            # What a run that verified adds to its card is left out.
+            if without_proof(stream.read(2 * len(card) + 1)) != card:
+                notes.append(
+                    f"{CARD_FILE} is not the card that this release writes: it was edited, or "
+                    "another release wrote it; what it says was not checked"
+                )
+    if claims.version != __version__:
+        notes.append(f"made by blockexpand {claims.version}; this is {__version__}")
+    elif claims.fingerprint != plan.fingerprint and not is_applied:
+        notes.append(f"{MANIFEST_FILE}: field 'fingerprint' is not that of this plan")
+    if unknown:
+        fields = and_more(sorted(map(show, unknown)), 5)
+        notes.append(f"{MANIFEST_FILE}: unknown fields were not checked: {fields}")
+    if not claims.command.isprintable():
+        notes.append(f"{MANIFEST_FILE}: field 'command' has control characters: do not paste it")
+    return notes

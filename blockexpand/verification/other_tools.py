@@ -15,12 +15,11 @@ from ..messages import and_more
 from ..models.decoder import find_decoder
 from ..planning.dtypes import name_main_dtype
 from ..progress import Progress
-from .claims import show_name
+from .claims import find_other_weights, show_name
 from .expectation import expect_layers
 from .findings import Finding, Verification
 from .layer_finding import find_layer_map, group_layers
 from .matching import find_prefix
-from .output import find_other_weights
 from .saved import compare_saved
 from .saved_config import compare_configs
 

@@ -11,23 +11,29 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .._version import __version__
 from ..checkpoints.checkpoint import Checkpoint, open_checkpoint
-from ..checkpoints.files import CARD_FILE, CONFIG_FILE, MANIFEST_FILE, read_manifest
+from ..checkpoints.files import CONFIG_FILE, MANIFEST_FILE, read_manifest
 from ..checkpoints.sources import ModelRef
 from ..errors import CheckpointError
 from ..formats.json_object import parse_json_object
 from ..fs.reading import Place
-from ..messages import and_more, show
+from ..messages import and_more
 from ..models.decoder import split_name
-from ..planning.card import add_card, without_proof
+from ..planning.card import add_card
 from ..planning.claims import Claims, parse_claims
 from ..planning.manifest import Manifest, compare_with_plan, parse_manifest
 from ..planning.origins import Extent, Fill, Zeros
 from ..planning.plan import Plan
 from ..planning.shards import PlannedTensor
 from ..progress import Progress
-from .claims import check_models, compare_claims, find_wrong_source, plan_again
+from .claims import (
+    check_models,
+    compare_claims,
+    find_other_weights,
+    find_wrong_source,
+    note_claims,
+    plan_again,
+)
 from .comparison import compare_tensors, is_zero
 from .expectation import Expectation, expect_plan
 from .findings import Finding, Verification
@@ -131,19 +137,6 @@ def verify_output(
     )
 
 
-def find_other_weights(
-    different: int, originals: int, source: ModelRef, claims: Claims | None
-) -> str | None:
-    """Say on one line that an output has another model's weights, if most of them differ."""
-    if 2 * different <= originals:
-        return None
-    made = f"was made from {show(claims.source.model)} (as it says)" if claims else "is of another"
-    return (
-        f"{different} of {originals} original tensors are not those of {source.model}: "
-        f"it {made}, or all of it was trained"
-    )
-
-
 def check_stated(
     stated: Stated, checkpoint: Checkpoint, source: ModelRef, others: Mapping[str, Checkpoint]
 ) -> Verification | None:
@@ -174,49 +167,6 @@ def _refuse_source(stated: Stated, checkpoint: Checkpoint, source: ModelRef) -> 
         findings=(Finding(file=MANIFEST_FILE, message=wrong),),
         wrong_source=wrong,
     )
-
-
-# What `apply` adds to the manifest of an expansion.
-_OF_APPLIED = frozenset({"adapters", "keeps_function"})
-
-
-def note_claims(plan: Plan, claims: Claims, unknown: list[str], out: Path) -> list[str]:
-    """Say what differs without making another model: the card, the release, unknown fields."""
-    notes = []
-    if plan.options.row is not None:
-        notes.append(
-            "the table of families has no row for this model: what its new layers set to a "
-            "constant is as the output itself says, and only --logits tells whether that keeps the "
-            "function"
-        )
-    is_applied = "adapters" in unknown
-    if is_applied:
-        notes.append(
-            "it states that block adapters were put on; what it and its card say of them was not "
-            "checked"
-        )
-        unknown = [field for field in unknown if field not in _OF_APPLIED]
-    card, path = next(d.data for d in plan.documents if d.name == CARD_FILE), out / CARD_FILE
-    if not path.is_file():
-        notes.append(f"{CARD_FILE} is missing")
-    elif not is_applied:
-        with path.open("rb") as stream:
-            # What a run that verified adds to its card is left out.
-            if without_proof(stream.read(2 * len(card) + 1)) != card:
-                notes.append(
-                    f"{CARD_FILE} is not the card that this release writes: it was edited, or "
-                    "another release wrote it; what it says was not checked"
-                )
-    if claims.version != __version__:
-        notes.append(f"made by blockexpand {claims.version}; this is {__version__}")
-    elif claims.fingerprint != plan.fingerprint and not is_applied:
-        notes.append(f"{MANIFEST_FILE}: field 'fingerprint' is not that of this plan")
-    if unknown:
-        fields = and_more(sorted(map(show, unknown)), 5)
-        notes.append(f"{MANIFEST_FILE}: unknown fields were not checked: {fields}")
-    if not claims.command.isprintable():
-        notes.append(f"{MANIFEST_FILE}: field 'command' has control characters: do not paste it")
-    return notes
 
 
 def _open_saved(
