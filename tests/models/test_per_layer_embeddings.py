@@ -21,8 +21,9 @@ from zoo import ZOO
 
 import blockexpand
 from blockexpand.api.overview import show
-from blockexpand.errors import CheckpointError, RecipeError, UnsupportedModelError
+from blockexpand.errors import BlockExpandError, CheckpointError, RecipeError, UnsupportedModelError
 from blockexpand.models import decoder as decoders
+from blockexpand.writing.executors import open_executor
 
 COLUMNS = "model.embed_tokens_per_layer.weight"
 ROWS = "model.per_layer_model_projection.weight"
@@ -145,18 +146,72 @@ def test_what_another_program_saved_is_verified(source: Path, tmp_path: Path) ->
     assert [f.tensor for f in blockexpand.verify(source, saved)[0].findings] == [COLUMNS]
 
 
+@pytest.fixture(scope="module")
+def cut(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The source in several shards."""
+    folder = tmp_path_factory.mktemp("cut") / "cut"
+    load(source, torch.bfloat16).save_pretrained(folder, max_shard_size="60KB")
+    assert len(list(folder.glob("*.safetensors"))) > 2
+    return folder
+
+
 def test_from_the_hub_shard_by_shard_it_is_the_same(
-    source: Path, hub: HubServer, hub_cache: Path, tmp_path: Path
+    cut: Path, hub: HubServer, hub_cache: Path, tmp_path: Path
 ) -> None:
-    tensors = list(read(source).items())
-    cut = tmp_path / "cut"
-    load(source, torch.bfloat16).save_pretrained(cut, max_shard_size="60KB")
-    assert len(tensors) and len(list(cut.glob("*.safetensors"))) > 2
     hub.add_repo("org/e", cut)
     options: dict[str, Any] = {"position": [1, 6], "dtype": "source", "command": "the command"}
     blockexpand.expand("org/e", tmp_path / "a", stream=True, **options)
     blockexpand.expand("org/e", tmp_path / "b", reflink="never", **options)
     assert read_folder(tmp_path / "a") == read_folder(tmp_path / "b")
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+def test_on_the_hub_it_is_the_same(
+    cut: Path, hub: HubServer, hub_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("blockexpand.checkpoints.hub.pieces._WORTH_A_REQUEST_NBYTES", 16)
+    token = "hf_abcdefghijklmnopqrstuvwxyz012345"
+    hub.allow(token)
+    hub.add_repo("org/e", cut)
+    options: dict[str, Any] = {"position": [1, 6], "dtype": "source"}
+    done = blockexpand.expand_on_hub(
+        "org/e", "user/e", token=token, work=tmp_path / "work", **options
+    ).done
+    assert done.made
+    blockexpand.expand(cut, tmp_path / "out", **options)
+    own = ("README.md", "block_expansion.json")
+    expected = {n: d for n, d in read_folder(tmp_path / "out").items() if n not in own}
+    assert {n: d for n, d in hub.files("user/e").items() if n not in own} == expected
+
+
+@pytest.mark.parametrize("dtype", ["source", "float32"])
+def test_on_workers_it_is_the_same(dtype: str, cut: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"position": [1, 6], "dtype": dtype, "command": "the command"}
+    blockexpand.expand(cut, tmp_path / "a", **options)
+    with open_executor("process:2") as executor:
+        blockexpand.expand(cut, tmp_path / "b", executor=executor, **options)
+    assert read_folder(tmp_path / "a") == read_folder(tmp_path / "b")
+
+
+def test_in_a_batch_a_refused_place_is_named_before_anything_is_written(
+    cut: Path, tmp_path: Path
+) -> None:
+    jobs = tmp_path / "jobs.yaml"
+    text = f"defaults: {{src: {cut}, dtype: source}}\njobs:\n"
+    text += f"- {{out: {tmp_path}/a, position: [1, 6]}}\n"
+    jobs.write_text(f"{text}- {{out: {tmp_path}/b, position: [3]}}\n")
+    with pytest.raises(BlockExpandError, match=r"the nearest layers that can be cloned are 2, 5"):
+        blockexpand.expand_batch(jobs)
+    assert not (tmp_path / "a").exists()
+    jobs.write_text(f"{text}- {{out: {tmp_path}/b, position: [2]}}\n")
+    assert [result.state for result in blockexpand.expand_batch(jobs)] == ["done", "done"]
+    for name, layers in {
+        "a": [0, 1, 1, 2, 3, 4, 5, 6, 6, 7],
+        "b": [0, 1, 2, 2, *range(3, 8)],
+    }.items():
+        found = read(tmp_path / name)
+        for table, expected in expected_tables(cut, layers).items():
+            assert torch.equal(found[table], expected)
 
 
 def test_a_recipe_moves_the_parts_along(source: Path, tmp_path: Path) -> None:
