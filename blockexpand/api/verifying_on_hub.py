@@ -41,6 +41,7 @@ from ..verification.repository import (
     place_tensors,
 )
 from ..writing.locking import lock_target
+from ..writing.staging import check_owner
 from .comparing_on_hub import (
     Side,
     Work,
@@ -83,6 +84,7 @@ def verify_on_hub(
     bare = plan_again(stated.manifest, stated.claims, checkpoint, {})
     plan = add_card(bare, stated.claims.source, stated.claims.command, stated.claims.models)
     folder = _work_folder(snapshot)
+    check_owner(folder)
     make_folders(folder)
     with lock_target(folder):
         work = Work(

@@ -60,6 +60,20 @@ def ways(result: Any) -> dict[str, set[str]]:
     return found
 
 
+def test_no_work_folder_of_somebody_else_is_used(
+    put: Callable[..., Path], hub: HubServer, tmp_path: Path
+) -> None:
+    put()
+    assert blockexpand.verify(SOURCE, REPO).ok
+    (elsewhere := tmp_path / "elsewhere").mkdir()
+    commit = hub.repos[REPO].refs["main"]
+    folder = tmp_path / "cache" / "blockexpand" / "verify" / f"user--grown-{commit[:16]}"
+    folder.symlink_to(elsewhere)
+    with pytest.raises(blockexpand.OutputError, match="is another user's, or no folder"):
+        blockexpand.verify(SOURCE, REPO)
+    assert not any(elsewhere.iterdir())
+
+
 @pytest.mark.parametrize("local", [True, False])
 def test_copies_are_proven_by_digest_and_the_rest_is_read(
     put: Callable[..., Path], hub: HubServer, tiny_mistral: Path, tmp_path: Path, local: bool

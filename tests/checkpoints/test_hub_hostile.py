@@ -17,6 +17,7 @@ import pytest
 from hub_server import SHARDS, HubServer, checkpoint_files, hub_environment, read_folder
 
 from blockexpand.checkpoints.hub.answers import LONGEST_ASKED_WAIT_S, parse_wait_s
+from blockexpand.checkpoints.hub.digests import is_whole
 from blockexpand.checkpoints.hub.download import download_checkpoint
 from blockexpand.checkpoints.hub.files import RepoFile, RepoRef, RepoSnapshot
 from blockexpand.checkpoints.hub.headers import fetch_headers
@@ -366,3 +367,24 @@ def test_no_token_goes_to_another_host(
             action()
     assert any(request.token == TOKEN for request in hub.requests if request.origin == "hub")
     assert {request.token for request in hub.requests if request.origin == "cdn"} <= {None}
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() != 0, reason="needs another user's file")
+def test_notes_of_another_user_do_not_call_a_file_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("blockexpand.checkpoints.hub.digests._WORTH_NOTING_NBYTES", 1)
+    path = tmp_path / "shard"
+    path.write_bytes(b"right")
+    listed = RepoFile(name="shard", nbytes=5, sha256=hashlib.sha256(b"right").hexdigest())
+    assert is_whole(path, listed, noted=True)
+    notes = tmp_path / "blockexpand" / "checked"
+    # Another user notes that the wrong bytes are the right ones.
+    path.write_bytes(b"wrong")
+    status = path.stat()
+    times = f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
+    notes.write_text(f"{listed.sha256} {status.st_ino} {times}\n")
+    assert is_whole(path, listed, noted=True)
+    os.chown(notes, 12345, -1)
+    assert not is_whole(path, listed, noted=True)
