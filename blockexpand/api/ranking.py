@@ -10,11 +10,12 @@ from ..checkpoints.sources import open_source
 from ..errors import RecipeError, TrainingError
 from ..fs.paths import expand_home
 from ..models.decoder import find_decoder
-from ..models.loading import load_model, quiet_transformers
+from ..models.loading import load_whole_model, quiet_transformers
 from ..progress import SILENT, Progress
 from ..training.memory import choose_dtype
 from ..training.ranking import LayerScore, find_layers, score_layers
 from ..training.texts import join_examples, read_text
+from ..training.tokenizing import check_vocabulary, load_tokenizer
 from .arguments import check_arguments, check_count
 from .options import check_revision, make_hub_options
 
@@ -82,14 +83,13 @@ def rank(
         raise RecipeError(f"{name.model} has {decoder.layers} layers; found --new-layers {wanted}")
     _check_memory(sum(spec.nbytes for spec in source.specs.values()))
     with quiet_transformers():
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(source.root, trust_remote_code=False)
+        tokenizer, config = load_tokenizer(source.root)
         read = read_text(expand_home(text), tokenizer, _EXAMPLE_TOKENS)
+        check_vocabulary(source.root, read, config.vocab_size)
         examples = join_examples((read.trained, read.held_out))[: max(1, most // _EXAMPLE_TOKENS)]
         progress.stage("loading the model")
         dtype = choose_dtype(source.specs, source.specs.keys())
-        model, _ = load_model(source.root, dtype)
+        model = load_whole_model(source.root, dtype)
         layers = find_layers(model, decoder.model_type, decoder.prefix)
         progress.stage("running without each layer in turn")
         loss, scores = score_layers(model, layers, examples.tolist(), lambda runs: None)

@@ -157,7 +157,7 @@ def _run(
     """Load and train; the main process also writes the new blocks into the run's own folder."""
     import torch
 
-    from ..models.loading import load_model, quiet_transformers
+    from ..models.loading import load_whole_model, quiet_transformers
     from ..training.freezing import freeze_original_layers
     from ..training.gathering import gather, gather_state, measure_growth, restore_state
     from ..training.loop import evaluate, prepare_training, run_steps
@@ -165,7 +165,7 @@ def _run(
 
     progress.stage("loading the model")
     with quiet_transformers():
-        model, _ = load_model(plan.root, plan.settings.dtype, needs_head=True)
+        model = load_whole_model(plan.root, plan.settings.dtype)
     freeze_original_layers(model, plan.root, dtype=torch.float32)
     is_main = accelerator.is_main_process
     specs = plan.checkpoint.specs

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import NoProofError
+from ..errors import BlockExpandError, CheckpointError, NoProofError
+from ..messages import and_more, one_line
 from .quantization.find import METHODS
 
 if TYPE_CHECKING:
-    pass
-
+    import torch
 
 _CRITICAL = 50  # as in Python's logging
 
@@ -44,6 +44,36 @@ def load_model(folder: Path, dtype: str, *, needs_head: bool = True) -> tuple[An
                 tensor.data = tensor.data.clone()
             return model.eval(), report
     raise NoProofError(f"{folder}: transformers knows no language model for {config.model_type!r}")
+
+
+def load_whole_model(folder: Path, dtype: str) -> Any:
+    """Load a checkpoint's language model, of which nothing is filled at random.
+
+    Raises: CheckpointError where tensors are missing or `transformers` cannot; NoProofError.
+    """
+    try:
+        model, report = load_model(folder, dtype)
+    except BlockExpandError:
+        raise
+    except Exception as error:  # whatever is wrong with its files
+        raise CheckpointError(
+            f"{folder}: transformers cannot load it: {one_line(error, 300)}"
+        ) from error
+    if find_absent(model, report):
+        missing = and_more(sorted(map(str, report["missing_keys"])), 3)
+        raise CheckpointError(
+            f"{folder}: transformers misses tensors of its language model and would fill them at "
+            f"random ({missing}); give a checkpoint with its language-model head"
+        )
+    return model
+
+
+def find_absent(model: Any, report: Mapping[str, Any]) -> list[torch.Tensor]:
+    """Return the parameters that no tensor of the checkpoint has filled, tied ones with it."""
+    names = set(map(str, report.get("missing_keys", ())))
+    state = dict(model.named_parameters(remove_duplicate=False))
+    filled = {id(tensor) for name, tensor in state.items() if name not in names}
+    return [state[name] for name in names if name in state and id(state[name]) not in filled]
 
 
 def _quantized_argument(config: Any, folder: Path) -> dict[str, Any]:

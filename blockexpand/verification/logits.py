@@ -7,17 +7,17 @@ it is handed what does.
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import BlockExpandError, NoProofError, ProofError
 from ..messages import and_more, one_line
 
 if TYPE_CHECKING:
     import torch
-from ..models.loading import load_model, quiet_transformers
+from ..models.loading import find_absent, load_model, quiet_transformers
 
 _TEXT = (
     "Block expansion adds layers to a language model and leaves what it computes as it was. "
@@ -95,7 +95,7 @@ def _run(folder: Path, dtype: str, ids: torch.Tensor) -> Outcome:
 
     try:
         model, report = load_model(folder, dtype, needs_head=False)
-        absent = _absent(model, report)
+        absent = find_absent(model, report)
         inner = getattr(model, "base_model", model)
         own = {id(parameter) for parameter in inner.parameters()}
         is_complete = not any(id(parameter) in own for parameter in absent)
@@ -119,14 +119,6 @@ def _run(folder: Path, dtype: str, ids: torch.Tensor) -> Outcome:
     kept = ("missing_keys", "mismatched_keys", "error_msgs")
     missing = {key: sorted(map(str, report.get(key, ()))) for key in kept}
     return Outcome(computed, missing, what, is_complete)
-
-
-def _absent(model: Any, report: Mapping[str, Any]) -> list[torch.Tensor]:
-    """Return the parameters that no tensor of the checkpoint has filled, tied ones with it."""
-    names = set(map(str, report.get("missing_keys", ())))
-    state = dict(model.named_parameters(remove_duplicate=False))
-    filled = {id(tensor) for name, tensor in state.items() if name not in names}
-    return [state[name] for name in names if name in state and id(state[name]) not in filled]
 
 
 def _reason(error: Exception) -> str:

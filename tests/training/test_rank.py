@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import blockexpand
@@ -87,3 +89,39 @@ def test_what_cannot_be_ranked_is_told(tiny_mistral_f32: Path, text: Path, tmp_p
     short.write_text("A few words.")
     with pytest.raises(TrainingError, match="tokens"):
         blockexpand.rank(tiny_mistral_f32, short)
+
+
+def test_a_checkpoint_that_cannot_be_run_is_told_in_one_line(
+    tiny_mistral_f32: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def spoil(name: str) -> Path:
+        return Path(shutil.copytree(tiny_mistral_f32, tmp_path / name))
+
+    def edit(folder: Path, **change: object) -> None:
+        path = folder / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | change))
+
+    no_tokenizer = spoil("no-tokenizer")
+    for path in no_tokenizer.glob("token*"):
+        path.unlink()
+    few_words = spoil("few-words")
+    edit(few_words, vocab_size=20)
+    broken = spoil("broken")
+    edit(broken, hidden_act="no such function")
+    bare = spoil("bare")
+    for path in bare.glob("*.safetensors"):
+        tensors = load_file(path)
+        tensors.pop("lm_head.weight", None)
+        save_file(tensors, path, metadata={"format": "pt"})
+    index = json.loads((bare / "model.safetensors.index.json").read_text())
+    index["weight_map"].pop("lm_head.weight")
+    (bare / "model.safetensors.index.json").write_text(json.dumps(index))
+    for folder, said in {
+        no_tokenizer: "its tokenizer or config cannot be loaded",
+        few_words: "its tokenizer makes token",
+        broken: "transformers cannot load it",
+        bare: "would fill them at random (lm_head.weight)",
+    }.items():
+        assert main(["rank", str(folder), str(text), "--tokens", "256", "-q"]) == 3
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == 1 and said in lines[0] and str(folder) in lines[0]
