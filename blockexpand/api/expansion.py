@@ -19,6 +19,7 @@ from ..checkpoints.sources import (
     open_stream,
 )
 from ..errors import RecipeError
+from ..formats.elements import load_beside
 from ..fs.paths import expand_home
 from ..planning.card import add_card
 from ..planning.origins import sources_of
@@ -146,6 +147,8 @@ def expand(
     is_here = source.snapshot is None
     note = None if options.replaces else use_finished(plan, target, name, is_here=is_here)
     if note is None:
+        if executor is None and plan.computes:
+            load_beside()
         check_output(plan, target, options, source, hub, stream=stream)
     checkpoint = source.checkpoint
     if stream and note is None:

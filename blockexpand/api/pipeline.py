@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from concurrent.futures import Executor
 from contextlib import suppress
@@ -17,9 +16,9 @@ from ..checkpoints.sources import (
     ShardStream,
 )
 from ..errors import NoProofError, ProofError, RecipeError
+from ..formats.elements import load_beside
 from ..models.quantization.find import find_misread, find_quantization
 from ..planning.card import add_proof
-from ..planning.origins import Convert, Dequantize, Gather, Origin, Scale
 from ..planning.plan import Plan
 from ..progress import Progress
 from ..writing.documents import replace_document
@@ -143,10 +142,9 @@ def write_and_publish(
         from ..publishing.target import refuse_secrets
 
         refuse_secrets((file.name for file in plan.side_files), planned.name.model)
-    if executor is None and _computes(plan):
-        # Loading it takes seconds, which are not the disk's.
+    if executor is None and plan.computes:
         progress.stage("loading torch")
-        importlib.import_module("torch")
+        load_beside()
     progress.begin("writing", plan.nbytes)
     written = write(plan, planned.out, options, progress, executor, stream)
     result = Expansion(
@@ -235,16 +233,6 @@ def verify_and_push(
             raise KeyboardInterrupt(f"{out} is complete, but not uploaded") from None
         result = replace(result, pushed=pushed)
     return result
-
-
-def _computes(plan: Plan) -> bool:
-    """Tell whether any tensor has to be computed with, for which torch is loaded."""
-
-    def is_computed(origin: Origin) -> bool:
-        values = origin.values if isinstance(origin, Gather) else origin
-        return isinstance(values, Convert | Scale | Dequantize)
-
-    return any(is_computed(tensor.origin) for tensor in plan.changed_tensors)
 
 
 def _note_in_card(out: Path, verification: Verification, proof: LogitsProof | None) -> None:

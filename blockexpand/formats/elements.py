@@ -7,13 +7,38 @@ Source: IEEE 754-2019, section 4.3.1 (roundTiesToEven); bfloat16 is the upper ha
 
 from __future__ import annotations
 
+import struct
+import sys
+import threading
+from contextlib import suppress
+from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from ..errors import RecipeError
 
 if TYPE_CHECKING:
     import torch
-import struct
+
+
+def load_beside() -> None:
+    """Begin to load torch in a thread, which takes a second; what computes then waits for it.
+
+    Raises: ImportError where it is not installed. What else is wrong with it shows where it is
+    used.
+    """
+    if sys.modules.get("torch") is not None:
+        return
+    if find_spec("torch") is None:
+        import_module("torch")
+    # Where the system allows no more threads, it is loaded where it is used.
+    with suppress(RuntimeError):
+        threading.Thread(target=_load).start()
+
+
+def _load() -> None:
+    with suppress(BaseException):
+        import_module("torch")
 
 
 def convert_slice(

@@ -135,6 +135,12 @@ def sources_of(origin: Origin) -> tuple[Extent, ...]:
             return ()
 
 
+def is_computed(origin: Origin) -> bool:
+    """Tell whether values become others: where they do not, bytes are moved unseen."""
+    values = origin.values if isinstance(origin, Gather) else origin
+    return isinstance(values, Convert | Scale | Dequantize)
+
+
 class Part(NamedTuple):
     """An output tensor that has no place yet."""
 

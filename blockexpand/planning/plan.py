@@ -37,7 +37,7 @@ from ..models.surgery import Surgery, plan_rearrangement, plan_surgery
 from .dtypes import DtypePolicy, make_dtype_policy
 from .fingerprint import take_fingerprint
 from .layer_tables import follow_layers
-from .origins import Fill, Part, Zeros
+from .origins import Fill, Part, Zeros, is_computed
 from .quantizing import find_constant, make_quantized_tensors, plan_settings
 from .recipe import PlanOptions, Recipe, spell_choice
 from .shards import Document, PlannedFile, PlannedTensor, plan_files, render_index
@@ -102,6 +102,11 @@ class Plan:
         for file in self.files:
             if file.identical_to is None:
                 yield from file.tensors
+
+    @property
+    def computes(self) -> bool:
+        """Whether any tensor has to be computed with, for which torch is loaded."""
+        return any(is_computed(tensor.origin) for tensor in self.changed_tensors)
 
     @property
     def sources(self) -> Place:

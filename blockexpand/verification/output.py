@@ -15,6 +15,7 @@ from ..checkpoints.checkpoint import Checkpoint, open_checkpoint
 from ..checkpoints.files import CONFIG_FILE, MANIFEST_FILE, read_manifest
 from ..checkpoints.sources import ModelRef
 from ..errors import CheckpointError
+from ..formats.elements import load_beside
 from ..formats.json_object import parse_json_object
 from ..fs.reading import Place
 from ..messages import and_more
@@ -194,6 +195,8 @@ def _compare_exactly(
     paranoid: bool,
 ) -> None:
     """Compare an output as blockexpand wrote it, byte for byte."""
+    if plan.computes:
+        load_beside()
     nbytes = sum(tensor.spec.nbytes for file in plan.files for tensor in file.tensors)
     progress.begin("comparing", nbytes + sum(file.nbytes for file in plan.side_files))
     result.findings += [*compare_names(plan, out), *compare_documents(plan, out)]
