@@ -170,8 +170,7 @@ def count_layers(
     """
     stored = max(numbers) + 1
     layers = stored
-    predicted = (text.get(field) for field in ("num_nextn_predict_layers", "num_mtp_layers"))
-    most_tail = max([1, *(n for n in predicted if isinstance(n, int))]) if family.tail else 0
+    most_tail = max(1, count_predicted(text)) if family.tail else 0
     for name in dict.fromkeys(("num_hidden_layers", *family.count)):
         value = text.get(name)
         if value is None:
@@ -195,6 +194,12 @@ def count_layers(
             f"expected layers 0 to {stored - 1} without a gap"
         )
     return layers, stored - layers
+
+
+def count_predicted(text: Mapping[str, Any]) -> int:
+    """Return how many layers for multi-token prediction a config says may stand past the end."""
+    fields = ("num_nextn_predict_layers", "num_mtp_layers")
+    return max([0, *(n for n in map(text.get, fields) if isinstance(n, int))])
 
 
 COUNT_FIELDS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
@@ -246,6 +251,8 @@ def find_decoder(
         path, text_type, prefixes = find_text_model(config, row or model_type)
         family = find_family(_descend_checked(config, path), text_type)
     text = _descend_checked(config, path)
+    if isinstance(row, FamilyForm) and count_predicted(text):
+        family = replace(family, tail=True)
     prefix, names = place_layers(tensors, prefixes or family.prefixes)
     layers, tail_layers = count_layers(family, text, names, prefix)
     quantization = find_quantization(config, tensors)

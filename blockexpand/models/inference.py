@@ -14,7 +14,7 @@ from typing import Any
 
 from ..errors import UnsupportedModelError
 from ..formats.safetensors import TensorSpec
-from .decoder import COUNT_FIELDS, find_model_type
+from .decoder import COUNT_FIELDS, count_predicted, find_model_type
 from .decoder_checks import BUFFER, NOT_PER_LAYER
 from .families import FAMILIES
 from .families.family import Branch, Form
@@ -34,7 +34,9 @@ _ENDINGS = frozenset(
 
 _MLP = re.compile(r"mlp|ffn|feed_?forward|ff\b|moe|expert|fc[_0-9]|dense_4h|channel", re.IGNORECASE)
 
-_CLOSE_ATTENTION = ("post_self_attn_layernorm", "post_attn_norm", "post_norm1")
+_CLOSE_ATTENTION = (
+    *("post_self_attn_layernorm", "post_attn_norm", "post_norm1", "post_operator_norm"),
+)
 
 _CLOSE_MLP = ("post_mlp_layernorm", "post_feedforward_layernorm", "post_ffn_norm", "post_norm2")
 
@@ -44,9 +46,9 @@ _LEADING = ("first_k_dense_replace", "num_dense_layers", "max_window_layers")
 
 _INDICES = ("mlp_only_layers", "attn_layer_indices", "full_attn_idxs", "moe_layers")
 
-_DEPTH_ROOTS = ("scale_depth",)
+_INDEX_LIST = re.compile(r".*(?:_layers|_idxs|layer_(?:ids|idxs?|indices|indexes))")
 
-_DERIVED = ("layer_types", "mlp_layer_types", "layers_block_type", "no_rope_layers")
+_DEPTH_ROOTS = ("scale_depth",)
 
 _HIDDEN = ("hidden_size", "n_embd", "d_model", "embed_dim")
 
@@ -141,8 +143,9 @@ def _find_layers(
         if set(layers) != set(range(len(layers))):
             continue
         for field in fields:
-            if text.get(field, known.get(field)) == len(layers):
-                return prefix, dict(sorted(layers.items())), field
+            count = text.get(field, known.get(field))
+            if type(count) is int and 0 <= len(layers) - count <= count_predicted(text):
+                return prefix, {index: layers[index] for index in range(count)}, field
     raise UnsupportedModelError(
         "no row could be inferred: no tensors are numbered as the layers that config.json counts "
         f"({', '.join(fields)})"
@@ -217,9 +220,12 @@ def _join(groups: list[set[str]], outputs: set[str]) -> None:
 
 
 def _find_fields(text: Mapping[str, Any], layers: int) -> dict[str, tuple[str, ...]]:
-    lists, numbers = [], []
+    lists, numbers, indices = [], [], []
     for name, value in text.items():
         if name in NOT_PER_LAYER or name in _INDICES:
+            continue
+        if _is_index_list(name, value, layers):
+            indices.append(name)
             continue
         parts = {name: value}
         if isinstance(value, Mapping):
@@ -236,12 +242,22 @@ def _find_fields(text: Mapping[str, Any], layers: int) -> dict[str, tuple[str, .
     return {
         "lists": tuple(lists),
         "leading": tuple(n for n in _LEADING if type(text.get(n)) is int),
-        "indices": tuple(
-            n for n in _INDICES if isinstance(text.get(n), list) or (steps and n == _INDICES[0])
+        "indices": (
+            *(n for n in _INDICES if isinstance(text.get(n), list) or (steps and n == _INDICES[0])),
+            *indices,
         ),
         "numbered": tuple(numbers),
         "depth_roots": tuple(n for n in _DEPTH_ROOTS if type(text.get(n)) in (int, float)),
     }
+
+
+def _is_index_list(name: str, value: object, layers: int) -> bool:
+    """Tell whether a field lists some of the layers by their numbers, which count from 0."""
+    if not _INDEX_LIST.fullmatch(name) or not isinstance(value, list) or not value:
+        return False
+    if not all(type(number) is int and 0 <= number < layers for number in value):
+        return False
+    return len(value) < layers and value == sorted(set(value))
 
 
 def _find_derived(
@@ -249,9 +265,16 @@ def _find_derived(
 ) -> tuple[tuple[str, tuple[Any, ...]], ...]:
     """Return lists that only transformers knows, where layers differ by them."""
     found = []
-    for name in _DERIVED:
-        kinds = known.get(name)
+    for name, kinds in known.items():
+        if name in NOT_PER_LAYER:
+            continue
         absent = text.get(name) in (None, [])
-        if absent and isinstance(kinds, list) and len(kinds) == layers and len(set(kinds)) > 1:
+        if absent and isinstance(kinds, list) and len(kinds) == layers and _differ(kinds):
             found.append((name, tuple(kinds)))
     return tuple(found)
+
+
+def _differ(kinds: list[Any]) -> bool:
+    """Tell whether there are several plain values in a list."""
+    plain = all(isinstance(kind, (str, int, float)) for kind in kinds)
+    return plain and len(set(kinds)) > 1

@@ -38,7 +38,8 @@ def forget(monkeypatch: pytest.MonkeyPatch, recipe: Zoo) -> None:
     [
         *("llama_tied_biased", "phi", "gemma2", "olmo2", "smollm3_legacy", "gpt2_hub", "mpt"),
         *("mixtral", "qwen3_moe_step", "deepseek_v2", "gpt_oss", "qwen3_next", "bamba", "mamba2"),
-        *("gemma3", "qwen3_5_moe_text", "minicpm3"),
+        *("gemma3", "qwen3_5_moe_text", "minicpm3", "deepseek_v3", "lfm3"),
+        "muse_glimmer_legacy",
     ],
 )
 def test_a_row_that_is_missing_is_inferred_and_proven(
@@ -61,6 +62,15 @@ def test_a_row_that_is_missing_is_inferred_and_proven(
     assert torch.equal(source.tokens, out.tokens)
     for index, entry in enumerate(made.plan.layer_map):
         assert out.layers[index] == source.layers[entry.source]
+
+
+def test_a_list_of_some_layers_numbers_is_known_by_its_name_and_values(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipe_of("molmo2")
+    make_checkpoint(recipe, tmp_path / "source")
+    forget(monkeypatch, recipe)
+    assert infer_folder(tmp_path / "source")["indices"] == ["rope_scaling_layers"]
 
 
 @pytest.mark.parametrize(
