@@ -169,7 +169,7 @@ def _find_layers(base: Checkpoint, trained: Checkpoint, decoder: Decoder, where:
     Trainers do not copy the manifest, and other tools write none. Raises: CheckpointError.
     """
     if trained.manifest is not None:
-        return parse_manifest(trained.manifest).layer_map
+        return parse_manifest(trained.manifest, f"{where}/{MANIFEST_FILE}").layer_map
     theirs = find_decoder(trained.config, trained.specs)
     layer_map = find_layer_map(base, trained, (decoder.prefix, theirs.prefix))
     if layer_map is None or not any(entry.is_new for entry in layer_map):

@@ -14,7 +14,7 @@ from .._version import __version__
 from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.files import CARD_FILE, MANIFEST_FILE
 from ..checkpoints.sources import ModelRef
-from ..errors import CheckpointError
+from ..errors import CheckpointError, RecipeError
 from ..messages import and_more, show
 from ..models.decoder import find_decoder
 from ..planning.card import without_proof
@@ -73,8 +73,7 @@ def plan_again(
 ) -> Plan:
     """Make the plan again from the recipe that the manifest states.
 
-    Raises: CheckpointError, RecipeError, UnsupportedModelError for what is no recipe for the
-    source.
+    Raises: CheckpointError for what is no recipe for the source; UnsupportedModelError.
     """
     row = claims.recipe.row if claims.recipe else None
     decoder = find_decoder(checkpoint.config, checkpoint.specs, row)
@@ -85,6 +84,18 @@ def plan_again(
             f"{manifest.file}: states {len(manifest.layer_map)} layers, which would be {tensors} "
             f"tensors of a source that has {len(checkpoint.specs)}; is it damaged?"
         )
+    try:
+        return _plan_as_stated(claims, checkpoint, others)
+    except RecipeError as error:
+        # Nobody has typed it: the file is at fault.
+        raise CheckpointError(
+            f"{manifest.file}: what it states is no plan for this source: {error}"
+        ) from error
+
+
+def _plan_as_stated(
+    claims: Claims, checkpoint: Checkpoint, others: Mapping[str, Checkpoint]
+) -> Plan:
     if claims.recipe is not None:
         return make_plan(checkpoint, claims.recipe)
     assert claims.recipe_text is not None

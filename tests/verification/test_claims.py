@@ -367,6 +367,23 @@ def test_a_hostile_manifest_takes_little_time_and_memory(
     assert kilobytes < 200_000, done.stdout[:500]
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"new_layers": []}, {"dtype": "float8"}, {"position": "end\nverified"}, {"recipe": "x"}],
+)
+def test_what_a_manifest_states_is_never_taken_for_wrong_usage(
+    change: dict[str, Any], source: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    blockexpand.expand(source, out, new_layers=1)
+    content = json.loads((out / MANIFEST).read_text()) | change
+    (out / MANIFEST).write_text(json.dumps(content))
+    with pytest.raises(CheckpointError) as caught:
+        blockexpand.verify(source, out)
+    line = str(caught.value)
+    assert str(out / MANIFEST) in line and line.isprintable() and caught.value.status == 3
+
+
 def test_a_huge_sparse_manifest_is_refused_by_its_size(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     blockexpand.expand(source, out, new_layers=1)
