@@ -24,7 +24,7 @@ from ..models.surgery import plan_surgery
 from ..planning.dtypes import name_main_dtype
 from ..planning.fingerprint import take_fingerprint
 from ..planning.origins import Copy, Extent, Origin, Part, Scale
-from ..planning.plan import Plan, make_constant, make_documents
+from ..planning.plan import Plan, make_constant, make_documents, naming
 from ..planning.quantizing import plan_settings
 from ..planning.recipe import PlanOptions, Recipe, spell_choice
 from ..planning.shards import plan_files
@@ -86,7 +86,8 @@ def plan_application(
     that pass their input through.
     Raises: CheckpointError where an adapter does not fit the base; UnsupportedModelError.
     """
-    decoder = find_decoder(checkpoint.config, checkpoint.specs)
+    with naming(checkpoint):
+        decoder = find_decoder(checkpoint.config, checkpoint.specs)
     refuse_unfit_base(decoder, str(checkpoint.root))
     refuse_mixing(decoder, str(checkpoint.root))
     if not math.isfinite(scale):

@@ -41,7 +41,7 @@ from ..models.decoder import Decoder, find_decoder
 from ..models.layer_map import LayerMap
 from ..models.surgery import plan_surgery
 from ..planning.manifest import parse_manifest
-from ..planning.plan import Plan
+from ..planning.plan import Plan, naming
 from ..planning.recipe import PlanOptions
 from ..planning.shards import Document, render_index
 from ..planning.unquantized import drop_quantization
@@ -118,10 +118,11 @@ def extract(
     )
     theirs = without_wrapper(theirs)
     try:
-        decoder = find_decoder(base_checkpoint.config, base_checkpoint.specs)
+        with naming(base_checkpoint):
+            decoder = find_decoder(base_checkpoint.config, base_checkpoint.specs)
     except UnknownFamilyError as error:
         raise UnsupportedModelError(
-            f"{base}: {error}; an adapter carries no row of its own, so block adapters are for "
+            f"{error}; an adapter carries no row of its own, so block adapters are for "
             "families of the table alone"
         ) from None
     refuse_unfit_base(decoder, str(base))
@@ -170,7 +171,8 @@ def _find_layers(base: Checkpoint, trained: Checkpoint, decoder: Decoder, where:
     """
     if trained.manifest is not None:
         return parse_manifest(trained.manifest, f"{where}/{MANIFEST_FILE}").layer_map
-    theirs = find_decoder(trained.config, trained.specs)
+    with naming(trained):
+        theirs = find_decoder(trained.config, trained.specs)
     layer_map = find_layer_map(base, trained, (decoder.prefix, theirs.prefix))
     if layer_map is None or not any(entry.is_new for entry in layer_map):
         raise CheckpointError(
@@ -194,7 +196,8 @@ def _compare(
     progress.begin("comparing", sides)
     digests, shards = digest_tensors(base.root, base.shards, progress.advance)
     found, _ = digest_tensors(trained.root, trained.shards, progress.advance)
-    prefix = find_decoder(trained.config, trained.specs).prefix
+    with naming(trained):
+        prefix = find_decoder(trained.config, trained.specs).prefix
     whole = None
     expected, before = expected_tensors(decoder, base.specs, layer_map), digests
     sources = {name: source for name, (source, _) in expected.items()}

@@ -11,6 +11,7 @@ from ..errors import RecipeError, TrainingError
 from ..fs.paths import expand_home
 from ..models.decoder import find_decoder
 from ..models.loading import load_whole_model, quiet_transformers
+from ..planning.plan import naming
 from ..progress import SILENT, Progress
 from ..training.memory import choose_dtype
 from ..training.ranking import LayerScore, find_layers, score_layers
@@ -78,7 +79,8 @@ def rank(
     source, name = open_source(
         str(src), make_hub_options(revision, token, cache_dir, progress), progress=progress
     )
-    decoder = find_decoder(source.config, source.specs)
+    with naming(source):
+        decoder = find_decoder(source.config, source.specs)
     if wanted is not None and wanted > decoder.layers:
         raise RecipeError(f"{name.model} has {decoder.layers} layers; found --new-layers {wanted}")
     _check_memory(sum(spec.nbytes for spec in source.specs.values()))

@@ -13,7 +13,7 @@ from ..errors import UnsupportedModelError
 from ..models.decoder import find_decoder
 from ..models.layer_map import MAX_LAYERS, list_equal_groups
 from ..planning.parameters import Parameters, count_parameters
-from ..planning.plan import make_plan
+from ..planning.plan import make_plan, naming
 from ..planning.recipe import Recipe
 from .options import check_revision, make_hub_options
 from .rows import INFERRED, guess_row
@@ -70,7 +70,8 @@ def suggest(
     source = open_headers(str(src), make_hub_options(revision, token, cache_dir))
     checkpoint = source.checkpoint
     row = guess_row(checkpoint, with_defaults=True)
-    decoder = find_decoder(checkpoint.config, checkpoint.specs, row)
+    with naming(checkpoint):
+        decoder = find_decoder(checkpoint.config, checkpoint.specs, row)
     counts = [n for n in list_equal_groups(decoder.layers) if decoder.layers + n <= MAX_LAYERS]
     papers = min(counts, key=lambda n: (abs(decoder.layers / n - _PAPERS_GROUP), n))
     rows: list[Suggestion] = []

@@ -14,6 +14,7 @@ from ..messages import show
 from ..models.decoder import find_decoder
 from ..planning.claims import parse_claims
 from ..planning.manifest import Manifest
+from ..planning.plan import naming
 from ..training.states import is_of_a_run
 from ..training.stored import BLOCKS_FILE
 from ..writing.staging import check_owner
@@ -85,7 +86,8 @@ def check_what_follows(
             )
         base, revision = source.repo, source.commit
     opened, _ = open_source(str(base), make_hub_options(revision, token, None), headers_only=True)
-    layers = find_decoder(opened.config, opened.specs).layers
+    with naming(opened):
+        layers = find_decoder(opened.config, opened.specs).layers
     if layers != manifest.original_layers:
         raise CheckpointError(
             f"{base}: has {layers} layers; {root} was expanded from a model of "

@@ -26,6 +26,7 @@ from ..models.decoder import Decoder, find_decoder, split_name
 from ..models.families.form import Row
 from ..planning.claims import parse_claims
 from ..planning.manifest import Manifest, parse_manifest
+from ..planning.plan import naming
 from ..training.digests import digest_run, digest_tensors, find_tensors
 from ..training.freezing import open_manifest
 from ..training.loop import TrainSettings
@@ -174,7 +175,8 @@ def plan_training(
         raise TrainingError(f"{manifest.file}: the model has no new layer to train")
     describe_loading(manifest, is_adapter=False)
     checkpoint = open_checkpoint(root)
-    decoder = find_decoder(checkpoint.config, checkpoint.specs, _row(manifest))
+    with naming(checkpoint):
+        decoder = find_decoder(checkpoint.config, checkpoint.specs, _row(manifest))
     if decoder.layers != len(manifest.layer_map):
         raise CheckpointError(
             f"{root}: config.json says {decoder.layers} layers, {MANIFEST_FILE} "

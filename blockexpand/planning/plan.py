@@ -133,7 +133,7 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
     Raises: RecipeError for a recipe that does not fit the model; UnsupportedModelError where
     the expansion would not compute the same function, or how the source is quantised is unknown.
     """
-    with _naming(checkpoint):
+    with naming(checkpoint):
         decoder = find_decoder(checkpoint.config, checkpoint.specs, recipe.row)
     layer_map = _map_layers(checkpoint, decoder, recipe)
     options = _resolve_options(recipe, decoder)
@@ -268,7 +268,7 @@ def _map_layers(checkpoint: Checkpoint, decoder: Decoder, recipe: Recipe) -> Lay
 
 
 @contextlib.contextmanager
-def _naming(checkpoint: Checkpoint) -> Iterator[None]:
+def naming(checkpoint: Checkpoint) -> Iterator[None]:
     """Say of a model that is refused where it lies, and what was chosen among its files."""
     try:
         yield

@@ -22,6 +22,7 @@ from ..planning.claims import Claims
 from ..planning.manifest import Manifest
 from ..planning.mergekit.parsing import parse_recipe
 from ..planning.mergekit.plan import make_merge_plan
+from ..planning.mergekit.recipe import MergeRecipe
 from ..planning.mergekit.vocabulary import read_vocabularies
 from ..planning.plan import Plan, make_plan
 
@@ -46,7 +47,7 @@ def check_models(manifest: Manifest, claims: Claims) -> None:
                 f"{and_more(sorted(map(show, stated)), 3)}"
             )
         return
-    merge = parse_recipe(claims.recipe_text.encode(), MANIFEST_FILE)
+    merge = _parse_stated(manifest, claims.recipe_text)
     if merge.base in stated:
         raise CheckpointError(
             f"{manifest.file}: field 'models' names {show(merge.base)}, the recipe's own model; "
@@ -85,7 +86,7 @@ def plan_again(
             f"tensors of a source that has {len(checkpoint.specs)}; is it damaged?"
         )
     try:
-        return _plan_as_stated(claims, checkpoint, others)
+        return _plan_as_stated(manifest, claims, checkpoint, others)
     except RecipeError as error:
         # Nobody has typed it: the file is at fault.
         raise CheckpointError(
@@ -94,12 +95,12 @@ def plan_again(
 
 
 def _plan_as_stated(
-    claims: Claims, checkpoint: Checkpoint, others: Mapping[str, Checkpoint]
+    manifest: Manifest, claims: Claims, checkpoint: Checkpoint, others: Mapping[str, Checkpoint]
 ) -> Plan:
     if claims.recipe is not None:
         return make_plan(checkpoint, claims.recipe)
     assert claims.recipe_text is not None
-    merge = parse_recipe(claims.recipe_text.encode(), MANIFEST_FILE)
+    merge = _parse_stated(manifest, claims.recipe_text)
     checkpoints = {model: others.get(model, checkpoint) for model in merge.models}
     return make_merge_plan(
         merge,
@@ -108,6 +109,13 @@ def _plan_as_stated(
         max_shard_nbytes=claims.max_shard_nbytes,
         block_nbytes=claims.block_nbytes,
     )
+
+
+def _parse_stated(manifest: Manifest, recipe: str) -> MergeRecipe:
+    try:
+        return parse_recipe(recipe.encode(), MANIFEST_FILE)
+    except RecipeError as error:
+        raise CheckpointError(f"{manifest.file}: field 'recipe': {error}") from error
 
 
 def find_wrong_source(

@@ -77,6 +77,27 @@ def test_gguf_files_are_named_with_the_way_to_go(run: Run, tmp_path: Path) -> No
         assert "GGUF files, which cannot be expanded" in err and "convert_hf_to_gguf.py" in err
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--src odd --out x --new-layers 1",
+        "suggest odd",
+        "rank odd text.txt",
+        "extract grown --base odd --out x",
+        "extract odd --base model --out x",
+        "apply odd blocks --out x",
+    ],
+)
+def test_a_model_that_is_refused_is_named(words: str, run: Run, tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "odd", [mistral_tensors(36)], {"head_counts": [4] * 36})
+    (tmp_path / "text.txt").write_text("a text")
+    assert run("--src model --out grown --new-layers 1")[0] == 0
+    assert run("extract grown --base model --out blocks")[0] == 0
+    status, _, err = run(f"{words} -q")
+    assert status == 3 and err.count("\n") == 1
+    assert "odd: " in err and "'head_counts' seems to hold one value per layer" in err
+
+
 def test_uneven_groups_end_in_the_counts_that_make_equal_ones(run: Run) -> None:
     """Qwen3-8B has 36 layers, and the paper added 8 blocks."""
     said = "4, 6, 9 or 12 new layers make equal groups"
