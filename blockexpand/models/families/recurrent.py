@@ -89,7 +89,12 @@ RECURRENT: tuple[Family, ...] = (
         ),
         fields=(
             periodic("attn_layer_period", "attn_layer_offset", default=(8, 4)),
-            periodic("expert_layer_period", "expert_layer_offset", default=(2, 1)),
+            periodic(
+                "expert_layer_period",
+                "expert_layer_offset",
+                default=(2, 1),
+                unless=lambda config: config.get("num_experts") == 1,
+            ),
         ),
     ),
     Family(

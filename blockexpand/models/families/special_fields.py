@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from .layer_fields import Config, Derive, FieldEdits, FieldRule, Kinds, get_field, listed
@@ -55,10 +55,21 @@ def sparse_range() -> FieldRule:
     return FieldRule(fields=(first, last, interval), read=read, write=write)
 
 
-def periodic(period: str, offset: str, *, default: tuple[int, int]) -> FieldRule:
-    """Make Jamba's rule: the layers i with i % `period` == `offset` are of another kind."""
+def periodic(
+    period: str,
+    offset: str,
+    *,
+    default: tuple[int, int],
+    unless: Callable[[Config], bool] = lambda config: False,
+) -> FieldRule:
+    """Make Jamba's rule: the layers i with i % `period` == `offset` are of another kind.
 
-    def read(config: Config, layers: int) -> Kinds:
+    The fields say nothing where `unless` holds.
+    """
+
+    def read(config: Config, layers: int) -> Kinds | None:
+        if unless(config):
+            return None
         step = get_field(config, period, default[0])
         start = config.get(offset, default[1])
         return tuple(index % step == start for index in range(layers))
