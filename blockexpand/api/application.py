@@ -31,7 +31,7 @@ from .opening_adapters import (
     is_proven_by_listing,
     open_adapters,
 )
-from .options import make_hub_options
+from .options import make_hub_options, refuse_folder
 from .pipeline import (
     Expansion,
     PlannedOutput,
@@ -181,6 +181,7 @@ def apply_on_hub(
     base and adapter do not fit; as `expand_on_hub` otherwise.
     """
     check_arguments(locals())
+    refuse_folder("base", base)
     target = parse_push_target(
         repo, private=private, message=commit_message, create_pr=create_pr, token=token
     )

@@ -49,6 +49,14 @@ def check_arguments(values: Mapping[str, object], *, optional: Collection[str] =
             _CHECKS[name](value)
         except RecipeError as error:
             raise ArgumentError(name, str(error)) from None
+    check_companions(values)
+
+
+def check_companions(values: Mapping[str, object]) -> None:
+    """Refuse what has no effect without another argument. Raises: ArgumentError."""
+    for name, needed in _COMPANIONS.items():
+        if values.get(name) and needed in values and values[needed] is None:
+            raise ArgumentError(name, f"has no effect without {needed}; give both, or none")
 
 
 def check_count(value: object) -> int:
@@ -196,8 +204,15 @@ _FLAGS = (
     "dry_run",
 )
 
+_COMPANIONS: Mapping[str, str] = {
+    **dict.fromkeys(("private", "create_pr", "commit_message"), "push_to_hub"),
+    "no_proof": "family",
+}
+
 _CHECKS: Mapping[str, Callable[[object], object]] = {
-    **dict.fromkeys(("src", "out", "base", "other", "trained", "recipe", "jobs_file"), _path),
+    **dict.fromkeys(
+        ("src", "out", "base", "other", "trained", "recipe", "jobs_file", "text"), _path
+    ),
     **dict.fromkeys(_FLAGS, check_flag),
     **dict.fromkeys(
         ("revision", "token", "push_to_hub", "command", "commit_message"), _optional(_text)
@@ -220,6 +235,7 @@ _CHECKS: Mapping[str, Callable[[object], object]] = {
     "phase": _optional(_one_of(PHASES)),
     "verify_after": _optional(_one_of(PROOFS)),
     "parallel": check_count,
+    "tokens": check_count,
     "executor": _optional(_executor),
     "progress": _progress,
 }

@@ -18,7 +18,7 @@ from ..checkpoints.sources import (
     open_headers,
     open_stream,
 )
-from ..errors import RecipeError
+from ..errors import ArgumentError, RecipeError
 from ..formats.elements import load_beside
 from ..fs.paths import expand_home
 from ..planning.card import add_card
@@ -203,10 +203,12 @@ def check_stream(verify_after: str | None, reflink: str, hardlink: bool, executo
 def _check_streamed(src: str, source: OpenedSource, plan: Plan) -> None:
     """Refuse to stream a folder, or a module whose parts lie in several shards.
 
-    Raises: RecipeError.
+    Raises: ArgumentError, RecipeError.
     """
     if source.snapshot is None:
-        raise RecipeError(f"{src}: --stream is for a repository of the Hub, not for a folder")
+        raise ArgumentError(
+            "stream", f"for a repository of the Hub alone, and {src} is a folder; leave it out"
+        )
     for file in plan.files:
         for tensor in file.tensors:
             if len({extent.file for extent in sources_of(tensor.origin)}) > 1:

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from ..errors import BlockExpandError, InputError, RecipeError
-from ..formats.yaml_nodes import MOST_YAML_NBYTES, NodeReader, compose, line_of, show
+from ..formats.yaml_nodes import MOST_YAML_NBYTES, NodeReader, compose, has_key, line_of, show
 from ..fs.paths import expand_home
 from ..models.layer_map import POSITIONS
 from .arguments import (
@@ -110,6 +110,10 @@ def parse_jobs(data: bytes, file: str) -> tuple[Job, ...]:
     root, _ = compose(data, file)
     if root is None:
         raise RecipeError(f"{file}:1: empty; expected a list 'jobs', or a 'matrix'")
+    if has_key(root, "merge_method") and not has_key(root, "jobs", "matrix"):
+        raise RecipeError(
+            f"{file}: is a mergekit recipe, not a jobs file: `blockexpand merge {file} --out OUT`"
+        )
     reader = NodeReader(file, _REFUSED)
     sections = reader.members(root, "the jobs file", ("defaults", "jobs", "matrix"))
     if not sections.keys() & {"jobs", "matrix"}:

@@ -24,7 +24,7 @@ from ..checkpoints.sources import (
     fetch_side_files,
     open_headers,
 )
-from ..errors import HubError, RecipeError
+from ..errors import HubError
 from ..fs.io import make_folders
 from ..fs.paths import expand_home
 from ..planning.card import add_card
@@ -47,7 +47,7 @@ from ..writing.preflight import check_names
 from ..writing.staging import check_owner
 from .arguments import Dtype, Phase, Quantized, check_arguments
 from .on_hub_shards import HubPlan, ShardSender
-from .options import check_revision, make_hub_options, make_recipe
+from .options import make_hub_options, make_recipe, refuse_folder
 from .rows import choose_row, read_row
 
 
@@ -103,7 +103,7 @@ def expand_on_hub(
     the commit.
     """
     check_arguments(locals())
-    check_revision(src, revision)
+    refuse_folder("src", src)
     target = parse_push_target(
         repo, private=private, message=commit_message, create_pr=create_pr, token=token
     )
@@ -127,10 +127,9 @@ def expand_on_hub(
 
 
 def open_on_hub(src: str, hub: HubOptions) -> OpenedSource:
-    """Open a repository's headers. Raises: RecipeError for a folder; HubError without the Hub."""
+    """Open a repository's headers. Raises: HubError without the Hub; CheckpointError."""
     source = open_headers(src, hub)
-    if source.snapshot is None:
-        raise RecipeError(f"{src}: --on-hub is for a repository of the Hub, not for a folder")
+    assert source.snapshot is not None
     if source.snapshot.cached is not None:
         raise HubError(f"{src}: --on-hub needs the Hub, which cannot be reached")
     return source

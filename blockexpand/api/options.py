@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..checkpoints.sources import HubOptions, ModelRef
-from ..errors import ArgumentError, OutputError, RecipeError, UsageError
+from ..errors import ArgumentError, OutputError
 from ..fs.paths import existing_folder, expand_home
 from ..fs.sharing import file_system_block
 from ..models.layer_map import parse_layers
@@ -29,12 +29,12 @@ def make_recipe(
 ) -> Recipe:
     """Resolve the arguments of an expansion that do not depend on the source.
 
-    Raises: RecipeError where `layers` is given and something else says which layers there are.
+    Raises: ArgumentError where `layers` is given and something else says which layers there are.
     """
     if layers is not None and (new_layers is not None or position != "end" or phase is not None):
-        raise RecipeError(
-            "--layers says every layer of the output; leave --new-layers, --position and --phase "
-            "out"
+        raise ArgumentError(
+            "layers",
+            "says every layer of the output; leave the number, the position and the phase out",
         )
     return Recipe(
         new_layers=new_layers,
@@ -66,15 +66,24 @@ def note_base(name: ModelRef) -> tuple[str, ...]:
     """Say what is missing in the card of a local folder."""
     if name.repo is not None or name.base_model is not None:
         return ()
-    return ("the card names no base model: for a folder, base-model says its name on the Hub",)
+    return ("the card names no base model: --base-model says where a local source is on the Hub",)
 
 
 def check_revision(src: str | Path, revision: str | None) -> None:
-    """Refuse a revision of what is no repository of the Hub. Raises: UsageError."""
+    """Refuse a revision of what is no repository of the Hub. Raises: ArgumentError."""
     if revision is not None and expand_home(src).exists():
-        raise UsageError(
-            f"--revision {revision} is for a repository of the Hub, and {src} is a folder here; "
-            "leave it out"
+        raise ArgumentError(
+            "revision",
+            f"{revision} is for a repository of the Hub, and {src} is a folder here; leave it out",
+        )
+
+
+def refuse_folder(argument: str, src: str | Path) -> None:
+    """Refuse a folder where a repository of the Hub is needed. Raises: ArgumentError."""
+    if expand_home(src).exists():
+        raise ArgumentError(
+            argument,
+            f"{src} is a folder here; what is made on the Hub comes from a repository there",
         )
 
 

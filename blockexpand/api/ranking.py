@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..checkpoints.sources import open_source
-from ..errors import RecipeError, TrainingError
+from ..errors import ArgumentError, TrainingError
 from ..fs.paths import expand_home
 from ..models.decoder import find_decoder
 from ..models.loading import load_whole_model, quiet_transformers
@@ -17,7 +17,7 @@ from ..training.memory import choose_dtype
 from ..training.ranking import LayerScore, find_layers, score_layers
 from ..training.texts import join_examples, read_text
 from ..training.tokenizing import check_vocabulary, load_tokenizer
-from .arguments import check_arguments, check_count
+from .arguments import check_arguments
 from .options import check_revision, make_hub_options
 
 _EXAMPLE_TOKENS = 256
@@ -62,40 +62,32 @@ def rank(
     The model is loaded whole, in its own dtype. `new_layers` says how many layers are wanted
     (default: one for every four).
     Raises: TrainingError where the model does not fit the memory or the text is too short;
-    CheckpointError, HubError, UnsupportedModelError.
+    ArgumentError, CheckpointError, HubError, UnsupportedModelError.
     """
-    check_arguments(
-        {
-            "src": src,
-            "revision": revision,
-            "token": token,
-            "cache_dir": cache_dir,
-            "progress": progress,
-        }
-    )
+    check_arguments(locals())
     check_revision(src, revision)
-    wanted = None if new_layers is None else check_count(new_layers)
-    most = check_count(tokens)
     source, name = open_source(
         str(src), make_hub_options(revision, token, cache_dir, progress), progress=progress
     )
     with naming(source):
         decoder = find_decoder(source.config, source.specs)
-    if wanted is not None and wanted > decoder.layers:
-        raise RecipeError(f"{name.model} has {decoder.layers} layers; found --new-layers {wanted}")
+    if new_layers is not None and new_layers > decoder.layers:
+        raise ArgumentError(
+            "new_layers", f"{name.model} has {decoder.layers} layers, found {new_layers}"
+        )
     _check_memory(sum(spec.nbytes for spec in source.specs.values()))
     with quiet_transformers():
         tokenizer, config = load_tokenizer(source.root)
         read = read_text(expand_home(text), tokenizer, _EXAMPLE_TOKENS)
         check_vocabulary(source.root, read, config.vocab_size)
-        examples = join_examples((read.trained, read.held_out))[: max(1, most // _EXAMPLE_TOKENS)]
+        examples = join_examples((read.trained, read.held_out))[: max(1, tokens // _EXAMPLE_TOKENS)]
         progress.stage("loading the model")
         dtype = choose_dtype(source.specs, source.specs.keys())
         model = load_whole_model(source.root, dtype)
         layers = find_layers(model, decoder.model_type, decoder.prefix)
         progress.stage("running without each layer in turn")
         loss, scores = score_layers(model, layers, examples.tolist(), lambda runs: None)
-    count = wanted or max(1, decoder.layers // _GROUP)
+    count = new_layers or max(1, decoder.layers // _GROUP)
     by_influence = sorted(scores, key=lambda score: score.influence)
     return Ranking(
         name=str(src),

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..checkpoints.checkpoint import Checkpoint, open_checkpoint
 from ..checkpoints.sources import HubOptions, OpenedSource, fetch_side_files
-from ..errors import NoProofError, RecipeError, UnsupportedModelError
+from ..errors import ArgumentError, NoProofError, RecipeError, UnsupportedModelError
 from ..formats.yaml_nodes import MOST_YAML_NBYTES
 from ..fs.paths import expand_home
 from ..models.decoder import find_text_model
@@ -38,15 +38,16 @@ from ..verification.toy_model import read_effective
 def read_row(family: str) -> Row:
     """Return the row that `--family` names: a file's, or the family that a model is built like.
 
-    Raises: RecipeError with the file and what is wrong in it.
+    Raises: ArgumentError for what is neither; RecipeError with the file and what is wrong in it.
     """
     if family in FAMILIES or family in MULTIMODAL:
         return family
     path = expand_home(family)
     if path.suffix not in (".yaml", ".yml", ".json"):
-        raise RecipeError(
-            f"--family {family}: is no family of the table (see `blockexpand families`) and no "
-            ".yaml file with a row"
+        raise ArgumentError(
+            "family",
+            f"{family} is no family of the table (see `blockexpand families`) and no .yaml file "
+            "with a row",
         )
     return parse_row(_read_file(family), family)
 
@@ -123,7 +124,7 @@ def _explain_no_proof(checkpoint: Checkpoint, own_code: bool, reason: str) -> st
             "(--family FILE.yaml) can be used unproven with --no-proof"
         )
     return (
-        f"nothing was proven ({reason}); a row of your own (--family FILE.yaml) can be used "
+        f"nothing was proven: {reason}; a row of your own (--family FILE.yaml) can be used "
         "unproven with --no-proof"
     )
 

@@ -78,6 +78,8 @@ def open_checkpoint(root: Path) -> Checkpoint:
     """
     if not root.is_dir():
         what = "is a file, not a folder" if root.exists() else "no such folder"
+        if root.is_symlink() and not root.exists():
+            what = f"is a link to {root.readlink()}, which is not there"
         if root.suffix.lower() == ".gguf":
             raise CheckpointError(f"{root}: {_GGUF}")
         raise CheckpointError(f"{root}: {what}; give a folder with config.json and safetensors")

@@ -68,7 +68,7 @@ def open_source(
 def open_headers(src: str, options: HubOptions) -> OpenedSource:
     """Open a folder, or a repository's headers and JSON. Raises: CheckpointError, HubError."""
     folder = expand_home(src)
-    if folder.exists() or looks_like_path(src):
+    if folder.exists() or folder.is_symlink() or looks_like_path(src):
         return OpenedSource(checkpoint=open_checkpoint(folder), name=_name_folder(src, folder))
     from . import hub
 

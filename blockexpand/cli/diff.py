@@ -85,9 +85,10 @@ def run(options: argparse.Namespace, words: Sequence[str]) -> int:
     if not losses:
         return 0
     first = losses[0].lost[0]
+    why = f" ({first.message})" if first.status == "missing" and first.message else ""
     return tell_difference(
         f"{losses[0].other}: {len(losses[0].lost)} original tensors are changed or missing, the "
-        f"first: {first.name!r} is {first.status}{_cure(losses[0])}"
+        f"first: {first.name!r} is {first.status}{why or _cure(losses[0])}"
     )
 
 

@@ -105,7 +105,8 @@ class Lines(Reporter):
         self._print(self._stage)
 
     def on_file(self, name: str) -> None:
-        self._print(f"{self._stage}: {name} done, {self._count()}")
+        job = f" {self._job}:" if self._job else ""
+        self._print(f"{self._stage}:{job} {name} done, {self._count()}")
 
     def on_job(self, name: str, state: str) -> None:
         self._print(f"{name}: {state}")

@@ -34,8 +34,10 @@ def describe_difference(difference: Difference, *, verbose: bool) -> str:
         lines += [f"  {status:8} {line}" for line in shown]
     originals = [t for t in difference.tensors if t.base_name and not t.in_new_block]
     if difference.lost:
+        dropped = sum(t.status == "missing" and t.message is not None for t in difference.lost)
         lines.append(
             f"{len(difference.lost)} of {len(originals)} original tensors are not as in BASE"
+            + (f", {dropped} of them in layers that were dropped" if dropped else "")
         )
     else:
         lines.append(f"all {len(originals)} original tensors are bit-identical")

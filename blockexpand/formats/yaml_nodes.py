@@ -60,10 +60,18 @@ def compose(data: bytes, file: str) -> tuple[yaml.Node | None, str]:
         # libyaml says "in the line after the last" of what ends too early.
         last = text.count("\n") + 1
         where = f"{file}:{min(mark.line + 1, last)}" if mark else file
+        if error.problem == "but found another document":
+            raise RecipeError(f"{where}: another document begins; expected one in a file") from None
         raise RecipeError(f"{where}: this is no YAML: {error.problem or error.context}") from None
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         reason = one_line(error, 200)
         raise RecipeError(f"{file}: this is no YAML: {reason}") from None
+
+
+def has_key(root: yaml.Node, *keys: str) -> bool:
+    """Tell whether a document's object has one of these keys."""
+    pairs = root.value if isinstance(root, yaml.MappingNode) else []
+    return any(name.value in keys for name, _ in pairs)
 
 
 def _scan(text: str, file: str) -> set[int]:

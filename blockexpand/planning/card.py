@@ -161,15 +161,15 @@ def _introduce(plan: Plan, source: ModelRef) -> list[str]:
             f"This is {_link(source)} with every quantized weight in {plan.dtype}, each value as "
             "its format defines it.",
         ]
-    computes = f"Until they are trained, it computes exactly what its source computes{where}"
+    computes = f"Until it is trained, it computes exactly what its source computes{where}"
     if plan.is_unproven:
         computes = "It is meant to compute what its source computes, which is NOT PROVEN"
     return [
         f"# {escape(_short(source))}, expanded by {count} {blocks}",
         f"**The new {blocks} {verb} untrained.** This is {_link(source)} with {count} new "
-        f"{blocks}: {plan.original_layers} layers became {len(plan.layer_map)}. {computes}: each "
-        "new block is a clone of an existing layer whose residual branches add nothing, so it "
-        "passes its input through.",
+        f"{blocks}: {plan.original_layers} layers became {len(plan.layer_map)}. {computes}: "
+        f"{'the' if count == 1 else 'each'} new block is a clone of an existing layer whose "
+        "residual branches add nothing, so it passes its input through.",
     ]
 
 
@@ -262,16 +262,19 @@ _AT_THE_END = (
 
 
 def _render_training(plan: Plan) -> str:
-    numbers = ", ".join(map(str, plan.new_layers))
+    several = len(plan.new_layers) > 1
+    numbers = ("layers " if several else "layer ") + ", ".join(map(str, plan.new_layers))
+    blocks = "blocks" if several else "block"
     if plan.quantization is not None and plan.options.quantized == "keep":
         return (
             "## Training\n\n"
-            f"The new blocks (layers {numbers}) are quantized: train LoRA adapters in them. "
+            f"The new {blocks} ({numbers}) {'are' if several else 'is'} quantized: train LoRA "
+            f"adapters in {'them' if several else 'it'}. "
             "`blockexpand train-config --framework peft` prints the settings."
         )
     return (
         "## Training\n\n"
-        f"Train the new blocks (layers {numbers}) and freeze everything else: "
+        f"Train the new {blocks} ({numbers}) and freeze everything else: "
         "`blockexpand.freeze_original_layers(model, folder)` does that, and "
         "`blockexpand train-config` prints the settings for the usual trainers. The source then "
         "stays in the model bit for bit, and can be taken out again."

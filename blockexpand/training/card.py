@@ -15,7 +15,9 @@ from ..planning.markdown import block, code
 
 _UNTRAINED = re.compile(r"\*\*The new (blocks?) (?:is|are) untrained\.\*\*")
 
-_UNTIL = "Until they are trained, it computes exactly what its source computes"
+_UNTIL = re.compile(
+    r"Until (?:it is|they are) trained, it computes exactly what its source computes"
+)
 
 _BEFORE = "Before that, it computed exactly what its source computes"
 
@@ -30,13 +32,14 @@ def tell_training(card: bytes, record: Mapping[str, Any]) -> bytes:
     """Return an expansion's card that says how its new blocks were trained (`record`)."""
     text = without_proof(card).decode("utf-8", "surrogateescape")
     last = record["evaluations"][-1]
+    text = _UNTIL.sub(_BEFORE, text)
     text = _UNTRAINED.sub(
         lambda match: (
             f"**The new {match[1]} {'was' if match[1] == 'block' else 'were'} trained, for "
             f"{record['steps']} steps; every other tensor is the source's.**"
         ),
         text,
-    ).replace(_UNTIL, _BEFORE)
+    )
     source = _SOURCE.search(text)
     if source is not None:
         text = _PROOF.sub(

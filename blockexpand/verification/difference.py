@@ -132,10 +132,11 @@ def compare_checkpoints(
         if name in tables:
             tensors.append(_judge_table(base, other, name, theirs[key]))
             continue
-        tensors.append(_judge(base, other, key, name, theirs.get(key), offsets.get(name)))
+        partner, offset = theirs.get(key), offsets.get(name)
+        tensors.append(_judge(base, other, key, name, partner, offset, matching.layer_map))
     for key, name in theirs.items():
         if key not in mine:
-            tensors.append(_judge(base, other, key, None, name, None))
+            tensors.append(_judge(base, other, key, None, name, None, matching.layer_map))
     return Difference(
         base=base_name,
         other=other_name,
@@ -154,6 +155,7 @@ def _judge(
     mine: str | None,
     theirs: str | None,
     offset: int | None,
+    layer_map: LayerMap,
 ) -> TensorDifference:
     spec = base.specs[mine] if mine is not None else other.specs[theirs or ""]
     status: Status = "same"
@@ -162,6 +164,9 @@ def _judge(
         status = "new"
     elif theirs is None:
         status = "missing"
+        kept = {entry.source for entry in layer_map if not entry.is_new}
+        if kept and key.layer is not None and key.layer.source not in kept:
+            message = "its layer was dropped"
     elif not holds(spec, other.specs[theirs]):
         status, message = "changed", f"{_show(spec)} → {_show(other.specs[theirs])}"
     elif offset is not None:

@@ -83,7 +83,7 @@ def check_plan(
                 return _prove(checkpoint, plan, sources, Path(folder), width, toys, strict=strict)
             except NoToyError as error:
                 reasons.append(one_line(error))
-    reason = f"no toy model could be made of this source ({reasons[0]})"
+    reason = f"no toy model could be made of this source: {reasons[0]}"
     if strict:
         raise NoProofError(reason)
     raise NoProofError(

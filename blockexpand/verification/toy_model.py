@@ -80,6 +80,11 @@ def _write_config(
             folder, trust_remote_code=False
         ).to_dict()
     except Exception as error:
+        from transformers import CONFIG_MAPPING, __version__
+
+        # Its own message is advice of several lines.
+        if config.get("model_type") not in CONFIG_MAPPING:
+            raise NoToyError(f"transformers {__version__} does not know the model type") from None
         raise NoToyError(f"transformers cannot read its config: {error}") from None
     return effective
 

@@ -17,7 +17,7 @@ from hub_server import HubServer, hub_environment, read_folder
 
 import blockexpand
 from blockexpand.api import on_hub
-from blockexpand.errors import HubError, OutputError, RecipeError
+from blockexpand.errors import ArgumentError, HubError, OutputError
 from blockexpand.progress import Progress
 
 TOKEN = "hf_abcdefghijklmnopqrstuvwxyz012345"
@@ -274,7 +274,7 @@ def test_a_branch(grow: Callable[..., Any], hub: HubServer) -> None:
 
 
 def test_a_folder_is_refused(grow: Callable[..., Any], tiny_mistral: Path, tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="not for a folder"):
+    with pytest.raises(ArgumentError, match="is a folder here"):
         blockexpand.expand_on_hub(str(tiny_mistral), REPO, new_layers=1, token=TOKEN)
 
 

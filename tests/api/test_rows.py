@@ -16,7 +16,7 @@ from zoo import ZOO
 
 import blockexpand
 from blockexpand.api.rows import infer_folder
-from blockexpand.errors import ProofError, RecipeError, UnsupportedModelError
+from blockexpand.errors import ArgumentError, ProofError, RecipeError, UnsupportedModelError
 from blockexpand.models import families
 from blockexpand.models.families.form import parse_form, render_form
 
@@ -294,7 +294,7 @@ def test_a_row_is_the_same_after_it_was_written_and_read(llama: Path) -> None:
 
 
 def test_no_family_of_that_name(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="is no family of the table"):
+    with pytest.raises(ArgumentError, match="is no family of the table"):
         blockexpand.expand(tmp_path, tmp_path / "out", new_layers=2, family="lama")
     with pytest.raises(RecipeError, match="cannot read"):
         blockexpand.expand(tmp_path, tmp_path / "out", new_layers=2, family="./lama.yaml")

@@ -54,7 +54,7 @@ def test_a_revision_of_a_folder_is_refused(words: str, run: Run) -> None:
     assert (status, out) == (2, "") or "block_expansion.json" in err
     if words.startswith("verify"):
         return
-    assert "--revision v2 is for a repository of the Hub, and model is a folder here" in err
+    assert "--revision: v2 is for a repository of the Hub, and model is a folder here" in err
 
 
 @pytest.mark.parametrize("words", ["show model", "suggest model", "diff model model"])
@@ -65,6 +65,22 @@ def test_options_without_effect_are_noted(words: str, run: Run) -> None:
     assert "note: --token has no effect: model is a folder here" in err
     assert "secret" not in err
     assert "note:" not in run(f"{words} --cache-dir x -q")[2] + run(words)[2]
+
+
+def test_recipes_jobs_files_and_dangling_links_are_named(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yml").write_text("merge_method: passthrough\nslices: []\n")
+    (tmp_path / "jobs.yml").write_text("jobs: [{src: model, new-layers: 1, out: x}]\n")
+    (tmp_path / "link").symlink_to("gone")
+    for words, said in (
+        ("batch recipe.yml", "not a jobs file: `blockexpand merge recipe.yml --out OUT`"),
+        ("merge jobs.yml --out x", "is a jobs file, not a recipe: `blockexpand batch jobs.yml`"),
+        ("--src link --out x --new-layers 1", "link: is a link to gone, which is not there"),
+        ("verify model link", "link: is a link to gone, which is not there"),
+        ("show link", "link: is a link to gone, which is not there"),
+    ):
+        _, _, err = run(words)
+        assert said in err
+        assert err.count("\n") == 1
 
 
 def test_gguf_files_are_named_with_the_way_to_go(run: Run, tmp_path: Path) -> None:

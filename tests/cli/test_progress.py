@@ -67,6 +67,7 @@ def test_a_batch_says_of_each_job_how_it_ended(
         f"{folder}/m-5: done",
         f"{folder}/m-6: done",
     ]
+    assert any(line.startswith(f"writing: {folder}/m-6: model-0") for line in lines)
     assert f"{folder}/m-5: skipped" in tell("batch jobs.yaml", capfd)
 
 

@@ -18,7 +18,8 @@ from blockexpand import errors
 from blockexpand.cli.app import main
 
 # What stands in the folder: `source` and `out`, made of it; `changed`, one byte of `out` changed;
-# `bert`, an unsupported model; `full`, a folder that is not empty; `jobs.yaml` and others.
+# `bert`, an unsupported model; `dangling`, a link to nothing; `full`, a folder that is not empty;
+# `jobs.yaml` and others.
 COMMANDS = [
     # 0: done
     (0, "--src source --out made --new-layers 1"),
@@ -31,6 +32,13 @@ COMMANDS = [
     (0, "--help"),
     (0, "verify --help"),
     (0, "--version"),
+    (0, "merge recipe.yaml --out made"),
+    (0, "extract out --base source --out made"),
+    (0, "show out"),
+    (0, "suggest source"),
+    (0, "families qwen3"),
+    (0, "env"),
+    (0, "help train"),
     # 1: something differs
     (1, "verify source changed"),
     (1, "diff source changed"),
@@ -61,6 +69,23 @@ COMMANDS = [
     (2, "batch wrong.yaml"),
     (2, "verify source"),
     (2, "train-config out --framework axoltl"),
+    (2, "batch recipe.yaml"),
+    (2, "merge jobs.yaml --out made"),
+    (2, "train out --out made --progress none"),
+    (2, "train out --text text --out made --steps 0 --progress none"),
+    (2, "train out --text text --out made --private --progress none"),
+    (2, "rank source text --tokens 0"),
+    (2, "rank source text --new-layers 99"),
+    (2, "rank source text --revision v2"),
+    (2, "extract out --out made"),
+    (2, "apply source out --out made --scale nan"),
+    (2, "apply source out"),
+    (2, "--src source --push-to-hub me/made --new-layers 1 --on-hub"),
+    (2, "--src o/n --new-layers 1 --on-hub"),
+    (2, "--src o/n --out made --push-to-hub me/made --new-layers 1 --on-hub"),
+    (2, "apply source out --push-to-hub me/made --on-hub --out made"),
+    (2, "help nothing"),
+    (2, "completion tcsh"),
     # 3: it could not be done
     (3, "--src ./nowhere --out made --new-layers 1"),
     (3, "--src bert --out made --new-layers 1"),
@@ -77,6 +102,19 @@ COMMANDS = [
     (3, "batch nowhere.yaml"),
     (3, "batch missing.yaml"),
     (3, "train-config source --framework peft"),
+    (3, "--src dangling --out made --new-layers 1"),
+    (3, "verify source dangling"),
+    (3, "merge nowhere.yaml --out made"),
+    (3, "train source --text text --out made --progress none"),
+    (3, "train ./nowhere --text text --out made --progress none"),
+    (3, "train out --text nowhere --out made --progress none"),
+    (3, "rank ./nowhere text"),
+    (3, "extract source --base source --out made"),
+    (3, "apply source ./nowhere --out made"),
+    (3, "apply source out --out made"),
+    (3, "--src o/n --push-to-hub me/made --new-layers 1 --on-hub"),
+    (3, "show ./nowhere"),
+    (3, "suggest bert"),
 ]
 
 
@@ -102,6 +140,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         text = f"jobs: [{{src: {src}, new-layers: {layers}, out: made}}]"
         (tmp_path / f"{name}.yaml").write_text(text)
     (tmp_path / "bad.yaml").write_text("no: [")
+    slices = "slices: [{sources: [{model: source, layer_range: [0, 2]}]}]"
+    (tmp_path / "recipe.yaml").write_text(f"merge_method: passthrough\n{slices}\n")
+    (tmp_path / "text").write_text("A text. " * 200)
+    (tmp_path / "dangling").symlink_to("gone")
     # Its tensors are found to be too large for float16 only when they are read.
     huge = {
         n: ("F32", s, b"\0\0\x80\x7e" * (len(d) // 2)) for n, (_, s, d) in mistral_tensors().items()

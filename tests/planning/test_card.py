@@ -138,7 +138,7 @@ def test_the_card_tells_all_that_was_done(tmp_path: Path) -> None:
         "# openchat-3.5-0106, expanded by 4 blocks",
         f"(https://huggingface.co/openchat/openchat-3.5-0106) (revision `main`, commit `{COMMIT}`)",
         "**The new blocks are untrained.** This is ",
-        "4 layers became 8. Until they are trained, it computes exactly what its source computes: ",
+        "4 layers became 8. Until it is trained, it computes exactly what its source computes: ",
         "▁▁▁▁████",
         "parameters: ",
         "blockexpand verify openchat/openchat-3.5-0106 . --logits",

@@ -167,6 +167,19 @@ def test_the_expansion_may_be_the_base(tmp_path: Path) -> None:
     assert difference.lost == ()
 
 
+def test_what_a_recipe_dropped_is_said_to_be_dropped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = write(tmp_path / "base", model(1, 2, 3), layers=3)
+    other = write(tmp_path / "other", model(1, 3), layers=2, manifest=manifest([0, 2], []))
+    (lost,) = diff(base, other).lost
+    assert (lost.base_name, lost.status) == ("model.layers.1.w", "missing")
+    assert main(["diff", str(base), str(other)]) == 1
+    out, err = capsys.readouterr()
+    assert out.endswith("not as in BASE, 1 of them in layers that were dropped\n")
+    assert "'model.layers.1.w' is missing (its layer was dropped)" in err
+
+
 @pytest.mark.parametrize("kept", ["both", "base", "other"])
 def test_a_trained_expansion_and_the_expansion(kept: str, tmp_path: Path) -> None:
     """Trainers leave the manifest behind: one of the two is enough."""

@@ -285,7 +285,7 @@ def test_it_says_where_no_toy_can_be_made(
     with pytest.raises(NoProofError) as raised:
         check_plan(unknown, plan)
     note = str(raised.value)
-    assert note.startswith("--check proves nothing: no toy model could be made of this source (")
+    assert note.startswith("--check proves nothing: no toy model could be made of this source: ")
     assert reason in note and "\n" not in note
     assert raised.value.status == 3
 

@@ -22,7 +22,7 @@ from hub_server import HubServer, hub_environment, read_folder
 
 import blockexpand
 from blockexpand.cli.app import main
-from blockexpand.errors import HubError, OutputError, RecipeError
+from blockexpand.errors import ArgumentError, HubError, OutputError, RecipeError
 from blockexpand.progress import Progress
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -332,6 +332,6 @@ def test_what_needs_the_whole_source_is_refused(
 
 
 def test_folder_is_refused(source: Path, tmp_path: Path, make_tiny: Callable[..., Path]) -> None:
-    with pytest.raises(RecipeError, match="not for a folder"):
+    with pytest.raises(ArgumentError, match="for a repository of the Hub alone"):
         blockexpand.expand(source, tmp_path / "out", stream=True, new_layers=1)
     assert list(tmp_path.iterdir()) == []

@@ -18,6 +18,7 @@ from ...formats.yaml_nodes import (
     NodeReader,
     compose,
     did_you_mean,
+    has_key,
     line_of,
     number,
     show,
@@ -65,6 +66,8 @@ def parse_recipe(text: bytes, file: str) -> MergeRecipe:
         raise RecipeError(f"{file}:1: is empty; expected a mergekit recipe")
     if not isinstance(root, yaml.MappingNode):
         raise RecipeError(f"{file}:1: expected a mergekit recipe, found {show(root)}")
+    if has_key(root, "jobs", "matrix") and not has_key(root, "merge_method"):
+        raise RecipeError(f"{file}: is a jobs file, not a recipe: `blockexpand batch {file}`")
     nodes = NodeReader(file, _REFUSED)
     recipe = _read_recipe(nodes, root, MergeRecipe(file=file, text=decoded, slices=()))
     nodes.check()
