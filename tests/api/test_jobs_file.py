@@ -238,7 +238,7 @@ JOB = "src: a, out: b, new-layers: 1"
         (f"jobs: [{{{JOB}, max-shard-size: big}}]", "size 'big'"),
         ("jobs: [{src: !!python/object:os.system a, out: b, new-layers: 1}]", "src: expected"),
         ("jobs: [\n{a: 1", "jobs.yaml:2: this is no YAML"),
-        ("a: 1\n---\nb: 2", "this is no YAML"),
+        ("a: 1\n---\nb: 2", "another document begins"),
         ("jobs: *nowhere", "this is no YAML"),
         (b"\xff\xfe\xfa", "UTF-8"),
         (b" " * ((1 << 20) + 1), "at most 1048576 bytes"),
