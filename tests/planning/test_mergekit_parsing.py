@@ -176,7 +176,7 @@ def test_all_faults_at_once_in_the_order_of_their_lines() -> None:
         ("# nothing\n", 1, "is empty"),
         ("- a\n", 1, "expected a mergekit recipe"),
         ("slices: [\n", 2, "no YAML"),
-        ("a: 1\n---\nb: 2\n", 2, "no YAML"),
+        ("a: 1\n---\nb: 2\n", 2, "another document"),
         (b"a: \xff\n", 1, "UTF-8"),
         (b"\na: \x00\n", None, "no YAML"),
         ("merge_method: passthrough\n", 1, "expected one of slices, models and modules"),
