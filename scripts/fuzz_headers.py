@@ -2,9 +2,12 @@
 
     python scripts/fuzz_headers.py --files 100000
     python scripts/fuzz_headers.py --seconds 3600 --seed 7
+    python scripts/fuzz_headers.py --structured --files 200000
 
 Each file is a valid one that was changed: members replaced, doubled and dropped, numbers, strings
-and white space spelled oddly, bytes flipped, lengths falsified. Both must accept it with the same
+and white space spelled oddly, bytes flipped, lengths falsified. With `--structured` each is made
+from a grammar instead (header_grammar.py): proper JSON, whose meaning is right or wrong in one of
+the ways that are counted. Both must accept it with the same
 tensors, or both refuse it; ours with one line, within a second and 200 MB. A file on which they
 differ is saved, and the exit status is 1. The same seed makes the same files.
 """
@@ -19,6 +22,7 @@ import resource
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +31,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # also where it is not installed
 
 import safetensors
+from header_grammar import make_structured
 
 from blockexpand.errors import HeaderError
 from blockexpand.formats.safetensors import DTYPE_BITS, parse_header, parse_header_nbytes
@@ -107,6 +112,7 @@ class Summary:
     valid: int = 0
     slowest_seconds: float = 0.0
     memory_growth_nbytes: int = 0
+    kinds: Counter[str] = field(default_factory=Counter)
     differences: list[str] = field(default_factory=list)
 
 
@@ -415,7 +421,13 @@ def compare(content: bytes, path: Path, summary: Summary) -> str | None:
 
 
 def fuzz(
-    *, files: int | None, seconds: float | None, seed: int, folder: Path, most_differences: int = 10
+    *,
+    files: int | None,
+    seconds: float | None,
+    seed: int,
+    folder: Path,
+    most_differences: int = 10,
+    structured: bool = False,
 ) -> Summary:
     """Compare until so many files or seconds; save differing files in `folder`."""
     summary = Summary()
@@ -429,8 +441,12 @@ def fuzz(
         while (files is None or number < files) and len(summary.differences) < most_differences:
             if seconds is not None and time.monotonic() - started > seconds:
                 break
-            content = make_file(random.Random(f"{seed}:{number}"))
+            rng = random.Random(f"{seed}:{number}")
+            content, kinds = make_structured(rng) if structured else (make_file(rng), [])
+            before = summary.valid
             difference = compare(content, path, summary)
+            verdict = "valid" if summary.valid > before else "refused"
+            summary.kinds.update(f"{kind}, {verdict}" for kind in kinds)
             if difference:
                 saved = folder / f"fuzz-{seed}-{number}.safetensors"
                 saved.write_bytes(content)
@@ -450,15 +466,22 @@ def main() -> int:
     parser.add_argument("--files", type=int, help="stop after so many files")
     parser.add_argument("--seconds", type=float, help="stop after so many seconds")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--structured", action="store_true", help="make files from a grammar")
     parser.add_argument("--save", type=Path, default=Path(), help="folder for differing files")
     options = parser.parse_args()
     if options.files is None and options.seconds is None:
         parser.error("say how long: --files or --seconds")
     summary = fuzz(
-        files=options.files, seconds=options.seconds, seed=options.seed, folder=options.save
+        files=options.files,
+        seconds=options.seconds,
+        seed=options.seed,
+        folder=options.save,
+        structured=options.structured,
     )
     for difference in summary.differences:
         print(difference)
+    for kind, count in sorted(summary.kinds.items()):
+        print(f"{kind}: {count}")
     too_much = summary.memory_growth_nbytes > MAX_MEMORY_NBYTES
     print(
         f"{summary.files} files compared ({summary.valid} valid, "

@@ -6,6 +6,7 @@ Each lies in a folder of its own until it is sent. What was sent is noted, for a
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from pathlib import Path
 from ..checkpoints.hub.files import RepoFile, RepoSnapshot
 from ..checkpoints.sources import HubOptions, OpenedSource
 from ..errors import HubError
+from ..fs.io import attempt, write_document
 from ..messages import format_size
 from ..planning.plan import Plan
 from ..planning.shards import PlannedFile
@@ -101,7 +103,7 @@ class ShardSender:
                 continue
             sent[file.name] = done
             self._note(sent)
-            shutil.rmtree(path.parent)
+            attempt("remove", path.parent, shutil.rmtree, path.parent)
         return [sent[file.name] for file in files if file.name in sent]
 
     def commit(
@@ -122,9 +124,15 @@ class ShardSender:
             )
         except CopyRefusedError:
             raise
-        except HubError:
+        except HubError as error:
             # The Hub forgets after a while what was sent and not committed.
-            self._notes.unlink(missing_ok=True)
+            try:
+                self._notes.unlink(missing_ok=True)
+            except OSError:
+                raise HubError(
+                    f"{error} ({self._notes} cannot be removed; remove it before you run the same "
+                    "command again)"
+                ) from error
             raise
 
     def _write(self, file: PlannedFile) -> Path:
@@ -137,7 +145,7 @@ class ShardSender:
         # Written by a run that was ended before it noted that the shard was sent.
         shutil.rmtree(folder, ignore_errors=True)
         written = write(alone, folder, WriteOptions(), self._progress)
-        shutil.rmtree(sources)
+        attempt("remove", sources, shutil.rmtree, sources)
         return written.out / file.name
 
     def _identity(self) -> dict[str, object]:
@@ -159,11 +167,11 @@ class ShardSender:
                 for name, (nbytes, sha256) in notes["sent"].items()
                 if len(bytes.fromhex(sha256)) == 32
             }
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return {}
 
     def _note(self, sent: Mapping[str, RepoFile]) -> None:
         known = {name: [file.nbytes, file.sha256] for name, file in sent.items()}
         draft = self._notes.with_suffix(".part")
-        draft.write_text(json.dumps({"for": self._identity(), "sent": known}), "utf-8")
-        draft.replace(self._notes)
+        write_document(draft, json.dumps({"for": self._identity(), "sent": known}).encode())
+        attempt("write", self._notes, os.replace, draft, self._notes)

@@ -29,7 +29,7 @@ def read_state(folder: Path) -> dict[str, Any]:
         if isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
             return {}
         raise
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return state if isinstance(state, dict) else {}
 

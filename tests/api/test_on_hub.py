@@ -17,7 +17,7 @@ from hub_server import HubServer, hub_environment, read_folder
 
 import blockexpand
 from blockexpand.api import on_hub
-from blockexpand.errors import ArgumentError, HubError, OutputError
+from blockexpand.errors import ArgumentError, HubError, OutputError, TransferError
 from blockexpand.progress import Progress
 
 TOKEN = "hf_abcdefghijklmnopqrstuvwxyz012345"
@@ -256,6 +256,48 @@ def test_going_on_after_a_cut(
     result = grow(**options)
     assert weights(hub.files(REPO)) == local(tiny_mistral, tmp_path / "out", **options)
     assert len(hub.seen("/upload/", "PUT")) == len(result.done.made) > 1
+
+
+@pytest.mark.parametrize("kind", ["folder", "nested", "list", "other run"])
+def test_notes_that_are_none_are_no_fault_or_one_line(
+    kind: str, grow: Callable[..., Any], hub: HubServer, tiny_mistral: Path, tmp_path: Path
+) -> None:
+    def stop(*arguments: Any) -> Any:
+        raise HubError("cut")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("blockexpand.api.on_hub_shards.commit", lambda *arguments, **more: stop())
+        patch.setattr(Path, "unlink", lambda path, **more: None)
+        with pytest.raises(HubError, match="cut"):
+            grow()
+    (notes,) = (tmp_path / "work").glob("*/sent.json")
+    if kind == "folder":
+        notes.unlink()
+        notes.mkdir()
+        with pytest.raises(TransferError, match=r"sent\.json: cannot write"):
+            grow()
+        return
+    other = json.loads(notes.read_text()) | {"for": {"repo": "user/other"}}
+    notes.write_text({"nested": "[" * 99_999, "list": "[]"}.get(kind, json.dumps(other)))
+    grow()
+    assert weights(hub.files(REPO)) == local(tiny_mistral, tmp_path / "out")
+
+
+def test_notes_that_cannot_be_removed_are_told(grow: Callable[..., Any], hub: HubServer) -> None:
+    """What they say the Hub has would fail again."""
+    hub.fail("POST .*/commit/", times=9, status=400, body=b'{"error": "no such object"}')
+
+    real = Path.unlink
+
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        if path.name == "sent.json":
+            raise PermissionError(13, "Permission denied")
+        real(path, missing_ok=missing_ok)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "unlink", refuse)
+        with pytest.raises(HubError, match=r"no such object.*sent\.json cannot be removed"):
+            grow()
 
 
 def test_a_pull_request_and_a_message(grow: Callable[..., Any], hub: HubServer) -> None:

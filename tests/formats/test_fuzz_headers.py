@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import fuzz_headers
+import header_grammar
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -34,6 +35,15 @@ def test_mutated_files_get_the_verdict_of_the_library(tmp_path: Path) -> None:
     assert 0.1 < summary.valid / summary.files < 0.9
     assert summary.slowest_seconds < 1
     assert summary.memory_growth_nbytes < 200_000_000
+
+
+def test_files_of_the_grammar_get_the_verdict_of_the_library(tmp_path: Path) -> None:
+    summary = fuzz_headers.fuzz(files=8_000, seconds=20, seed=1, folder=tmp_path, structured=True)
+    assert summary.differences == []
+    assert 0.2 < summary.valid / summary.files < 0.8
+    # Every kind of change is made, and nearly every one has forms on both sides.
+    for kind in header_grammar.KINDS:
+        assert summary.kinds[f"{kind}, refused"] > 20 and summary.kinds[f"{kind}, valid"] > 0, kind
 
 
 @pytest.mark.timeout(120)
