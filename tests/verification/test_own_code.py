@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from checkpoints import edit_json
+from own_code_forks import Forks
 from own_code_zoo import OWN_CODE, compute, make_own_code
 
 import blockexpand
@@ -26,6 +28,19 @@ def internlm2(tmp_path: Path) -> Path:
     return tmp_path / "source"
 
 
+@pytest.fixture(scope="module")
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+    forks = Forks(tmp_path_factory.mktemp("forks"))
+    yield forks
+    forks.close()
+
+
+@pytest.fixture
+def quick(forks: Forks, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let own code run in a fork, for tests that are of what it computes."""
+    monkeypatch.setattr(own_code, "_run_child", forks.run)
+
+
 def add_code(folder: Path, text: str, file: str = MODELING) -> None:
     path = folder / file
     path.write_text(f"{text}\n{path.read_text() if path.exists() else ''}")
@@ -36,6 +51,7 @@ def trust(folder: Path, **options: object) -> blockexpand.Expansion:
     return blockexpand.expand(folder, out, new_layers=2, trust_remote_code=True, **options)  # type: ignore[arg-type]
 
 
+@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize(
     ("name", "position"),
     [
@@ -58,6 +74,7 @@ def test_a_model_of_its_own_code_is_inferred_and_proven_with_it(
         assert (tmp_path / "out" / file.name).read_bytes() == file.read_bytes()
 
 
+@pytest.mark.usefixtures("quick")
 def test_own_code_of_a_known_type_is_what_the_row_is_proven_with(
     tmp_path: Path,
 ) -> None:
@@ -69,6 +86,7 @@ def test_own_code_of_a_known_type_is_what_the_row_is_proven_with(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.usefixtures("quick")
 def test_a_wrong_row_does_not_hold_in_the_child_either(internlm2: Path, tmp_path: Path) -> None:
     (tmp_path / "row.yaml").write_text(
         "model_type: internlm2\nprefix: model.layers.\ncount: num_hidden_layers\n"
@@ -79,6 +97,7 @@ def test_a_wrong_row_does_not_hold_in_the_child_either(internlm2: Path, tmp_path
         trust(internlm2, family=str(tmp_path / "row.yaml"))
 
 
+@pytest.mark.usefixtures("quick")
 def test_check_is_done_with_own_code_too(internlm2: Path) -> None:
     made = trust(internlm2, check=True)
     assert any("logits of 48 tokens bit-identical" in note for note in made.notes)
@@ -181,8 +200,14 @@ json.dump([dict(os.environ), os.getpid(), reason, os.listdir("/proc/self/net/dev
     ],
 )
 def test_own_code_that_fails_is_told_in_one_line(
-    code: str, reason: str, internlm2: Path, monkeypatch: pytest.MonkeyPatch
+    code: str,
+    reason: str,
+    internlm2: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
 ) -> None:
+    if code.startswith("raise"):
+        request.getfixturevalue("quick")
     monkeypatch.setattr(own_code, "_LIMIT_S", 12 if "sleep" in code else 100)
     add_code(internlm2, code)
     with pytest.raises(UnsupportedModelError, match=reason) as raised:
