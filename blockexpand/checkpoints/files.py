@@ -6,10 +6,8 @@ The one place that tells them apart, so that a local folder and a Hub repository
 from __future__ import annotations
 
 import os
-import re
 import stat
 from collections.abc import Collection, Iterable
-from fnmatch import translate
 from pathlib import Path
 
 from ..errors import CheckpointError
@@ -43,33 +41,33 @@ REWRITTEN_FILES = frozenset({WEIGHTS_FILE, INDEX_FILE, CONFIG_FILE, CARD_FILE, M
 
 # Weights (or training state) in a form that is not this checkpoint's. They would describe the
 # model before the expansion, so they stay behind and the run says so.
-_FOREIGN_WEIGHTS = (
-    "*.safetensors",
-    "*.bin",
-    "*.pt",
-    "*.pth",
-    "*.ckpt",
-    "*.pkl",
-    "*.pickle",
-    "*.gguf",
-    "*.ggml",
-    "*.onnx",
-    "*.onnx_data",
-    "*.h5",
-    "*.msgpack",
-    "*.ot",
-    "*.tflite",
-    "*.mlmodel",
-    "*.mlpackage",
-    "*.npz",
-    "*.nemo",
-    "*.engine",
-    "*.distcp",
-    "*.index.json",
-    "consolidated*",
+_FOREIGN_ENDINGS = (
+    ".safetensors",
+    ".bin",
+    ".pt",
+    ".pth",
+    ".ckpt",
+    ".pkl",
+    ".pickle",
+    ".gguf",
+    ".ggml",
+    ".onnx",
+    ".onnx_data",
+    ".h5",
+    ".msgpack",
+    ".ot",
+    ".tflite",
+    ".mlmodel",
+    ".mlpackage",
+    ".npz",
+    ".nemo",
+    ".engine",
+    ".distcp",
+    ".index.json",
 )
 
-_IS_FOREIGN = re.compile("|".join(map(translate, _FOREIGN_WEIGHTS))).match
+_FOREIGN_BEGINNING = "consolidated"
+
 
 # The voices of Qwen2.5-Omni's talker, without which transformers does not load the model.
 _NO_WEIGHTS = frozenset({"spk_dict.pt"})
@@ -93,7 +91,7 @@ def is_foreign_weights(name: str) -> bool:
     if last == _ADAPTER_CONFIG:
         # Its weights stay behind, and no loader bears it without them.
         return True
-    return _IS_FOREIGN(last) is not None
+    return last.endswith(_FOREIGN_ENDINGS) or last.startswith(_FOREIGN_BEGINNING)
 
 
 def explain_adapter(names: Collection[str]) -> str | None:

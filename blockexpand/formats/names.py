@@ -7,11 +7,13 @@ accepted joins to a folder and stays below it, on every system, and prints on on
 from __future__ import annotations
 
 import re
-import unicodedata
 
 # What Linux file systems hold of one name, and well below what one path may have.
 _MOST_PART_NBYTES = 255
 _MOST_NBYTES = 2048
+
+# Unicode's category Cc.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 _DRIVE = re.compile(r"[A-Za-z]:")
 
@@ -29,7 +31,7 @@ def explain_bad_name(name: object, *, on_disk: bool = False) -> str | None:
         encoded = name.encode("utf-8", "surrogateescape" if on_disk else "strict")
     except UnicodeEncodeError:
         return "is not valid UTF-8"
-    if any(unicodedata.category(character) == "Cc" for character in name):
+    if _CONTROL.search(name):
         return "holds a control character"
     if "\\" in name:
         return "holds a backslash"
