@@ -18,9 +18,10 @@ from ..fs.paths import expand_home
 from ..progress import SILENT, Progress
 from ..writing.shard import Moved
 from .arguments import check_arguments
-from .batch_plan import Batch, PlannedJob, make_job_plan, name_plan, plan_batch
+from .batch_plan import make_job_plan, name_plan, plan_batch
 from .jobs_file import open_jobs
 from .pipeline import Expansion, PlannedOutput, PublishOptions, verify_and_push, write_and_publish
+from .planned_job import Batch, PlannedJob
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

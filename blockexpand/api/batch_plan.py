@@ -1,4 +1,4 @@
-"""The jobs of a batch, planned and checked together, also against each other.
+"""The jobs of a batch, planned together.
 
 Only headers are read: whatever can be known to fail is told before the first byte is written. It
 prints nothing and writes nothing but nameless probes.
@@ -7,7 +7,6 @@ prints nothing and writes nothing but nameless probes.
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,67 +15,21 @@ from typing import Any
 from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.sources import HubOptions, OpenedSource, open_headers
 from ..errors import BlockExpandError, OutputError, RecipeError
-from ..fs.paths import FolderIndex, existing_folder, expand_home
+from ..fs.paths import expand_home
 from ..models.layer_map import parse_layers
 from ..planning.card import add_card, draft_card
 from ..planning.plan import Plan, make_plan
 from ..planning.recipe import Recipe, render_command, spell_position
 from ..writing.leftovers import clear_debris
 from ..writing.preflight import check_write
-from ..writing.space import count_missing, shares_blocks, would_share
-from ..writing.staging import find_staging
-from ..writing.target import WriteOptions, resolve_target
+from ..writing.target import resolve_target
+from .batch_checks import count_disk, find_collisions
 from .finished import find_finished
-from .jobs_file import Job, fill_template
-from .options import make_hub_options, make_recipe, make_write_options, name_base
+from .job_options import fill_template
+from .jobs_file import Job
+from .options import make_hub_options, make_recipe, name_base
+from .planned_job import Batch, PlannedJob
 from .rows import check_row, choose_source_row
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlannedJob:
-    """A job with its names filled in, its plan, and whether an earlier run has finished it.
-
-    `compared` says how that was told; `kept` are files that no output may replace.
-    """
-
-    job: Job
-    out: Path
-    source: OpenedSource
-    plan: Plan
-    hub: HubOptions
-    is_finished: bool
-    compared: str | None = None
-    kept: tuple[Path, ...] = ()
-
-    @property
-    def options(self) -> WriteOptions:
-        job = self.job
-        return make_write_options(job.reflink, job.hardlink, job.overwrite, None, self.kept)
-
-    def find_finished(self) -> PlannedJob | None:
-        """Return the job as finished, if by now it is."""
-        is_here = self.source.snapshot is None
-        found = find_finished(self.plan, self.out, self.source.name, is_here=is_here)
-        if found is None or found.stale is not None:
-            return None
-        return replace(self, is_finished=True, compared=found.compared)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DiskNeed:
-    """What all jobs together need of a file system, named by a folder on it, and what is free."""
-
-    folder: Path
-    nbytes: int
-    free: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Batch:
-    """Jobs that can all be done, as far as can be known before."""
-
-    jobs: tuple[PlannedJob, ...]
-    disk: tuple[DiskNeed, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,12 +82,12 @@ def plan_batch(
                 account = check_push(one.job.push_to_hub, token=token, account=account)
         except BlockExpandError as error:
             faults[f"{job.where}: {error}"] = error
-    faults |= {fault: RecipeError(fault) for fault in _find_collisions(planned)}
+    faults |= {fault: RecipeError(fault) for fault in find_collisions(planned)}
     if faults:
         # Wrong values go before what could not be done: no rerun mends them.
         first = min(faults.values(), key=lambda error: error.status)
         raise (RecipeError if first.status == 2 else type(first))("; ".join(faults))
-    disk = _count_disk(planned)
+    disk = count_disk(planned)
     for need in disk:
         if need.nbytes > need.free:
             raise OutputError(
@@ -267,84 +220,3 @@ def _base_name(src: str, source: OpenedSource) -> str:
     if source.snapshot is not None:
         return source.snapshot.repo_id.rpartition("/")[2]
     return Path(os.path.realpath(expand_home(src))).name
-
-
-def _find_collisions(jobs: Sequence[PlannedJob]) -> list[str]:
-    """Return what of the jobs gets into the way of others, each job compared with the first such.
-
-    Every folder is looked at once, however many jobs there are.
-    """
-    faults: dict[str, None] = {}
-    outs: FolderIndex[int] = FolderIndex()
-    roots: FolderIndex[Path] = FolderIndex()
-    sources: dict[Path, str] = {}
-    uploads: dict[str, int] = {}
-    for index, job in enumerate(jobs):
-        outs.add(job.out, index)
-        if job.source.snapshot is None:
-            root = resolve_target(job.plan.root)
-            if root not in sources:
-                sources[root] = job.job.where
-                roots.add(root, root, below=False)
-    for index, one in enumerate(jobs):
-        where = one.job.where
-        for found in outs.find(one.out):
-            if found == index:
-                continue
-            first, later = jobs[min(found, index)], jobs[max(found, index)]
-            does = (
-                f"is also the output of {first.job.where}"
-                if first.out == later.out
-                else f"lies inside, or around, {first.out} of {first.job.where}"
-            )
-            faults[f"{later.job.where}: {later.out}: {does}"] = None
-        for root in roots.find(one.out):
-            faults[_blame_source(one, root, sources[root])] = None
-        repo = one.job.push_to_hub
-        if repo is not None and uploads.setdefault(repo, index) != index:
-            other = jobs[uploads[repo]].job.where
-            faults[f"{where}: uploads to {repo}, as {other} does"] = None
-    for root, where in sources.items():
-        for found in outs.find(root):
-            faults[_blame_source(jobs[found], root, where)] = None
-    return list(faults)
-
-
-def _blame_source(job: PlannedJob, root: Path, where: str) -> str:
-    return f"{job.job.where}: {job.out}: lies inside, or around, {root}, the source of {where}"
-
-
-def _count_disk(jobs: Sequence[PlannedJob]) -> tuple[DiskNeed, ...]:
-    """Sum up, for every file system, what all jobs together write and fetch."""
-    needs: dict[int, tuple[Path, int]] = {}
-
-    def add(folder: Path, nbytes: int) -> None:
-        device = folder.stat().st_dev
-        first, sum_ = needs.get(device, (folder, 0))
-        needs[device] = first, sum_ + nbytes
-
-    fetched: set[int] = set()
-    for job in jobs:
-        if job.is_finished:
-            continue
-        folder = existing_folder(job.out.parent)
-        options = job.options
-        if job.source.snapshot is None:
-            shares = shares_blocks(job.plan, folder, reflink=options.reflink)
-        else:
-            from ..checkpoints.hub.client import cache_folder
-            from ..checkpoints.hub.download import count_uncached
-
-            cache = existing_folder(cache_folder(job.hub.cache_dir))
-            shares = would_share(cache, folder, reflink=options.reflink)
-            if id(job.source) not in fetched:
-                fetched.add(id(job.source))
-                names = [file.name for file in job.plan.source_files + job.plan.side_files]
-                add(cache, count_uncached(job.source.snapshot, names, job.hub.cache_dir))
-        staging = find_staging(job.out, job.plan.fingerprint)
-        missing = count_missing(job.plan, staging, hardlink=options.hardlink, shares=shares)
-        add(folder, missing)
-    return tuple(
-        DiskNeed(folder=folder, nbytes=nbytes, free=shutil.disk_usage(folder).free)
-        for folder, nbytes in needs.values()
-    )

@@ -14,13 +14,14 @@ from pathlib import Path
 from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.files import MANIFEST_FILE
 from ..checkpoints.sources import HubOptions, ModelRef
+from ..checkpoints.tokenizer_files import read_tokenizers
 from ..errors import RecipeError
 from ..fs.paths import existing_folder, expand_home
 from ..fs.sharing import file_system_block
 from ..planning.card import add_card
 from ..planning.mergekit.plan import make_merge_plan
 from ..planning.mergekit.recipe import MergeRecipe
-from ..planning.mergekit.vocabulary import read_vocabularies
+from ..planning.mergekit.vocabulary import name_tokenizers, parse_vocabularies
 from ..planning.plan import Plan
 from ..planning.recipe import parse_size
 from ..progress import SILENT, Progress
@@ -227,10 +228,12 @@ def _open(
     """
 
     def plan(checkpoints: Mapping[str, Checkpoint]) -> Plan:
+        named = name_tokenizers(request.merge)
+        tokenizers = read_tokenizers({name: checkpoints[name] for name in named})
         return make_merge_plan(
             request.merge,
             checkpoints,
-            vocabularies=read_vocabularies(request.merge, checkpoints),
+            vocabularies=parse_vocabularies(tokenizers),
             max_shard_nbytes=request.max_shard_nbytes,
             block_nbytes=request.block_nbytes,
         )

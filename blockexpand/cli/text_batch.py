@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ..api.batch import JobResult
-from ..api.batch_plan import Batch, PlannedJob, name_layers
+from ..api.batch_plan import name_layers
+from ..api.planned_job import Batch, PlannedJob
 from ..messages import and_more, join_lines
 from .text import expansion_as_json, plan_as_json, shorten_path
 from .text_sizes import format_size

@@ -14,6 +14,7 @@ from .._version import __version__
 from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.files import CARD_FILE, MANIFEST_FILE
 from ..checkpoints.sources import ModelRef
+from ..checkpoints.tokenizer_files import read_tokenizers
 from ..errors import CheckpointError, RecipeError
 from ..messages import and_more, show
 from ..models.decoder import find_decoder
@@ -23,7 +24,7 @@ from ..planning.manifest import Manifest
 from ..planning.mergekit.parsing import parse_recipe
 from ..planning.mergekit.plan import make_merge_plan
 from ..planning.mergekit.recipe import MergeRecipe
-from ..planning.mergekit.vocabulary import read_vocabularies
+from ..planning.mergekit.vocabulary import name_tokenizers, parse_vocabularies
 from ..planning.plan import Plan, make_plan
 
 # A plan of so many tensors takes seconds and 200 MB, whatever a stranger's manifest asks for.
@@ -102,10 +103,11 @@ def _plan_as_stated(
     assert claims.recipe_text is not None
     merge = _parse_stated(manifest, claims.recipe_text)
     checkpoints = {model: others.get(model, checkpoint) for model in merge.models}
+    tokenizers = read_tokenizers({name: checkpoints[name] for name in name_tokenizers(merge)})
     return make_merge_plan(
         merge,
         checkpoints,
-        vocabularies=read_vocabularies(merge, checkpoints),
+        vocabularies=parse_vocabularies(tokenizers),
         max_shard_nbytes=claims.max_shard_nbytes,
         block_nbytes=claims.block_nbytes,
     )

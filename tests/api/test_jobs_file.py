@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blockexpand.api.jobs_file import Job, fill_template, open_jobs, parse_jobs
+from blockexpand.api.job_options import OPTIONS, fill_template
+from blockexpand.api.jobs_file import Job, open_jobs, parse_jobs
 from blockexpand.errors import InputError, RecipeError
 
 
@@ -63,11 +64,10 @@ jobs:
 
 
 def test_every_option_of_a_job_is_one_of_the_command() -> None:
-    from blockexpand.api.jobs_file import _OPTIONS
     from blockexpand.cli.expand import make_parser
 
     words = {word for action in make_parser()._actions for word in action.option_strings}
-    assert {f"--{name}" for name in _OPTIONS} <= words
+    assert {f"--{name}" for name in OPTIONS} <= words
 
 
 def test_defaults_hold_where_a_job_says_nothing() -> None:

@@ -49,7 +49,7 @@ def make_merge_plan(
     """Compute the whole output from the headers and configs of the recipe's models.
 
     `checkpoints` holds one for each of `merge.models`; a model under two names is one object.
-    `vocabularies` are those of `read_vocabularies`.
+    `vocabularies` are those of the models that `name_tokenizers` names.
     Raises: RecipeError for a recipe that these models cannot be given; UnsupportedModelError.
     """
     job = resolve_merge(merge, checkpoints, vocabularies)

@@ -9,18 +9,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from ...checkpoints.checkpoint import Checkpoint
+from ...checkpoints.tokenizer_files import TOKENIZER_CONFIG_FILE, TOKENIZER_FILE
 from ...errors import RecipeError
-from ...formats.json_object import MOST_JSON_NBYTES, parse_json_object
+from ...formats.json_object import parse_json_object
 from ...formats.safetensors import TensorSpec
 from ..origins import Extent
 from .recipe import MergeRecipe
-
-_TOKENIZER_FILE = "tokenizer.json"
-
-_CONFIG_FILE = "tokenizer_config.json"
 
 _NUMBER = re.compile(r"[0-9]{1,9}")
 
@@ -34,22 +32,21 @@ _EMBEDDINGS = frozenset(
 Vocabulary = Mapping[str, int]
 
 
-def read_vocabularies(
-    merge: MergeRecipe, checkpoints: Mapping[str, Checkpoint]
-) -> dict[str, Vocabulary]:
-    """Return the tokens of the recipe's models with their numbers, where it names a tokenizer.
-
-    A model without a tokenizer.json on this machine, or with one that has no vocabulary in a known
-    form, is left out. Raises: CheckpointError for one that is no JSON.
-    """
+def name_tokenizers(merge: MergeRecipe) -> frozenset[str]:
+    """Return the models whose tokenizers have to be known; none where the recipe names none."""
     if merge.tokenizer_source is None:
-        return {}
-    found: dict[str, Vocabulary] = {}
-    for name in (merge.tokenizer_source, merge.slices[0].model, merge.slices[-1].model):
-        vocabulary = _read_vocabulary(checkpoints[name])
-        if vocabulary is not None:
-            found[name] = vocabulary
-    return found
+        return frozenset()
+    return frozenset((merge.tokenizer_source, merge.slices[0].model, merge.slices[-1].model))
+
+
+def parse_vocabularies(files: Mapping[str, Mapping[Path, bytes]]) -> dict[str, Vocabulary]:
+    """Return the tokens of models with their numbers, from the files of their tokenizers.
+
+    A model without a tokenizer.json, or with one that has no vocabulary in a known form, is left
+    out. Raises: CheckpointError for one that is no JSON.
+    """
+    found = {name: _parse_vocabulary(own) for name, own in files.items()}
+    return {name: vocabulary for name, vocabulary in found.items() if vocabulary is not None}
 
 
 def count_rows(
@@ -73,7 +70,7 @@ def count_rows(
                 continue
             raise RecipeError(
                 f"{merge.file}: tokenizer_source: whether the tokens of {source} have the same "
-                f"numbers in {name} cannot be told without a {_TOKENIZER_FILE} of both; leave "
+                f"numbers in {name} cannot be told without a {TOKENIZER_FILE} of both; leave "
                 "tokenizer_source out, or make this merge with mergekit"
             )
         for token, number in tokens.items():
@@ -118,12 +115,11 @@ def is_embedding(name: str) -> bool:
     return module.rpartition(".")[2] in _EMBEDDINGS
 
 
-def _read_vocabulary(checkpoint: Checkpoint) -> Vocabulary | None:
-    sizes = {file.name: file.nbytes for file in checkpoint.side_files}
-    if not 0 < sizes.get(_TOKENIZER_FILE, 0) <= MOST_JSON_NBYTES or not checkpoint.root.is_dir():
+def _parse_vocabulary(files: Mapping[Path, bytes]) -> Vocabulary | None:
+    documents = {path.name: parse_json_object(data, str(path)) for path, data in files.items()}
+    document = documents.get(TOKENIZER_FILE)
+    if document is None:
         return None
-    path = checkpoint.root / _TOKENIZER_FILE
-    document = parse_json_object(path.read_bytes(), str(path))
     model = document.get("model")
     words: Any = model.get("vocab") if isinstance(model, dict) else None
     vocabulary: dict[str, int] = {}
@@ -141,10 +137,8 @@ def _read_vocabulary(checkpoint: Checkpoint) -> Vocabulary | None:
     for added in listed if isinstance(listed, list) else ():
         if isinstance(added, dict) and type(added.get("id")) is int:
             vocabulary[str(added.get("content"))] = added["id"]
-    if 0 < sizes.get(_CONFIG_FILE, 0) <= MOST_JSON_NBYTES:
-        path = checkpoint.root / _CONFIG_FILE
-        more = parse_json_object(path.read_bytes(), str(path)).get("added_tokens_decoder")
-        for number, added in (more if isinstance(more, dict) else {}).items():
-            if _NUMBER.fullmatch(number) and isinstance(added, dict):
-                vocabulary.setdefault(str(added.get("content")), int(number))
+    more = documents.get(TOKENIZER_CONFIG_FILE, {}).get("added_tokens_decoder")
+    for number, added in (more if isinstance(more, dict) else {}).items():
+        if _NUMBER.fullmatch(number) and isinstance(added, dict):
+            vocabulary.setdefault(str(added.get("content")), int(number))
     return vocabulary
