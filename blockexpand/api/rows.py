@@ -7,6 +7,7 @@ the user has allowed it. It writes nothing.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from ..models.families.row_file import check_row_file, parse_row
 from ..models.inference import infer_forms
 from ..planning.plan import Plan, make_plan
 from ..planning.recipe import Recipe
+from ..verification.named_class import find_named_class, toys_of
 from ..verification.own_code import (
     check_plan_with_own_code,
     find_row_with_own_code,
@@ -32,7 +34,7 @@ from ..verification.own_code import (
 )
 from ..verification.preflight import check_plan
 from ..verification.row_proof import find_row
-from ..verification.toy_model import read_effective
+from ..verification.toy_model import TRANSFORMERS, Toys, read_effective
 
 
 def read_row(family: str) -> Row:
@@ -93,9 +95,11 @@ def choose_row(
     if row is not None and not needs_proof:
         return replace(recipe, row=row)
     refusal = "" if row is not None else f"{_why_unknown(checkpoint, recipe)}; "
-    find = find_row_with_own_code if own_code else find_row
     try:
-        found = find(checkpoint, recipe, row)
+        if own_code:
+            found = find_row_with_own_code(checkpoint, recipe, row)
+        else:
+            found = find_row(checkpoint, recipe, row, _choose_toys(checkpoint.config, row))
     except NoProofError as error:
         reason = _explain_no_proof(checkpoint, own_code, str(error))
         raise UnsupportedModelError(refusal + reason) from None
@@ -103,7 +107,20 @@ def choose_row(
         raise UnsupportedModelError(f"{refusal}{error}") from None
     origin = "given" if row is not None else "inferred"
     code = f"{OWN_CODE} and " if own_code else ""
-    return replace(recipe, row=found, row_proof=f"{origin} and proven with {code}{_transformers()}")
+    proof = f"{origin} and proven with {code}{_transformers()}"
+    if not own_code and _choose_toys(checkpoint.config, found) is not TRANSFORMERS:
+        name, _ = find_named_class(checkpoint.config) or ("", "")
+        proof += f" for {name}, which config.json names"
+        proof += "; its custom code (auto_map) was not run" * bool(
+            checkpoint.config.get("auto_map")
+        )
+    return replace(recipe, row=found, row_proof=proof)
+
+
+def _choose_toys(config: Mapping[str, Any], row: Row | None) -> Toys:
+    """Return what a row is proven with: the class that config.json names, if the row is its."""
+    named = find_named_class(config) if isinstance(row, str) else None
+    return toys_of(named[1]) if named is not None and named[1] == row else TRANSFORMERS
 
 
 def _why_unknown(checkpoint: Checkpoint, recipe: Recipe) -> str:
@@ -117,6 +134,13 @@ def _why_unknown(checkpoint: Checkpoint, recipe: Recipe) -> str:
 def _explain_no_proof(checkpoint: Checkpoint, own_code: bool, reason: str) -> str:
     for prefix in ("--check proves nothing: ", "nothing was proven: "):
         reason = reason.removeprefix(prefix)
+    named = find_named_class(checkpoint.config)
+    if named is not None and not own_code and named[1] in FAMILIES:
+        return (
+            f"nothing was proven: {_transformers()} does not know the model type; config.json "
+            f"names {named[0]}, the class of {named[1]!r}: if it is built like that, "
+            f"--family {named[1]} proves it with that class"
+        )
     if not own_code and has_own_code(checkpoint.config) and read_effective(checkpoint) is None:
         return (
             f"nothing was proven: {_transformers()} has no class for it, and {OWN_CODE} is run "
@@ -190,4 +214,4 @@ def check_row(checkpoint: Checkpoint, plan: Plan) -> str:
     """Do `check_plan` with whichever code proved the plan's row, if any did. Raises: as it does."""
     if OWN_CODE in plan.options.row_proof:
         return check_plan_with_own_code(checkpoint, plan)
-    return check_plan(checkpoint, plan)
+    return check_plan(checkpoint, plan, toys=_choose_toys(checkpoint.config, plan.options.row))

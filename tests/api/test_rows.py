@@ -284,6 +284,44 @@ def test_verify_does_not_believe_a_row_that_an_output_states(llama: Path, tmp_pa
         blockexpand.verify(llama, tmp_path / "out", logits=True)
 
 
+@pytest.fixture
+def kimi(tmp_path: Path) -> Path:
+    """A checkpoint as Kimi K2 is released: a type of its own, and DeepSeek's class."""
+    make_checkpoint(recipe_of("deepseek_v3"), tmp_path / "kimi")
+    edit_json(
+        tmp_path / "kimi" / "config.json",
+        model_type="kimi_k2",
+        auto_map={"AutoModelForCausalLM": "modeling_deepseek.DeepseekV3ForCausalLM"},
+    )
+    return tmp_path / "kimi"
+
+
+def test_a_type_with_the_class_of_another_is_refused_with_that_ones_name(
+    kimi: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UnsupportedModelError, match="--family deepseek_v3 proves it") as raised:
+        blockexpand.expand(kimi, tmp_path / "out", new_layers=2)
+    assert "names DeepseekV3ForCausalLM, the class of 'deepseek_v3'" in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_the_class_that_the_config_names_proves_its_own_row_only(
+    kimi: Path, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"new_layers": 2, "position": "interleaved", "dtype": "source"}
+    made = blockexpand.expand(kimi, tmp_path / "out", family="deepseek_v3", check=True, **options)
+    said = made.notes[0]
+    assert "for DeepseekV3ForCausalLM, which config.json names; its custom code" in said
+    for folder in (kimi, tmp_path / "out"):
+        edit_json(folder / "config.json", model_type="deepseek_v3")
+    source, out = run(kimi, 6), run(tmp_path / "out", 8)
+    assert all(torch.equal(source.logits[dtype], out.logits[dtype]) for dtype in source.logits)
+    edit_json(kimi / "config.json", model_type="kimi_k2")
+    for other in ("glm4_moe", "deepseek_v2"):
+        with pytest.raises(UnsupportedModelError, match=r"nothing was proven|does not hold"):
+            blockexpand.expand(kimi, tmp_path / "other", family=other, **options)
+
+
 def test_a_row_is_the_same_after_it_was_written_and_read(llama: Path) -> None:
     row = infer_folder(llama)
     assert row["branches"] == [
