@@ -12,6 +12,9 @@ from typing import Any
 
 import pytest
 from hub_server import HubServer, close_session, use_hub
+from older import take_new_names
+
+take_new_names()
 
 
 @pytest.fixture(scope="session")

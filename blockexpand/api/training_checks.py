@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
+from importlib.metadata import version
 from pathlib import Path
 
 from ..checkpoints.checkpoint import Checkpoint
@@ -36,6 +38,13 @@ def check_numbers(**numbers: float | None) -> None:
             raise ArgumentError(name, f"expected {expected}, found {value}")
         if name == "weight_decay" and not 0 <= value < 1:
             raise ArgumentError(name, f"expected 0 or more and below 1, found {value}")
+
+
+def check_sharding() -> None:
+    """Refuse to share a model out with a torch that cannot. Raises: ArgumentError."""
+    found = version("torch")
+    if [int(part) for part in re.findall(r"\d+", found)[:2]] < [2, 6]:
+        raise ArgumentError("fsdp", f"needs torch 2.6 or newer, found {found}; leave it out")
 
 
 def check_work_folder(folder: Path) -> None:

@@ -37,7 +37,13 @@ from ..training.texts import Schedule, Text, join_examples
 from ..training.tokenizing import read_texts
 from ..writing.leftovers import clear_debris
 from ..writing.target import WriteOptions, check_target, resolve_target
-from .training_checks import check_disk, check_numbers, check_what_follows, check_work_folder
+from .training_checks import (
+    check_disk,
+    check_numbers,
+    check_sharding,
+    check_what_follows,
+    check_work_folder,
+)
 
 if TYPE_CHECKING:
     from ..training.texts import Examples
@@ -169,6 +175,8 @@ def plan_training(
         raise TrainingError(
             "accelerate is needed to train, and is not installed: pip install accelerate"
         )
+    if fsdp:
+        check_sharding()
     root = expand_home(out)
     manifest = open_manifest(root)
     if not manifest.new_layers:

@@ -10,8 +10,14 @@ import header_grammar
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from older import is_older
 
 from blockexpand.formats.safetensors import Header
+
+# Its verdict is that of the current library: older ones knew fewer dtypes, and took other headers.
+pytestmark = pytest.mark.skipif(
+    is_older("safetensors", (0, 8)), reason="the verdict is that of safetensors 0.8"
+)
 
 SCRIPT = Path(fuzz_headers.__file__).resolve()
 TENSOR = '"dtype":"U8","shape":[1],"data_offsets":[0,1]'

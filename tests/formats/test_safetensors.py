@@ -14,6 +14,7 @@ import pytest
 import safetensors
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from older import is_older
 
 from blockexpand.errors import HeaderError
 from blockexpand.formats.safetensors import (
@@ -31,6 +32,12 @@ from blockexpand.formats.safetensors import (
 
 U8 = '"dtype":"U8","shape":[1],"data_offsets":[0,1]'
 EMPTY = '{"dtype":"U8","shape":[0],"data_offsets":[%d,%d]}'
+
+
+# Older ones knew fewer dtypes.
+with_current_library = pytest.mark.skipif(
+    is_older("safetensors", (0, 8)), reason="the verdict is that of safetensors 0.8"
+)
 
 
 def parse(text: str | bytes, data_nbytes: int) -> Header:
@@ -60,6 +67,7 @@ def member(dtype: Any = "U8", shape: Any = (1,), data_offsets: Any = (0, 1), **o
     )
 
 
+@with_current_library
 def test_dtypes_are_those_of_the_library() -> None:
     with pytest.raises(safetensors.SafetensorError) as caught:
         read_with_library(f'{{"a":{member("F5")}}}', 1)
@@ -68,6 +76,7 @@ def test_dtypes_are_those_of_the_library() -> None:
     assert set(DTYPE_BITS) == set(known)
 
 
+@with_current_library
 @pytest.mark.parametrize("dtype", DTYPE_BITS)
 def test_dtype_sizes_are_those_of_the_library(dtype: str) -> None:
     nbytes = DTYPE_BITS[dtype]  # 8 elements
@@ -253,6 +262,8 @@ ACCEPTED = {
 def test_accept_what_the_library_accepts(case: str, tmp_path: Path) -> None:
     text, data_nbytes = ACCEPTED[case]
     header = parse(text, data_nbytes)
+    if case == "sub-byte dtypes" and is_older("safetensors", (0, 8)):
+        return
     assert described(header) == read_with_library(text, data_nbytes)
     path = tmp_path / "a.safetensors"
     path.write_bytes(len(text.encode()).to_bytes(8, "little") + text.encode() + bytes(data_nbytes))
@@ -371,6 +382,7 @@ specs = st.builds(make_tensor_spec, st.sampled_from(whole_bytes), shapes)
 names = st.text(st.characters(exclude_categories=("Cs",)), max_size=8)
 
 
+@with_current_library
 @settings(deadline=None)
 @given(
     tensors=st.dictionaries(names.filter(lambda name: name != "__metadata__"), specs, max_size=6),

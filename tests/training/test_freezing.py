@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 from transformers import (
     Gemma3Config,
     Gemma3ForConditionalGeneration,
@@ -181,7 +180,9 @@ def test_a_compiled_layer() -> None:
 
 
 def lora(**options: Any) -> Any:
-    return get_peft_model(mistral(), LoraConfig(r=2, target_modules=["q_proj"], **options))
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=2, target_modules=["q_proj"], **options)
+    return peft.get_peft_model(mistral(), config)
 
 
 def test_adapters_of_a_peft_model() -> None:
@@ -208,7 +209,8 @@ def test_adapters_of_a_wrapped_peft_model() -> None:
 
 def test_adapters_injected_without_a_wrapper() -> None:
     model = mistral()
-    model.add_adapter(LoraConfig(r=2, target_modules=["q_proj"]))
+    peft = pytest.importorskip("peft")
+    model.add_adapter(peft.LoraConfig(r=2, target_modules=["q_proj"]))
     assert len(freeze_original_layers(model, manifest())) == 4
     assert len(trainable(model)) == 4
 

@@ -236,6 +236,7 @@ def test_ms_swifts_own_tuner_cannot_express_uneven_groups(expansions: dict[str, 
 
 def run_peft(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Run the printed program; return its model."""
+    pytest.importorskip("peft")
     text = make_settings(folder, "peft").text
     monkeypatch.setattr("peft.PeftModel.print_trainable_parameters", lambda model: None)
     program: dict[str, Any] = {}

@@ -27,7 +27,7 @@ from blockexpand import expand
 from blockexpand.api.training import train
 from blockexpand.api.training_plan import plan_training
 from blockexpand.cli.app import main
-from blockexpand.errors import HubError, OutputError, TrainingError
+from blockexpand.errors import ArgumentError, HubError, OutputError, TrainingError
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = ROOT / "tests" / "data" / "king_james.txt"
@@ -457,6 +457,24 @@ def test_a_model_that_does_not_fit_the_memory(
     monkeypatch.setattr(psutil, "virtual_memory", Memory)
     with pytest.raises(blockexpand.TrainingError, match=r"takes .* GB of memory.* has 0\.0 GB"):
         train(expanded, tmp_path / "out", texts=[text], **SMALL)
+
+
+@pytest.mark.parametrize(("found", "is_enough"), [("2.5.1+cu121", False), ("2.6.0", True)])
+def test_sharing_a_model_out_needs_a_torch_that_can(
+    found: str,
+    is_enough: bool,
+    expanded: Path,
+    text: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("blockexpand.api.training_checks.version", lambda package: found)
+    arguments: Any = {"texts": [text], "fsdp": True, **SMALL}
+    if is_enough:
+        assert plan_training(expanded, tmp_path / "out", **arguments)
+        return
+    with pytest.raises(ArgumentError, match=r"^fsdp: needs torch 2\.6 or newer, found 2\.5\.1"):
+        plan_training(expanded, tmp_path / "out", **arguments)
 
 
 def test_quantized_new_blocks_are_refused(expanded: Path, text: Path, tmp_path: Path) -> None:
