@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import OutputError
@@ -110,9 +111,20 @@ def _check_page(file: str) -> None:
     from ..fs.paths import expand_home
 
     path = expand_home(file)
+    if path.is_file() and not _is_page(path):
+        raise OutputError(f"{file}: exists and is no page of `blockexpand diff`; give another name")
     if path.is_dir() or not path.parent.is_dir():
         what = "is a folder" if path.is_dir() else f"no folder {path.parent}"
         raise OutputError(f"{file}: {what}; give the name of a page to write, such as diff.html")
+
+
+def _is_page(path: Path) -> bool:
+    """Tell whether a file is a page of an earlier comparison, or empty: no other is replaced."""
+    from .page_difference import PAGE_MARK
+
+    with path.open("rb") as stream:
+        start = stream.read(200)
+    return not start or PAGE_MARK.encode() in start
 
 
 def _write_page(file: str, differences: Sequence[Difference]) -> None:

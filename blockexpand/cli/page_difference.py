@@ -14,6 +14,9 @@ from ..verification.difference import Difference, TensorDifference
 from .drawing import STEPS, draw_growth, draw_heat, draw_layers, hue
 from .text_sizes import format_size
 
+# What a page is known by that an earlier comparison wrote, among the first bytes of the file.
+PAGE_MARK = '<meta name="generator" content="blockexpand diff">'
+
 _STYLE = """
 :root{color-scheme:light dark;--ground:#fff;--ink:#1a2233;--soft:#5b667a;--line:#d9dee7;
 --old:#b8c0cc;--new:#0b6bcb;--good:#116b3c;--bad:#b3261e;--l:42%;
@@ -75,6 +78,7 @@ def render_page(differences: Sequence[Difference]) -> str:
     policy = "default-src 'none'; style-src 'unsafe-inline'"
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f"{PAGE_MARK}\n"
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         '<meta name="viewport" content="width=device-width,initial-scale=1">\n'
         f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n"

@@ -96,17 +96,19 @@ def _as_unicode(text: str) -> str:
 
 def _hide_paths(command: str, source: ModelRef) -> str:
     """Return a command with the names of folders and files in the place of their paths."""
-    local = {"--out", "--cache-dir", "--recipe"} | ({"--src"} if source.repo is None else set())
+    local = {"--out", "--overwrite-anything", "--cache-dir", "--recipe", "merge"}
+    local |= {"--src"} if source.repo is None else set()
     try:
         words = shlex.split(command)
     except ValueError:
         return command
     for index, word in enumerate(words):
-        option, equals, value = word.partition("=")
-        if equals and option in local:
-            words[index] = f"{option}={PurePath(value).name or value}"
-        elif index and words[index - 1] in local:
-            words[index] = PurePath(word).name or word
+        option, equals, value = word.rpartition("=") if word.startswith("-") else ("", "", word)
+        is_local = (option if equals else words[index - 1] if index else "") in local
+        if value.startswith("dask://"):
+            words[index] = f"{option}{equals}dask://HOST:PORT"
+        elif is_local or value.startswith(("/", "~", "./", "../")):
+            words[index] = f"{option}{equals}{PurePath(value).name or value}"
     return shlex.join(words)
 
 

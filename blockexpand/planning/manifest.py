@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn, TypeGuard
 
 from .._version import __version__
@@ -143,7 +143,8 @@ def render_manifest(
     manifest = {
         "schema_version": SCHEMA_VERSION,
         "blockexpand": __version__,
-        "source": _name_fields(source, model_type=plan.model_type),
+        # Whoever makes the plan: an output may be published.
+        "source": _name_fields(replace(source, model=source.public), model_type=plan.model_type),
         "original_layers": plan.original_layers,
         "layers": len(plan.layer_map),
         "position": options.position,

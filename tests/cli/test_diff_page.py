@@ -144,3 +144,22 @@ def test_a_page_that_cannot_be_written_is_refused_before_anything_is_read(
     assert main(["diff", "no-base", "no-other", "--html", file]) == 3
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "give the name of a page" in error
+
+
+def test_a_file_that_is_no_page_is_not_replaced(
+    folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A shard or a config of the models themselves, a text, another page."""
+    base, page = folders / "base", tmp_path / "page.html"
+    other = tmp_path / "index.html"
+    other.write_text("<!doctype html><title>mine</title>")
+    shard = next(base.glob("*.safetensors"))
+    for file in (base / "config.json", shard, other):
+        before = file.read_bytes()
+        assert main(["diff", str(base), str(folders / "out"), "--html", str(file)]) == 3
+        assert "is no page of `blockexpand diff`" in capsys.readouterr().err
+        assert file.read_bytes() == before
+    page.touch()
+    for _ in range(2):
+        assert main(["diff", str(base), str(folders / "out"), "--html", str(page)]) == 0
+    assert page.read_text().startswith("<!doctype html>")

@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 import yaml
 from checkpoints import mistral_tensors, write_checkpoint
+from faults import make_source
 
 import blockexpand
 from blockexpand.checkpoints.checkpoint import open_checkpoint
 from blockexpand.checkpoints.sources import ModelRef
+from blockexpand.cli.app import main
 from blockexpand.models.layer_map import LayerEntry
 from blockexpand.planning.card import add_card, add_proof, without_proof
 from blockexpand.planning.layer_text import describe_neutral, layer_runs
@@ -180,6 +182,9 @@ def test_a_local_source_has_the_base_model_that_the_user_names_and_never_its_own
 COMMANDS = (
     "python -m blockexpand --src /scratch/jane/q3 --out /scratch/jane/out --new-layers 4",
     "python -m blockexpand --src=/scratch/jane/q3 --out=../jane/out --cache-dir /scratch/jane",
+    "python -m blockexpand --src x --family /scratch/row.yaml --overwrite-anything ../jane/out",
+    "python -m blockexpand --src x --family=~jane/scratch/row.yaml --executor dask://scratch-1:8786",
+    "python -m blockexpand --src x --executor=dask://scratch-1:8786 --recipe=scratch/recipe.yml",
 )
 
 
@@ -190,6 +195,27 @@ def test_no_path_of_the_machine_gets_out(command: str, tmp_path: Path) -> None:
     for text in (card, json.dumps(manifest)):
         assert "scratch" not in text and "../" not in text and str(tmp_path) not in text
     assert manifest["command"].startswith("python -m blockexpand --src")
+
+
+def test_no_path_of_the_machine_gets_out_of_any_command(tmp_path: Path) -> None:
+    """What `apply` and `merge` make can be pushed as well."""
+    base, trained = make_source(tmp_path / "scratch" / "base"), tmp_path / "trained"
+    blockexpand.expand(base, trained, new_layers=1)
+    blockexpand.extract(trained, tmp_path / "scratch" / "blocks", base=base)
+    recipe = tmp_path / "scratch" / "recipe.yml"
+    recipe.write_text(
+        "merge_method: passthrough\ndtype: bfloat16\n"
+        "slices:\n- sources: [{model: base, layer_range: [0, 2]}]\n"
+    )
+    words = ["apply", str(base), str(tmp_path / "scratch" / "blocks"), "--out", str(tmp_path / "a")]
+    assert main([*words, "-q"]) == 0
+    words = ["merge", str(recipe), "--src", str(base), "--out", str(tmp_path / "m")]
+    assert main([*words, "-q"]) == 0
+    for out in (tmp_path / "a", tmp_path / "m"):
+        for name in ("README.md", "block_expansion.json"):
+            assert "scratch" not in (out / name).read_text(), (out, name)
+    assert blockexpand.verify(base, tmp_path / "a").ok
+    assert blockexpand.verify(base, tmp_path / "m").ok
 
 
 def test_an_instruction_of_the_card_runs_as_it_stands(
