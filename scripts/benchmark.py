@@ -311,6 +311,12 @@ def check_out(commit: str, work: Path, stack: ExitStack) -> Path:
     return root
 
 
+def compile_modules(root: Path) -> None:
+    """Compile a checkout's modules, as pip does when it installs them."""
+    command = [sys.executable, "-m", "compileall", "-q", str(root / "blockexpand")]
+    subprocess.run(command, check=True, stdout=sys.stderr)
+
+
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     parser.add_argument("--src", type=Path, help="a checkpoint; without it one is built")
@@ -354,6 +360,9 @@ def main() -> None:
         os.environ["HF_HUB_OFFLINE"] = "1"
         source = bring_source(options, work)
         options.old = check_out(options.against, work, stack) if options.against else None
+        for root in (REPOSITORY, options.old):
+            if root is not None:
+                compile_modules(root)
         about = f"source: {describe_source(source)}\n{describe_machine(work)}"
         print(about)
         results = []
