@@ -48,6 +48,18 @@ def test_blocks_go_to_the_hub_and_come_back(
     assert result.plan.adapters == ("user/blocks",)
 
 
+def test_blocks_of_a_trained_model_on_the_hub(
+    shared: Path, tmp_path: Path, hub: HubServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its manifest comes along: it tells which layers are new."""
+    hub.add_repo("user/trained", shared)
+    blockexpand.extract("user/trained", tmp_path / "again", base="org/base", token=TOKEN)
+    assert read_tensors(tmp_path / "again") == read_tensors(tmp_path / "blocks")
+    assert main(["show", "user/trained"]) == 0
+    new = len(json.loads((tmp_path / "again" / "block_adapter.json").read_text())["new_layers"])
+    assert f"+ {new} new = " in capsys.readouterr().out
+
+
 def test_a_repository_that_is_no_adapter_is_told_before_anything_is_fetched(
     tmp_path: Path, hub: HubServer, hub_cache: Path
 ) -> None:

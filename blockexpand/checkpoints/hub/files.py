@@ -17,6 +17,7 @@ from ..files import (
     CARD_FILE,
     CONFIG_FILE,
     INDEX_FILE,
+    MANIFEST_FILE,
     WEIGHTS_FILE,
     explain_adapter,
     split_side_files,
@@ -136,7 +137,7 @@ def wanted_files(
         raise HubError(
             f"{where}: {INDEX_FILE} names {and_more(missing)}, which is not there; {cause}"
         )
-    documents = (CONFIG_FILE, *(() if single else (INDEX_FILE,)), CARD_FILE)
+    documents = (CONFIG_FILE, *(() if single else (INDEX_FILE,)), CARD_FILE, MANIFEST_FILE)
     side_files, left_behind = split_side_files(names, chosen)
     return WantedFiles(
         documents=tuple(name for name in documents if name in names),
