@@ -102,7 +102,7 @@ class Parser(argparse.ArgumentParser):
         if option in known:
             return False
         # A word such as -src may also be the value of the option before it; -5GB is.
-        return bool(re.match("--[a-z]", option)) or f"-{option}" in known
+        return bool(re.match("--[a-z]", option)) or (option[:1] == "-" and f"-{option}" in known)
 
     def _refuse(self, unknown: Sequence[str]) -> NoReturn:
         """Name each unknown word, and how the command is written where no option is alike."""

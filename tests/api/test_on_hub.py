@@ -14,11 +14,16 @@ from typing import Any
 
 import pytest
 from hub_server import HubServer, hub_environment, read_folder
+from older import is_older
 
 import blockexpand
 from blockexpand.api import on_hub
 from blockexpand.errors import ArgumentError, HubError, OutputError, TransferError
 from blockexpand.progress import Progress
+
+needs_copies = pytest.mark.skipif(
+    is_older("huggingface_hub", (1, 17)), reason="this client cannot have the Hub copy files"
+)
 
 TOKEN = "hf_abcdefghijklmnopqrstuvwxyz012345"
 SOURCE = "org/name"
@@ -66,6 +71,7 @@ def weights(files: dict[str, bytes]) -> dict[str, bytes]:
     return {n: d for n, d in files.items() if not n.startswith(("README", "block_"))}
 
 
+@needs_copies
 def test_unchanged_shards_never_leave_the_hub(
     grow: Callable[..., Any], hub: HubServer, tiny_mistral: Path, tmp_path: Path
 ) -> None:
@@ -87,6 +93,7 @@ def test_unchanged_shards_never_leave_the_hub(
     assert {r.token for r in hub.requests if r.origin == "cdn"} == {None}
 
 
+@needs_copies
 def test_it_says_so_before_it_sends(grow: Callable[..., Any], hub: HubServer) -> None:
     hub.fail("POST /api/models/.*/preupload", times=99, status=500)
     told: list[str] = []
@@ -166,6 +173,7 @@ def test_a_copy_that_lies_is_found(grow: Callable[..., Any], hub: HubServer) -> 
         grow()
 
 
+@needs_copies
 def test_a_source_that_is_listed_twice_unlike_is_refused(
     grow: Callable[..., Any], hub: HubServer
 ) -> None:
@@ -330,6 +338,7 @@ def test_the_snippet_of_the_page_runs(
     assert "config.json" in hub.files("user/grown")
 
 
+@needs_copies
 def test_the_command(
     grow: Callable[..., Any], hub: HubServer, tiny_mistral: Path, tmp_path: Path
 ) -> None:

@@ -83,6 +83,12 @@ def test_recipes_jobs_files_and_dangling_links_are_named(run: Run, tmp_path: Pat
         assert err.count("\n") == 1
 
 
+@pytest.mark.parametrize("name", ["q", "v", "V", "h"])
+def test_a_folder_may_be_called_as_an_option_without_its_hyphen(name: str, run: Run) -> None:
+    assert run(f"--src model --out {name} --new-layers 1 --progress none")[0] == 0
+    assert run(f"verify model {name} --progress none")[0] == 0
+
+
 def test_gguf_files_are_named_with_the_way_to_go(run: Run, tmp_path: Path) -> None:
     (tmp_path / "gguf").mkdir()
     (tmp_path / "gguf" / "config.json").write_text("{}")

@@ -27,6 +27,9 @@ def take_new_names() -> None:
 
     for owner in (PreTrainedModel, _BaseAutoModelClass):
         owner.from_pretrained = classmethod(_renaming(owner.from_pretrained.__func__))
+    _BaseAutoModelClass.from_config = classmethod(
+        _renaming(_BaseAutoModelClass.from_config.__func__)
+    )
 
 
 def _renaming(original: Any) -> Any:

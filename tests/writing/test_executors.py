@@ -288,10 +288,12 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_worker_processes_end_with_a_caller_that_is_killed(how: signal.Signals) -> None:
+def test_worker_processes_end_with_a_caller_that_is_killed(
+    how: signal.Signals, tmp_path: Path
+) -> None:
     caller = subprocess.Popen(
         [sys.executable, "-c", _IDLE],
-        cwd=ROOT,
+        cwd=tmp_path,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
     )
@@ -302,8 +304,13 @@ def test_worker_processes_end_with_a_caller_that_is_killed(how: signal.Signals) 
 
 
 def test_processes_from_the_command_line(
-    source: Path, wanted: dict[str, bytes], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    source: Path,
+    wanted: dict[str, bytes],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     words = ["--src", str(source), "--new-layers", "3", "--position", "interleaved"]
     assert (
         main([*words, "--out", str(tmp_path / "out"), "--executor", "process:2", "--no-progress"])
