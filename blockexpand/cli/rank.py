@@ -21,7 +21,9 @@ def make_parser() -> Parser:
         "what passes through it (block influence, ShortGPT, arXiv 2403.03853) and how far the loss "
         "rises without it. Prints the command that puts a new block behind each of the least "
         "critical ones. It is one way to choose a place, never a default: in our own measurement "
-        "(docs/training.md) blocks there forgot less and learned less. The model is loaded whole.",
+        "(docs/training.md) blocks there forgot less and learned less. One layer is in memory at a "
+        "time, in float32, beside the embeddings; a model that is quantized, or whose experts "
+        "transformers merges, is loaded whole.",
         epilog="examples:\n"
         "  blockexpand rank ./model general.txt\n"
         "  blockexpand rank org/name general.txt --new-layers 8 --tokens 16384",
@@ -84,7 +86,8 @@ def _describe(found: Any, *, verbose: bool) -> str:
     return "\n".join(
         [
             f"{found.name}: {len(found.scores)} layers on {found.tokens:,} tokens of {found.text}, "
-            f"loss {found.loss:.4f} in {found.dtype}",
+            f"loss {found.loss:.4f} in {found.dtype}, {found.memory_nbytes / 1e9:.1f} GB of weights in "
+            "memory at most",
             "",
             *make_table(("layer", "influence", "loss without it"), rows),
             "",
@@ -100,6 +103,7 @@ def _as_json(found: Any) -> dict[str, Any]:
         "method": "block influence (arXiv 2403.03853)",
         "text": {"name": found.text, "sha256": found.text_sha256, "tokens": found.tokens},
         "dtype": found.dtype,
+        "memory_nbytes": found.memory_nbytes,
         "loss": found.loss,
         "scores": [
             {"layer": s.layer, "influence": s.influence, "loss_rise": s.loss_rise}

@@ -142,10 +142,14 @@ def _axolotl(manifest: Manifest, out: str) -> TrainerSettings:
         "unfrozen_parameters": patterns,
         "gradient_checkpointing_kwargs": {"use_reentrant": False},
         **_schedule(manifest, scheduler="lr_scheduler"),
-        "bf16": True,
+        "bf16": False,
+        "fp16": False,
+        "float32": True,
+        "tf32": "auto",
     }
     notes = [
         "no adapter: the new blocks are trained as they are",
+        _ONE_DTYPE_NOTE.format("axolotl", "bf16: true"),
         "the dots of unfrozen_parameters stay unescaped and the last one is needed: without it "
         "layer 3 would match 30 to 39 too",
         *_notes(manifest),
@@ -163,10 +167,14 @@ def _ms_swift(manifest: Manifest, out: str) -> TrainerSettings:
             f"{prefix}{layer}." for prefix in _trainer_prefixes(manifest) for layer in new
         ],
         **_schedule(manifest),
-        "torch_dtype": "bfloat16",
+        "torch_dtype": "float32",
+        "bf16": True,
+        "fp16": False,
     }
     notes = [
         "before ms-swift 4, tuner_type was called train_type",
+        "where ms-swift cannot tell model_type and template of a folder, give those of the source",
+        _ONE_DTYPE_NOTE.format("ms-swift", "--torch_dtype bfloat16"),
         "not tuner_type llamapro: it would add further blocks to this model",
     ]
     if not has_equal_groups(manifest.layer_map):
@@ -208,20 +216,23 @@ def _peft(manifest: Manifest, out: str) -> TrainerSettings:
         settings["modules_to_save"] = list(targets.saved_modules)
         notes.append(
             "modules_to_save: these closing norms let nothing of their branch through as they are, "
-            "so without them no adapter would ever get a gradient"
+            "so without them no adapter would ever get a gradient. They are held in float32, as in "
+            "bfloat16 they would not move: train with bf16=True, which computes in bfloat16"
         )
     notes += _notes(manifest)
     arguments = "".join(f"    {key}={value!r},\n" for key, value in settings.items())
     text = (
         "".join(f"# {note}\n" for note in notes)
         + "import blockexpand\n"
+        + ("import torch\n" if targets.saved_modules else "")
         + "from peft import LoraConfig, get_peft_model\n"
         + f"from transformers import {join_imports(targets.model_class, quantized.imported)}\n\n"
         + f'model = {targets.model_class}.from_pretrained({out!r}, dtype="auto"'
         + f"{quantized.argument})\n"
         + f"config = LoraConfig(\n{arguments})\n"
         + "model = get_peft_model(model, config)\n"
-        + f"blockexpand.freeze_original_layers(model, {out!r})\n"
+        + f"blockexpand.freeze_original_layers(model, {out!r}"
+        + (", dtype=torch.float32)\n" if targets.saved_modules else ")\n")
         + "model.print_trainable_parameters()"
     )
     return _settings("peft", manifest, settings, notes, text)
@@ -268,6 +279,12 @@ def _trl(manifest: Manifest, out: str) -> TrainerSettings:
     )
     return _settings("trl", manifest, settings, notes, text)
 
+
+_ONE_DTYPE_NOTE = (
+    "float32 (4 bytes for each parameter): {} holds all weights in one dtype, and in bfloat16 ({}) "
+    "small steps of the new blocks are rounded away. It saves them so; blockexpand extract and "
+    "apply make a model whose original layers are as they were"
+)
 
 _FLOAT32_NOTES = (
     "the new blocks are held in float32: in bare bfloat16 norms do not move at all, and small "

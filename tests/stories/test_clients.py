@@ -12,12 +12,11 @@ import json
 import os
 import subprocess
 import sys
-import sysconfig
 import tarfile
-import venv
 from pathlib import Path
 
 import pytest
+from environments import make_python
 
 import blockexpand
 from blockexpand.training.settings import make_settings
@@ -41,18 +40,6 @@ def python(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     """A Python with another release of transformers, and everything else as it is here."""
     folder = tmp_path_factory.mktemp("client") / request.param
     return make_python(folder, f"transformers=={request.param}")
-
-
-def make_python(folder: Path, *packages: str, alone: bool = False) -> Path:
-    """Make an environment of some packages, `alone` without what they need besides."""
-    venv.create(folder, with_pip=True)
-    own = Path(sysconfig.get_path("purelib", vars={"base": str(folder)}))
-    here = [path for path in sys.path if path.endswith("site-packages")]
-    (own / "here.pth").write_text("\n".join(here))
-    program = folder / "bin" / "python"
-    more = ["--no-deps"] if alone else []
-    subprocess.run([program, "-m", "pip", "install", "-q", *more, *packages], check=True)
-    return program
 
 
 def test_an_older_transformers_sees_what_the_plan_says(python: Path, tmp_path: Path) -> None:

@@ -6,10 +6,12 @@ import copy
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from trained import make_base
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import blockexpand
@@ -56,6 +58,61 @@ def test_the_scores_are_those_of_hidden_states_and_of_models_without_a_layer(
     assert found.loss == pytest.approx(whole, abs=1e-4)
     by_influence = sorted(range(4), key=lambda layer: found.scores[layer].influence)
     assert found.least == tuple(sorted(by_influence[:2]))
+
+
+def leave_out(model: Any, left_out: int, examples: torch.Tensor) -> float:
+    """Return the loss without a layer: a hook gives its input in place of its output."""
+
+    def hook(_: Any, arguments: Any, named: Any, output: Any) -> Any:
+        before = arguments[0] if arguments else named["hidden_states"]
+        return (before, *output[1:]) if isinstance(output, tuple) else before
+
+    layers = model.get_decoder().layers
+    handle = layers[left_out].register_forward_hook(hook, with_kwargs=True)
+    try:
+        loss = model(input_ids=examples, labels=examples, use_cache=False).loss
+    finally:
+        handle.remove()
+    return float(loss)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "is_read_by_layers"),
+    [
+        ("llama", {"tie_word_embeddings": True}, True),
+        ("gemma3_text", {"sliding_window": 16}, True),
+        ("olmo2", {}, True),
+        ("qwen3_next", {}, False),
+        ("gpt_oss", {"sliding_window": 16}, True),
+        ("qwen3_moe", {}, False),
+    ],
+)
+def test_one_layer_at_a_time_gives_what_the_whole_model_gives(
+    kind: str,
+    changes: dict[str, Any],
+    is_read_by_layers: bool,
+    tiny_mistral_f32: Path,
+    text: Path,
+    tmp_path: Path,
+) -> None:
+    source = make_base(tmp_path / "source", kind, vocab_size=1024, **changes)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tiny_mistral_f32 / name, source)
+    found = blockexpand.rank(source, text, tokens=512)
+
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
+    whole_nbytes = sum(parameter.nbytes for parameter in model.parameters())
+    assert (found.memory_nbytes < whole_nbytes) == is_read_by_layers
+    ids = AutoTokenizer.from_pretrained(source)(text.read_text(), add_special_tokens=False)
+    examples = torch.tensor(ids["input_ids"][:512]).view(2, 256)
+    with torch.no_grad():
+        whole = float(model(input_ids=examples, labels=examples, use_cache=False).loss)
+        rises = [
+            leave_out(model, number, examples) - whole
+            for number in range(model.config.num_hidden_layers)
+        ]
+    assert found.loss == pytest.approx(whole, abs=1e-4)
+    assert [score.loss_rise for score in found.scores] == pytest.approx(rises, abs=2e-4)
 
 
 def test_the_command_that_is_printed_runs(
