@@ -86,8 +86,8 @@ def _describe(found: Any, *, verbose: bool) -> str:
     return "\n".join(
         [
             f"{found.name}: {len(found.scores)} layers on {found.tokens:,} tokens of {found.text}, "
-            f"loss {found.loss:.4f} in {found.dtype}, {found.memory_nbytes / 1e9:.1f} GB of weights in "
-            "memory at most",
+            f"loss {found.loss:.4f} in {found.dtype}; at most {found.memory_nbytes / 1e9:.2g} GB of "
+            "weights in memory",
             "",
             *make_table(("layer", "influence", "loss without it"), rows),
             "",

@@ -104,11 +104,14 @@ def _open_empty(
     """Build the model without its weights; None where its names are not those of the files."""
     import transformers
 
-    config = transformers.AutoConfig.from_pretrained(source.root, trust_remote_code=False)
-    loader = language_model_classes(config)[0]
-    build = getattr(loader, "_from_config", None) or loader.from_config
-    with _parameters_on_meta():
-        model = build(config, **dtype_argument("float32")).eval()
+    try:
+        config = transformers.AutoConfig.from_pretrained(source.root, trust_remote_code=False)
+        loader = language_model_classes(config)[0]
+        build = getattr(loader, "_from_config", None) or loader.from_config
+        with _parameters_on_meta():
+            model = build(config, **dtype_argument("float32")).eval()
+    except Exception:  # whatever is wrong with its config: loading it whole says so
+        return None
     prefix, layers = _find_layers(model, decoder)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     # A head that is tied to the embeddings may not be stored.
