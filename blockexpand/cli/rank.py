@@ -86,8 +86,7 @@ def _describe(found: Any, *, verbose: bool) -> str:
     return "\n".join(
         [
             f"{found.name}: {len(found.scores)} layers on {found.tokens:,} tokens of {found.text}, "
-            f"loss {found.loss:.4f} in {found.dtype}; at most {found.memory_nbytes / 1e9:.2g} GB of "
-            "weights in memory",
+            f"loss {found.loss:.4f} in {found.dtype}; weights take {found.memory_nbytes / 1e9:.2g} GB",
             "",
             *make_table(("layer", "influence", "loss without it"), rows),
             "",
