@@ -86,7 +86,8 @@ def _describe(found: Any, *, verbose: bool) -> str:
     return "\n".join(
         [
             f"{found.name}: {len(found.scores)} layers on {found.tokens:,} tokens of {found.text}, "
-            f"loss {found.loss:.4f} in {found.dtype}, weights of {found.memory_nbytes / 1e9:.2g} GB",
+            f"loss {found.loss:.4f} in {found.dtype} "
+            f"({found.memory_nbytes / 1e9:.2g} GB of weights at a time)",
             "",
             *make_table(("layer", "influence", "loss without it"), rows),
             "",
