@@ -14,7 +14,7 @@ from typing import NamedTuple
 from ..checkpoints.checkpoint import Shard
 from ..errors import CheckpointError, HeaderError
 from ..formats.safetensors import LENGTH_NBYTES, parse_header, read_header
-from ..fs.reading import FileStat
+from ..fs.reading import describe_file
 from ..planning.origins import Extent
 from .format import ADAPTER_FILE, MAX_ADAPTER_NBYTES, BlockAdapter, DigestedTensor, parse_adapter
 
@@ -98,5 +98,4 @@ def _open_shard(folder: Path, name: str) -> Shard:
             header = parse_header(found[LENGTH_NBYTES:], status.st_size)
         except HeaderError as error:
             raise CheckpointError(f"{path}: {error}") from None
-    source = FileStat(name=name, nbytes=status.st_size, mtime_ns=status.st_mtime_ns)
-    return Shard(file=source, header=header, header_bytes=found)
+    return Shard(file=describe_file(name, status), header=header, header_bytes=found)

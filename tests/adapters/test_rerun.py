@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from faults import make_source, snapshot
@@ -11,7 +13,8 @@ from safetensors.torch import load_file, save_file
 
 import blockexpand
 from blockexpand.cli.app import main
-from blockexpand.errors import HubError, OutputError
+from blockexpand.errors import HubError, OutputError, SourceChangedError
+from blockexpand.writing import tasks
 
 
 @pytest.fixture
@@ -93,3 +96,27 @@ def test_the_base_is_not_replaced_by_the_blocks(which: str, trained: Path, tmp_p
     with pytest.raises(OutputError, match=r"is the source itself|may not lie inside each other"):
         blockexpand.extract(trained, out, base=base, overwrite=True)
     assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("which", ["base", "blocks"])
+def test_what_changes_while_it_is_applied_is_refused(
+    which: str, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Size and time of modification are set back, after the digests were compared."""
+    source, blocks, out = trained.with_name("source"), tmp_path / "blocks", tmp_path / "out"
+    blockexpand.extract(trained, blocks, base=source)
+    changed = next((blocks if which == "blocks" else source).glob("*.safetensors"))
+    write = tasks.write_file
+
+    def change_first(*arguments: Any, **more: Any) -> Any:
+        monkeypatch.setattr(tasks, "write_file", write)
+        status, data = changed.stat(), bytearray(changed.read_bytes())
+        data[-1] ^= 1
+        changed.write_bytes(data)
+        os.utime(changed, ns=(status.st_atime_ns, status.st_mtime_ns))
+        return write(*arguments, **more)
+
+    monkeypatch.setattr(tasks, "write_file", change_first)
+    with pytest.raises(SourceChangedError, match="changed after it was planned with"):
+        blockexpand.apply(source, blocks, out=out)
+    assert not out.exists()
