@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -16,31 +16,12 @@ from ..errors import UnsupportedModelError
 from ..formats.safetensors import TensorSpec
 from .decoder import COUNT_FIELDS, count_predicted, find_model_type
 from .decoder_checks import BUFFER, NOT_PER_LAYER
-from .families import FAMILIES
-from .families.family import Branch, Form
 from .families.form import FamilyForm
 from .families.layer_vocabulary import COPIED
 from .families.tensor_roles import module_paths
+from .inferred_branches import CONSTANTS, Shapes, find_branches, find_by_shape
 
 _TOWERS = re.compile(r"visi|visual|vit|audio|image|speech|mtp|talker|patch|resampler")
-
-# What the last projection of a branch is called, where no known family has its whole name.
-_ENDINGS = frozenset(
-    {
-        *("o_proj", "out_proj", "wo", "dense", "c_proj", "output", "out_lin", "proj_out", "to_out"),
-        *("down_proj", "w2", "fc2", "fc_out", "dense_4h_to_h", "lin2", "linear_2", "output_linear"),
-    }
-)
-
-_MLP = re.compile(r"mlp|ffn|feed_?forward|ff\b|moe|expert|fc[_0-9]|dense_4h|channel", re.IGNORECASE)
-
-_CLOSE_ATTENTION = (
-    *("post_self_attn_layernorm", "post_attn_norm", "post_norm1", "post_operator_norm"),
-)
-
-_CLOSE_MLP = ("post_mlp_layernorm", "post_feedforward_layernorm", "post_ffn_norm", "post_norm2")
-
-_BEFORE_MLP = ("pre_feedforward_layernorm", "pre_mlp_layernorm", "pre_ff_layernorm")
 
 _LEADING = ("first_k_dense_replace", "num_dense_layers", "max_window_layers")
 
@@ -51,21 +32,6 @@ _INDEX_LIST = re.compile(r".*(?:_layers|_idxs|layer_(?:ids|idxs?|indices|indexes
 _DEPTH_ROOTS = ("scale_depth",)
 
 _HIDDEN = ("hidden_size", "n_embd", "d_model", "embed_dim")
-
-_OUTPUTS: Mapping[str, bool] = {
-    # Whether it ends an MLP: the first branch of a row is attention or what stands for it.
-    output: index > 0 or bool(_MLP.search(output))
-    for family in FAMILIES.values()
-    for index, branch in enumerate(family.branches)
-    for form in branch
-    for output in form.outputs
-}
-
-_CONSTANTS: Mapping[str, float] = {
-    name: value for family in FAMILIES.values() for name, value in family.constants
-}
-
-Shapes = Mapping[int, Mapping[str, tuple[int, ...]]]
 
 
 def infer_forms(
@@ -85,7 +51,31 @@ def infer_forms(
         known = known.get(key) or {}
     prefix, layers, count = _find_layers(text, known, tensors)
     hidden = next((text.get(n) or known.get(n) for n in _HIDDEN if text.get(n) or known.get(n)), 0)
-    branches, constants = _find_branches(layers, int(hidden or 0))
+    fields: dict[str, Any] = {
+        "model_type": str(text.get("model_type") or model_type),
+        "prefix": prefix,
+        "count": count,
+        "config": path,
+        **_find_fields(text, len(layers)),
+        "derived": _find_derived(text, known, len(layers)),
+    }
+    # What shapes alone tell comes last: a proof decides.
+    forms: list[FamilyForm] = []
+    by_shape = find_by_shape(layers, int(hidden or 0))
+    for further in dict.fromkeys((frozenset[str](), by_shape)):
+        try:
+            forms += _make_forms(layers, int(hidden or 0), further, fields)
+        except UnsupportedModelError:
+            if further == by_shape and not forms:
+                raise
+    return tuple(forms)
+
+
+def _make_forms(
+    layers: Shapes, hidden: int, further: frozenset[str], fields: Mapping[str, Any]
+) -> list[FamilyForm]:
+    """Return the rows of which `further` are outputs, besides those known by name."""
+    branches, constants = find_branches(layers, hidden, further)
     suffixes = {suffix for shapes in layers.values() for suffix in shapes}
     named = {output for branch in branches for form in branch for output in form.outputs}
     named |= {norm for branch in branches for form in branch for norm in form.norms}
@@ -93,18 +83,10 @@ def infer_forms(
         module_paths(suffix)[4]
         for suffix in suffixes
         if not BUFFER.fullmatch(suffix)
-        and not any(p in COPIED or p in named or p in _CONSTANTS for p in module_paths(suffix))
+        and not any(p in COPIED or p in named or p in CONSTANTS for p in module_paths(suffix))
     }
     form = FamilyForm(
-        model_type=str(text.get("model_type") or model_type),
-        prefix=prefix,
-        count=count,
-        config=path,
-        branches=branches,
-        constants=constants,
-        copied=tuple(sorted(copied)),
-        **_find_fields(text, len(layers)),
-        derived=_find_derived(text, known, len(layers)),
+        branches=branches, constants=constants, copied=tuple(sorted(copied)), **fields
     )
     forms = [form]
     if any(one.norms for branch in branches for one in branch):
@@ -115,7 +97,7 @@ def infer_forms(
         forms.append(replace(form, branches=shifted))
     if form.depth_roots:
         forms += [replace(one, depth_roots=()) for one in forms]
-    return tuple(forms)
+    return forms
 
 
 def _find_text(config: Mapping[str, Any]) -> tuple[tuple[str, ...], Mapping[str, Any]]:
@@ -150,73 +132,6 @@ def _find_layers(
         "no row could be inferred: no tensors are numbered as the layers that config.json counts "
         f"({', '.join(fields)})"
     )
-
-
-def _find_branches(
-    layers: Shapes, hidden: int
-) -> tuple[tuple[Branch, ...], tuple[tuple[str, float], ...]]:
-    """Return what ends the branches of the layers, and constants that are no part of a branch."""
-    groups: dict[bool, list[set[str]]] = {False: [], True: []}
-    constants: dict[str, float] = {}
-    for number, shapes in layers.items():
-        present: dict[bool, set[str]] = {False: set(), True: set()}
-        for suffix, shape in shapes.items():
-            paths = module_paths(suffix)
-            constants |= {path: _CONSTANTS[path] for path in paths if path in _CONSTANTS}
-            output = _as_output(suffix, shape, hidden)
-            if output is not None:
-                present[_OUTPUTS.get(output, bool(_MLP.search(output)))].add(output)
-        if not present[False] and not present[True]:
-            raise UnsupportedModelError(
-                f"no row could be inferred: no tensor of layer {number} looks like the last "
-                "projection of a residual branch"
-            )
-        for is_mlp, outputs in present.items():
-            if outputs:
-                _join(groups[is_mlp], outputs)
-    norms = {suffix.removesuffix(".weight") for shapes in layers.values() for suffix in shapes}
-    closing = {False: _closing_attention(norms), True: [n for n in _CLOSE_MLP if n in norms]}
-    branches = []
-    for is_mlp, forms in groups.items():
-        if forms:
-            branches.append(
-                tuple(
-                    Form(outputs=tuple(sorted(outputs)), norms=tuple(closing[is_mlp]))
-                    for outputs in forms
-                )
-            )
-    return tuple(branches), tuple(sorted(constants.items()))
-
-
-def _as_output(suffix: str, shape: tuple[int, ...], hidden: int) -> str | None:
-    """Return the name by which a tensor ends a branch, None if it seems to end none."""
-    paths = module_paths(suffix)
-    exact = next((path for path in paths if path in _OUTPUTS), None)
-    if exact is not None:
-        return exact
-    if any(path in COPIED for path in paths) or not suffix.endswith(".weight") or len(shape) < 2:
-        return None
-    module = paths[4]
-    ends = module.rpartition(".")[2] in _ENDINGS
-    return module if ends and hidden in shape[-2:] else None
-
-
-def _closing_attention(norms: Iterable[str]) -> list[str]:
-    names = set(norms)
-    closing = [name for name in _CLOSE_ATTENTION if name in names]
-    sandwich = any(name in names for name in _BEFORE_MLP)
-    after_only = "input_layernorm" not in names and "post_feedforward_layernorm" in names
-    if "post_attention_layernorm" in names and not closing and (sandwich or after_only):
-        closing.append("post_attention_layernorm")
-    return closing
-
-
-def _join(groups: list[set[str]], outputs: set[str]) -> None:
-    """Add outputs of one layer to the group that has any of them: they are one form."""
-    touching = [group for group in groups if group & outputs]
-    for group in touching:
-        groups.remove(group)
-    groups.append(outputs.union(*touching))
 
 
 def _find_fields(text: Mapping[str, Any], layers: int) -> dict[str, tuple[str, ...]]:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import own_code_zoo
 import pytest
 import torch
 from checkpoints import edit_json
 from own_code_forks import Forks
 from own_code_zoo import OWN_CODE, compute, make_own_code
+from safetensors.torch import load_file, save_file
 
 import blockexpand
 from blockexpand.cli.app import main
@@ -101,6 +104,85 @@ def test_a_wrong_row_does_not_hold_in_the_child_either(internlm2: Path, tmp_path
 def test_check_is_done_with_own_code_too(internlm2: Path) -> None:
     made = trust(internlm2, check=True)
     assert any("logits of 48 tokens bit-identical" in note for note in made.notes)
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(
+    "renamed", [{"wo": "final"}, {"w2": "down"}, {"wo": "proj", "w2": "out"}], ids=str
+)
+def test_outputs_of_no_known_name_are_found_by_their_shape(
+    renamed: dict[str, str], internlm2: Path, tmp_path: Path
+) -> None:
+    code = (internlm2 / MODELING).read_text()
+    tensors = load_file(internlm2 / "model.safetensors")
+    for old, new in renamed.items():
+        code = code.replace(f"self.{old}", f"self.{new}")
+        tensors = {name.replace(f".{old}.", f".{new}."): t for name, t in tensors.items()}
+    (internlm2 / MODELING).write_text(code)
+    save_file(tensors, internlm2 / "model.safetensors", metadata={"format": "pt"})
+    for position in ("end", "interleaved"):
+        out = tmp_path / position
+        blockexpand.expand(
+            internlm2, out, new_layers=2, position=position, dtype="source", trust_remote_code=True
+        )
+        assert torch.equal(compute(internlm2), compute(out))
+
+
+CHANGES = {
+    "a constant that is added": (
+        ("ffn_norm(x))", "ffn_norm(x)) + self.extra"),
+        (
+            "self.attention = ",
+            "self.extra = nn.Parameter(torch.randn(64))\n        self.attention = ",
+        ),
+    ),
+    "a stream that is scaled": (("return x +", "return 0.9 * x +"),),
+    "the layer before": (
+        ("x = layer(x)", "x, p = layer(x) + 0.1 * p, x"),
+        ("(ids)\n", "(ids)\n        p = 0\n"),
+    ),
+    "norms behind the sum": (
+        (
+            "x = x + self.attention(self.attention_norm(x))",
+            "x = self.attention_norm(x + self.attention(x))",
+        ),
+        (
+            "return x + self.feed_forward(self.ffn_norm(x))",
+            "return self.ffn_norm(x + self.feed_forward(x))",
+        ),
+    ),
+    "the sum of all layers": (
+        ("            x = layer(x)\n", "            x = layer(x)\n            s = s + x\n"),
+        ("(ids)\n", "(ids)\n        s = 0\n"),
+        ("self.norm(x)", "self.norm(s)"),
+    ),
+    "a scale by depth": (
+        (
+            "self.output(self.model(input_ids))",
+            "self.output(self.model(input_ids)) / len(self.model.layers)",
+        ),
+    ),
+}
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("position", ["end", "interleaved"])
+def test_own_code_that_no_zero_silences_is_refused(
+    change: str, position: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "code"
+    shutil.copytree(Path(own_code_zoo.__file__).parent / "own_code", folder)
+    path = folder / "internlm2" / MODELING
+    code = path.read_text()
+    for old, new in CHANGES[change]:
+        assert old in code
+        code = code.replace(old, new)
+    path.write_text(code)
+    monkeypatch.setattr(own_code_zoo, "_HERE", folder)
+    make_own_code("internlm2", tmp_path / "source")
+    with pytest.raises(UnsupportedModelError, match="computes something else"):
+        trust(tmp_path / "source", position=position, dtype="source")
 
 
 CANARY = "import pathlib; pathlib.Path({path!r}).touch()"
