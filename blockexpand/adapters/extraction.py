@@ -128,7 +128,8 @@ def compare_with_base(
     known; `widened` has the digests of the base's tensors in the trained checkpoint's dtypes.
     Raises: CheckpointError where a tensor is missing, or there is one that no layer can hold.
     """
-    left = dict.fromkeys(name for name in trained if name not in set(trained_names.values()))
+    known = {*trained_names.values()}
+    left = dict.fromkeys(name for name in trained if name not in known)
     by_digest = {trained[name]: name for name in left}
     new: dict[str, str] = {}
     changed: dict[str, str] = {}

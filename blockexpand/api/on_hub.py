@@ -229,9 +229,8 @@ def _make(
             address = maker.commit(planned.copies, sent, small)
         except CopyRefusedError as error:
             progress.tell(f"the Hub does not copy the shards ({error}): they are sent instead")
-            files = [
-                file for file in planned.plan.files if file.name in {c.name for c in planned.copies}
-            ]
+            refused = {copy.name for copy in planned.copies}
+            files = [file for file in planned.plan.files if file.name in refused]
             planned = replace(planned, copies=(), made=planned.plan.files)
             progress.begin("sending", sum(file.nbytes for file in files))
             address = maker.commit((), [*sent, *maker.make(files)], small)

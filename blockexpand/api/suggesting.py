@@ -8,9 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.sources import open_headers
 from ..errors import UnsupportedModelError
-from ..models.decoder import find_decoder
+from ..models.decoder import Decoder, find_decoder
+from ..models.families.form import Row
 from ..models.layer_map import MAX_LAYERS, list_equal_groups
 from ..planning.parameters import Parameters, count_parameters
 from ..planning.plan import make_plan, naming
@@ -77,27 +79,10 @@ def suggest(
     rows: list[Suggestion] = []
     notes: list[str] = [] if row is None else [INFERRED]
     for count in counts:
-        position = "interleaved"
-        try:
-            plan = make_plan(checkpoint, Recipe(new_layers=count, position=position, row=row))
-        except UnsupportedModelError as error:
-            notes.append(f"{count} interleaved: {error}")
-            position = "end"
-            plan = make_plan(checkpoint, Recipe(new_layers=count, position=position, row=row))
-        parameters = count_parameters(plan)
-        rows.append(
-            Suggestion(
-                new_layers=count,
-                position=position,
-                group=decoder.layers // count,
-                layers=len(plan.layer_map),
-                nbytes=plan.nbytes,
-                parameters=parameters,
-                training_nbytes=sum(f.nbytes for f in plan.files)
-                + _TRAINED_NBYTES * parameters.new,
-                is_papers=count == papers,
-            )
-        )
+        # A plan at a time: each is as large as the model has tensors.
+        suggestion, refused = _suggest(checkpoint, decoder, count, row, is_papers=count == papers)
+        rows.append(suggestion)
+        notes += refused
     return Suggestions(
         name=source.name.model,
         model_type=decoder.model_type,
@@ -105,3 +90,28 @@ def suggest(
         rows=tuple(rows),
         notes=tuple(dict.fromkeys(notes)),
     )
+
+
+def _suggest(
+    checkpoint: Checkpoint, decoder: Decoder, count: int, row: Row | None, *, is_papers: bool
+) -> tuple[Suggestion, list[str]]:
+    """Plan one count; also return why its blocks cannot stand between the layers, if so."""
+    position, notes = "interleaved", []
+    try:
+        plan = make_plan(checkpoint, Recipe(new_layers=count, position=position, row=row))
+    except UnsupportedModelError as error:
+        notes.append(f"{count} interleaved: {error}")
+        position = "end"
+        plan = make_plan(checkpoint, Recipe(new_layers=count, position=position, row=row))
+    parameters = count_parameters(plan)
+    suggestion = Suggestion(
+        new_layers=count,
+        position=position,
+        group=decoder.layers // count,
+        layers=len(plan.layer_map),
+        nbytes=plan.nbytes,
+        parameters=parameters,
+        training_nbytes=sum(f.nbytes for f in plan.files) + _TRAINED_NBYTES * parameters.new,
+        is_papers=is_papers,
+    )
+    return suggestion, notes

@@ -113,9 +113,8 @@ def _push_with_copies(
     if any(file.name != ".gitattributes" for file in opened.files):
         return None
     opened = make_target(opened, token=token, tell=tell)
-    files: dict[str, Path | bytes] = {
-        name: folder / name for name in names if name not in {copy.name for copy in copies}
-    }
+    copied = {copy.name for copy in copies}
+    files: dict[str, Path | bytes] = {name: folder / name for name in names if name not in copied}
     uploaded = []
     for name in [name for name in files if name.endswith(".safetensors")]:
         done = upload_file(opened, folder / name, name, token=token, tell=tell)
