@@ -22,6 +22,7 @@ def find_named_class(config: Mapping[str, Any]) -> tuple[str, str] | None:
     None where `transformers` knows the model type itself, or no language model of that name.
     """
     try:
+        import transformers
         from transformers import CONFIG_MAPPING
         from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     except ImportError:
@@ -30,7 +31,10 @@ def find_named_class(config: Mapping[str, Any]) -> tuple[str, str] | None:
     if config.get("model_type") in CONFIG_MAPPING or not isinstance(named, list) or len(named) != 1:
         return None
     types = [kind for kind, name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items() if name == named[0]]
-    return (named[0], types[0]) if len(types) == 1 else None
+    if len(types) > 1:  # later types share a class: its own config says which it was written for
+        own = getattr(transformers, named[0]).config_class.model_type
+        types = [kind for kind in types if kind == own]
+    return (named[0], types[0]) if types else None
 
 
 def toys_of(model_type: str) -> Toys:

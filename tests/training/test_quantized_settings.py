@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import quantized_zoo as zoo
 import torch
+from older import is_older
 
 import blockexpand
 from blockexpand.errors import TrainingError
@@ -46,6 +47,7 @@ def test_settings_of_full_blocks_say_what_stays_quantised(
     assert not any("quantized" in note for note in notes)
 
 
+@pytest.mark.skipif(is_older("transformers", (4, 56)), reason="this one loads no FP8 by blocks")
 def test_float8_parameters_are_not_trained(made: dict[str, Path]) -> None:
     model = zoo.load(made["keep"])
     parameter = model.model.layers[2].self_attn.o_proj.weight

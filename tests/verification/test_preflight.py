@@ -144,6 +144,8 @@ def test_layers_that_are_configured_by_padded_numbers_are_proven() -> None:
 @pytest.mark.filterwarnings("ignore:Casting complex values")
 @pytest.mark.parametrize("name", DIFFICULT)
 def test_a_saved_checkpoint_is_proven(name: str, tmp_path: Path) -> None:
+    if name == "qwen2_vl_flat" and is_older("transformers", (4, 56)):
+        pytest.skip("this transformers cannot make a model of its own flat config")
     make_checkpoint(ZOO[name], tmp_path)
     checkpoint = open_checkpoint(tmp_path)
     plan = make_plan(checkpoint, Recipe(new_layers=2, position="interleaved"))
@@ -346,7 +348,7 @@ def test_the_command_checks_before_it_writes(
     assert PROVEN in capsys.readouterr().out
     assert len(load_file(out / "model-00001-of-00004.safetensors")) > 0
 
-    def refuse(checkpoint: Checkpoint, plan: Plan) -> str:
+    def refuse(checkpoint: Checkpoint, plan: Plan, **options: Any) -> str:
         raise ProofError("the toy model computes something else")
 
     monkeypatch.setattr("blockexpand.api.rows.check_plan", refuse)
