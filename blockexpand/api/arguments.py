@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args
 from ..errors import ArgumentError, RecipeError
 from ..messages import show
 from ..models.layer_map import POSITIONS, parse_layers
+from ..planning.ranks import MARK
 from ..planning.recipe import parse_position, parse_size
 from ..progress import Progress
 
@@ -75,10 +76,11 @@ def check_count(value: object) -> int:
 
 def check_position(value: object) -> str | tuple[int, ...]:
     """Return the name of a position, or the layers of a list or of a text with commas."""
-    expected = f"{', '.join(POSITIONS)}, or layers such as 7,15,23,31"
+    expected = f"{', '.join(POSITIONS)}, @FILE, or layers such as 7,15,23,31"
     if isinstance(value, str):
         position = parse_position(value)
-        if isinstance(position, tuple) or position in POSITIONS:
+        is_file = position[:1] == MARK and len(position) > 1
+        if is_file or isinstance(position, tuple) or position in POSITIONS:
             return position
     elif isinstance(value, Sequence) and 0 < len(value) < _MOST_LISTED:
         try:

@@ -19,6 +19,7 @@ from ..fs.paths import expand_home
 from ..models.layer_map import parse_layers
 from ..planning.card import add_card, draft_card
 from ..planning.plan import Plan, make_plan
+from ..planning.ranks import MARK
 from ..planning.recipe import Recipe, render_command, spell_position
 from ..writing.leftovers import clear_debris
 from ..writing.preflight import check_write
@@ -212,6 +213,8 @@ def _show_command(plan: Plan, job: Job) -> str:
 def name_layers(job: Job, separator: str = ",") -> str:
     """Return where a job's blocks go, as it is typed, or, with `-`, as part of a file's name."""
     if job.layers is None:
+        if separator != "," and isinstance(job.position, str) and job.position.startswith(MARK):
+            return Path(job.position.removeprefix(MARK)).stem
         return spell_position(job.position, separator)
     return job.layers if separator == "," else job.layers.replace(",", "_").replace("*", "x")
 

@@ -18,6 +18,7 @@ import yaml
 from ..errors import BlockExpandError, InputError, RecipeError
 from ..formats.yaml_nodes import MOST_YAML_NBYTES, NodeReader, compose, has_key, line_of, show
 from ..fs.paths import expand_home
+from ..planning.ranks import MARK
 from .arguments import Dtype, Phase, Proof, Quantized, Reflink
 from .job_options import OPTIONS, is_list
 
@@ -176,7 +177,11 @@ def _make_jobs(
                 for key in ("new-layers", "position", "phase")
                 if key in options
             ]
-        elif isinstance(position, str) and "new-layers" not in options:
+        elif (
+            isinstance(position, str)
+            and not position.startswith(MARK)
+            and "new-layers" not in options
+        ):
             lacking.append(f"position {position} needs new-layers")
         if options.get("no-proof") and (
             "family" not in options or options.get("trust-remote-code")

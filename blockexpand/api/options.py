@@ -7,10 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..checkpoints.sources import HubOptions, ModelRef
-from ..errors import ArgumentError, OutputError
+from ..errors import ArgumentError, CheckpointError, OutputError, RecipeError
 from ..fs.paths import existing_folder, expand_home
 from ..fs.sharing import file_system_block
 from ..models.layer_map import parse_layers
+from ..planning.ranks import MARK, Ranks, parse_ranks
 from ..planning.recipe import Recipe, parse_position, parse_size
 from ..progress import SILENT, Progress
 from ..writing.target import WriteOptions, resolve_target
@@ -36,9 +37,14 @@ def make_recipe(
             "layers",
             "says every layer of the output; leave the number, the position and the phase out",
         )
+    ranks = None
+    if isinstance(position, str) and position.startswith(MARK):
+        ranks = _read_ranks(position.removeprefix(MARK))
+        new_layers, position = None, ranks.choose(new_layers)
     return Recipe(
         new_layers=new_layers,
         position=parse_position(position),
+        ranks=ranks,
         dtype=dtype,
         max_shard_nbytes=parse_size(max_shard_size),
         block_nbytes=file_system_block(existing_folder(out)),
@@ -46,6 +52,16 @@ def make_recipe(
         layers=None if layers is None else parse_layers(layers),
         quantized=quantized,
     )
+
+
+def _read_ranks(file: str) -> Ranks:
+    """Read what `rank --json` wrote. Raises: RecipeError."""
+    try:
+        return parse_ranks(expand_home(file).read_bytes(), file)
+    except OSError as error:
+        raise RecipeError(f"{file}: cannot be read: {error.strerror}") from error
+    except CheckpointError as error:
+        raise RecipeError(str(error)) from error
 
 
 def name_base(name: ModelRef, base_model: str | None) -> ModelRef:

@@ -64,7 +64,8 @@ def make_parser(description: str = _DESCRIPTION) -> Parser:
         metavar="POS",
         help="end: after the last layer, clones of it (the default). interleaved: one after each "
         "of N even groups, a clone of the group's last layer. start: before the first. Or a comma "
-        "list of original layers, each followed by a clone of itself: 7,15,23,31",
+        "list of original layers, each followed by a clone of itself: 7,15,23,31. Or @FILE: the "
+        "layers of least influence in what `blockexpand rank --json` printed, which is recorded",
     )
     add(
         "--layers",
@@ -251,6 +252,7 @@ def _run_on_hub(options: argparse.Namespace) -> int:
 def _check_layers(options: argparse.Namespace) -> None:
     """Refuse options that do not say which layers the output has. Raises: UsageError."""
     from ..models.layer_map import POSITIONS
+    from ..planning.ranks import MARK
     from ..planning.recipe import parse_position
 
     if options.layers is not None:
@@ -262,7 +264,7 @@ def _check_layers(options: argparse.Namespace) -> None:
                 )
         return
     position = parse_position(options.position or "end")
-    if isinstance(position, str):
+    if isinstance(position, str) and not position.startswith(MARK):
         if position not in POSITIONS:
             raise UsageError(
                 f"--position {position}: expected {', '.join(POSITIONS)}, or a comma list of "

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import json
 import shlex
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from ..errors import OutputError
 from .arguments import add_hub_options, add_output_options, whole_number
 from .console import note_unused_options, print_outcome
 from .parsing import Parser
@@ -43,6 +46,12 @@ def make_parser() -> Parser:
         metavar="N",
         help="how much of the text is run (default 2048)",
     )
+    parser.add_argument(
+        "--save",
+        metavar="FILE",
+        help="write the scores there, as --json prints them; the command that is printed then has "
+        "--position @FILE, which puts them into the manifest of the expansion",
+    )
     add_hub_options(parser)
     add_output_options(parser, progress=True)
     return parser
@@ -63,16 +72,32 @@ def run(options: argparse.Namespace, words: Sequence[str]) -> int:
             cache_dir=options.cache_dir,
             progress=progress,
         )
-    print_outcome(options, _as_json, _describe, found)
+    content = _as_json(found, options.save)
+    if options.save is not None:
+        _save(Path(options.save).expanduser(), content)
+    print_outcome(
+        options,
+        lambda _: content,
+        lambda found, verbose: _describe(found, content["command"]),
+        found,
+    )
     return 0
 
 
-def _command(found: Any) -> str:
-    position = ",".join(map(str, found.least))
+def _save(path: Path, content: dict[str, Any]) -> None:
+    """Write the scores. Raises: OutputError."""
+    try:
+        path.write_text(json.dumps(content, indent=2) + "\n")
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def _command(found: Any, saved: str | None) -> str:
+    position = ",".join(map(str, found.least)) if saved is None else f"@{saved}"
     return shlex.join(["blockexpand", "--src", found.name, "--out", "OUT", "--position", position])
 
 
-def _describe(found: Any, *, verbose: bool) -> str:
+def _describe(found: Any, command: str) -> str:
     from .text_batch import make_table
 
     rows = [
@@ -92,12 +117,12 @@ def _describe(found: Any, *, verbose: bool) -> str:
             *make_table(("layer", "influence", "loss without it"), rows),
             "",
             f"* the {len(found.least)} least critical by influence; a new block behind each:",
-            f"  {_command(found)}",
+            f"  {command}",
         ]
     )
 
 
-def _as_json(found: Any) -> dict[str, Any]:
+def _as_json(found: Any, saved: str | None) -> dict[str, Any]:
     return {
         "source": found.name,
         "method": "block influence (arXiv 2403.03853)",
@@ -110,5 +135,5 @@ def _as_json(found: Any) -> dict[str, Any]:
             for s in found.scores
         ],
         "least_critical": list(found.least),
-        "command": _command(found),
+        "command": _command(found, saved),
     }

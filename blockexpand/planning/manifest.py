@@ -164,6 +164,8 @@ def render_manifest(
         manifest["family"] = row if isinstance(row, str) else render_form(row)
     if options.row is not None or options.row_proof:
         manifest["family_proof"] = options.row_proof
+    if options.ranks is not None:
+        manifest["ranking"] = options.ranks.as_json()
     if options.keeps_phase:
         manifest["phase"] = "keep"
     if plan.recipe_text is not None or not plan.keeps_function:

@@ -16,11 +16,12 @@ from typing_extensions import assert_never
 
 from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.files import CONFIG_FILE, INDEX_FILE
-from ..errors import CheckpointError, UnsupportedModelError
+from ..errors import CheckpointError, RecipeError, UnsupportedModelError
 from ..formats.elements import encode_element
 from ..formats.json_object import edit_json_object
 from ..formats.safetensors import TensorSpec
 from ..fs.reading import FileStat, Place
+from ..messages import show
 from ..models.decoder import Decoder, descend, find_decoder
 from ..models.families.form import FamilyForm
 from ..models.layer_map import (
@@ -135,6 +136,11 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
     """
     with naming(checkpoint):
         decoder = find_decoder(checkpoint.config, checkpoint.specs, recipe.row)
+    if recipe.ranks is not None and len(recipe.ranks.scores) != decoder.layers:
+        raise RecipeError(
+            f"the ranking is of a model of {len(recipe.ranks.scores)} layers, this one has "
+            f"{decoder.layers}; rank this one"
+        )
     layer_map = _map_layers(checkpoint, decoder, recipe)
     options = _resolve_options(recipe, decoder)
     keeps_function = keeps_originals(decoder.layers, layer_map)
@@ -194,6 +200,7 @@ def _resolve_options(recipe: Recipe, decoder: Decoder) -> PlanOptions:
         row=recipe.row,
         row_proof=recipe.row_proof,
         quantized=recipe.quantized,
+        ranks=recipe.ranks,
     )
 
 
@@ -316,6 +323,12 @@ def _code_notes(config: Mapping[str, Any], model_type: str, recipe: Recipe) -> t
 
 
 def _position_notes(recipe: Recipe, layer_map: LayerMap) -> tuple[str, ...]:
+    if recipe.ranks is not None:
+        text = recipe.ranks.text
+        return (
+            f"the places are those of least influence on {show(text)} "
+            f"({recipe.ranks.tokens:,} tokens), as the ranking says; the manifest has its scores",
+        )
     if recipe.position == "interleaved" and not has_equal_groups(layer_map):
         return (
             "the groups between new blocks are not equal: trainers that take every k-th layer for "

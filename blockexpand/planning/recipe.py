@@ -11,6 +11,7 @@ from fractions import Fraction
 from ..errors import RecipeError
 from ..models.families.form import Row
 from ..models.layer_map import LayerMap, parse_layers, spell_layers
+from .ranks import Ranks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +25,7 @@ class Recipe:
     `layers` says every layer of the output itself, whatever `position` and `new_layers` are.
     `keeps_phase` asks for layers that readers which go by a layer's number see as they were.
     `row` is that of a model type that the table does not have, `row_proof` says who proved it.
+    `ranks` are the scores that `position` was chosen by, where it was.
     """
 
     new_layers: int | None = None
@@ -36,6 +38,7 @@ class Recipe:
     quantized: str = "keep"
     row: Row | None = None
     row_proof: str = ""
+    ranks: Ranks | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +56,7 @@ class PlanOptions:
     quantized: str = "keep"
     row: Row | None = None
     row_proof: str = ""
+    ranks: Ranks | None = None
 
 
 def parse_position(position: str | Sequence[int]) -> str | tuple[int, ...]:

@@ -191,6 +191,11 @@ def note_claims(plan: Plan, claims: Claims, unknown: list[str], out: Path) -> li
             "checked"
         )
         unknown = [field for field in unknown if field not in _OF_APPLIED]
+    if "ranking" in unknown:
+        notes.append(
+            "it states the ranking of layers that its places were chosen by, which was not checked"
+        )
+        unknown = [field for field in unknown if field != "ranking"]
     card, path = next(d.data for d in plan.documents if d.name == CARD_FILE), out / CARD_FILE
     if not path.is_file():
         notes.append(f"{CARD_FILE} is missing")

@@ -12,7 +12,7 @@ from checkpoints import snapshot
 import blockexpand
 
 COUNT = "expected a whole number from 1, found "
-POSITION = "expected end, interleaved, start, or layers such as 7,15,23,31, found "
+POSITION = "expected end, interleaved, start, @FILE, or layers such as 7,15,23,31, found "
 
 
 @pytest.mark.parametrize(

@@ -184,7 +184,7 @@ extra: 1
         "6: out is missing",
         "6: position end needs new-layers",
         "8: new-layers: expected a whole number from 1, found 'x'",
-        "8: position: expected end, interleaved, start, or layers such as 7,15,23,31, found "
+        "8: position: expected end, interleaved, start, @FILE, or layers such as 7,15,23,31, found "
         "'middle'",
         "9: extra: unknown key; expected defaults, jobs or matrix",
     ]

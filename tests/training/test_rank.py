@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import blockexpand
 from blockexpand.cli.app import main
-from blockexpand.errors import ArgumentError, InputError, TrainingError
+from blockexpand.errors import ArgumentError, InputError, RecipeError, TrainingError
 
 TEXT = Path(__file__).resolve().parents[1] / "data" / "king_james.txt"
 
@@ -182,3 +182,66 @@ def test_a_checkpoint_that_cannot_be_run_is_told_in_one_line(
         assert main(["rank", str(folder), str(text), "--tokens", "256", "-q"]) == 3
         lines = capsys.readouterr().err.splitlines()
         assert len(lines) == 1 and said in lines[0] and str(folder) in lines[0]
+
+
+def test_the_scores_that_chose_the_places_are_in_the_manifest(
+    tiny_mistral_f32: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, out, saved = str(tiny_mistral_f32), tmp_path / "out", tmp_path / "ranks.json"
+    words = ["rank", source, str(text), "--tokens", "256", "--new-layers", "2"]
+    assert main([*words, "--save", str(saved)]) == 0
+    command = capsys.readouterr().out.splitlines()[-1].split()
+    assert command[-2:] == ["--position", f"@{saved}"]
+    ranks = json.loads(saved.read_text())
+    command[command.index("OUT")] = str(out)
+    assert main([*command[1:], "--dry-run"]) == 0
+    assert "the places are those of least influence on 'text.txt'" in capsys.readouterr().out
+    assert main(command[1:]) == 0
+    manifest = json.loads((out / "block_expansion.json").read_text())
+    assert manifest["position"] == ",".join(map(str, ranks["least_critical"]))
+    assert manifest["ranking"] == {key: ranks[key] for key in ("method", "text", "scores")}
+    assert len(manifest["ranking"]["text"]["sha256"]) == 64
+
+    capsys.readouterr()
+    assert main(["verify", source, str(out)]) == 0
+    assert "the ranking of layers that its places were chosen by, which was not" in (
+        "".join(capsys.readouterr())
+    )
+    by_influence = sorted(ranks["scores"], key=lambda score: score["influence"])
+    made = blockexpand.expand(source, tmp_path / "one", new_layers=1, position=f"@{saved}")
+    assert made.plan.options.position == str(by_influence[0]["layer"])
+    jobs = tmp_path / "jobs.yaml"
+    jobs.write_text(
+        f"jobs:\n- {{src: {source}, position: '@{saved}', out: '{tmp_path}/{{position}}'}}\n"
+    )
+    assert main(["batch", str(jobs)]) == 0
+    assert json.loads((tmp_path / "ranks" / "block_expansion.json").read_text())["ranking"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "cannot be read"),
+        ("{", "JSON"),
+        ("{}", "is not what `blockexpand rank --json` prints"),
+        ('{"method": "m", "text": 3, "scores": [], "least_critical": [0]}', "is not what"),
+        ({"least_critical": [9]}, "expected the scores of layers"),
+        ({"scores": [{"layer": 0, "influence": 0.5, "loss_rise": 1}]}, "of a model of 1 layers"),
+        ({"scores": [{"layer": 1, "influence": 0.5, "loss_rise": 1}]}, "expected the scores"),
+        ({"scores": [{"layer": 0, "influence": "x", "loss_rise": 1}]}, "expected the scores"),
+    ],
+)
+def test_a_ranking_that_cannot_be_used_is_refused(
+    content: Any, message: str, tiny_mistral_f32: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "ranks.json"
+    if isinstance(content, dict):
+        text = {"name": "a", "sha256": "b", "tokens": 3}
+        scores = [{"layer": layer, "influence": 0.1, "loss_rise": 0.1} for layer in range(4)]
+        whole = {"method": "m", "text": text, "scores": scores, "least_critical": [0]}
+        content = json.dumps(whole | content)
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(RecipeError, match=message):
+        blockexpand.expand(tiny_mistral_f32, tmp_path / "out", position=f"@{file}")
+    assert not (tmp_path / "out").exists()
