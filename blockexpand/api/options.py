@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..checkpoints.sources import HubOptions, ModelRef
 from ..errors import ArgumentError, CheckpointError, OutputError, RecipeError
+from ..formats.json_object import MOST_JSON_NBYTES
 from ..fs.paths import existing_folder, expand_home
 from ..fs.sharing import file_system_block
 from ..models.layer_map import parse_layers
@@ -57,7 +58,9 @@ def make_recipe(
 def _read_ranks(file: str) -> Ranks:
     """Read what `rank --json` wrote. Raises: RecipeError."""
     try:
-        return parse_ranks(expand_home(file).read_bytes(), file)
+        with expand_home(file).open("rb") as stream:
+            data = stream.read(MOST_JSON_NBYTES)
+        return parse_ranks(data, file)
     except OSError as error:
         raise RecipeError(f"{file}: cannot be read: {error.strerror}") from error
     except CheckpointError as error:

@@ -51,6 +51,8 @@ def read_text(path: Path, tokenizer: Any, length: int) -> Text:
     """
     import numpy as np
 
+    if path.is_char_device() or path.is_block_device():
+        raise InputError(f"{path}: is a device, which has no end; give a file of plain text")
     try:
         data = path.read_bytes()
         text = data.decode("utf-8")

@@ -372,6 +372,7 @@ REFUSED = {
     "no expansion": (["{source}", "--text", "{text}", "--out", "{out}"], 3, "no block_expansion"),
     "no text": (["{model}", "--out", "{out}"], 2, "--text missing"),
     "a missing text": (["{model}", "--text", "{out}.txt", "--out", "{out}"], 3, "cannot be read"),
+    "a device": (["{model}", "--text", "/dev/zero", "--out", "{out}"], 3, "is a device"),
     "no UTF-8": (["{model}", "--text", "{latin}", "--out", "{out}"], 3, "is no UTF-8 text"),
     "a short text": (
         ["{model}", "--text", "{short}", "--out", "{out}", "--length", "64"],
