@@ -18,6 +18,7 @@ from ..checkpoints.tokenizer_files import read_tokenizers
 from ..errors import RecipeError
 from ..fs.paths import existing_folder, expand_home
 from ..fs.sharing import file_system_block
+from ..messages import and_more, show
 from ..planning.card import add_card
 from ..planning.mergekit.plan import make_merge_plan
 from ..planning.mergekit.recipe import MergeRecipe
@@ -97,6 +98,8 @@ def merge(
         progress.stage(CHECKING)
     plan = _check(output, recipe) if check and note is None else output.plan
     output = replace(output, plan=replace(plan, notes=plan.notes + note_base(output.name)))
+    if push_to_hub is not None:
+        _tell_paths(plan, progress)
     publish = PublishOptions(
         verify=verify_after,
         push_to_hub=push_to_hub,
@@ -108,6 +111,21 @@ def merge(
     if note is not None:
         return return_finished(output, note, publish, progress)
     return write_and_publish(output, options, publish, progress, executor)
+
+
+def _tell_paths(plan: Plan, progress: Progress) -> None:
+    """Say before an upload which paths of this machine the manifest holds."""
+    paths = [
+        name
+        for name in plan.models
+        if name.startswith(("/", "~", ".")) or ("/" in name and expand_home(name).is_dir())
+    ]
+    if paths:
+        named = and_more([show(path) for path in paths], 3)
+        progress.tell(
+            f"{MANIFEST_FILE} is uploaded with the recipe as it is, which has paths of this "
+            f"machine ({named}); name repositories in it instead"
+        )
 
 
 def _is_here(plan: Plan) -> bool:

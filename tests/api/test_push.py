@@ -224,6 +224,26 @@ def test_no_path_of_this_machine_is_published(
         assert str(Path.home()).encode() not in data or name.endswith(".safetensors"), name
 
 
+def test_paths_in_a_recipe_are_named_before_it_is_uploaded(
+    tiny_mistral: Path,
+    hub: HubServer,
+    hub_cache: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    hub.allow(TOKEN)
+    recipe = tmp_path / "recipe.yml"
+    recipe.write_text(
+        "merge_method: passthrough\n"
+        f"slices:\n  - sources: [{{model: {tiny_mistral}, layer_range: [0, 2]}}]\n"
+    )
+    words = ["merge", str(recipe), "--out", str(tmp_path / "out"), "--progress", "plain"]
+    assert main([*words, "--push-to-hub", REPO, "--token", TOKEN]) == 0
+    stderr = capfd.readouterr().err
+    told = stderr.index(f"has paths of this machine ({str(tiny_mistral)!r})")
+    assert told < stderr.index("uploading")
+
+
 @pytest.mark.skipif(
     is_older("huggingface_hub", (1, 17)), reason="this client cannot have the Hub copy files"
 )
