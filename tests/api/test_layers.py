@@ -166,7 +166,7 @@ def test_a_wrong_map_is_refused_before_anything_is_written(
 def test_from_python(folder: Path) -> None:
     result = blockexpand.expand("model", "out", layers="0-5,5*2")
     assert result.plan.new_layers == (6, 7) and result.plan.keeps_function
-    with pytest.raises(RecipeError, match="leave --new-layers"):
+    with pytest.raises(RecipeError, match="leave the number, the position"):
         blockexpand.expand("model", "other", layers="0-5,5*2", new_layers=2)
 
 
