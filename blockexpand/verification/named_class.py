@@ -19,7 +19,8 @@ from .toy_model import TRANSFORMERS, Toys
 def find_named_class(config: Mapping[str, Any]) -> tuple[str, str] | None:
     """Return the class that `architectures` names and its model type, if they are not its own.
 
-    None where `transformers` knows the model type itself, or no language model of that name.
+    None where `transformers` knows the model type itself, or no language model of that name, or
+    where the checkpoint's own code has a class of another name.
     """
     try:
         import transformers
@@ -29,6 +30,10 @@ def find_named_class(config: Mapping[str, Any]) -> tuple[str, str] | None:
         return None
     named = config.get("architectures")
     if config.get("model_type") in CONFIG_MAPPING or not isinstance(named, list) or len(named) != 1:
+        return None
+    own_code = config.get("auto_map")
+    own_class = own_code.get("AutoModelForCausalLM") if isinstance(own_code, Mapping) else None
+    if isinstance(own_class, str) and own_class.rpartition(".")[2] != named[0]:
         return None
     types = [kind for kind, name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items() if name == named[0]]
     if len(types) > 1:  # later types share a class: its own config says which it was written for
