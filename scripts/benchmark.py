@@ -277,8 +277,9 @@ def render_summary(results: Sequence[Result]) -> str:
         ratios = []
         for other in others:
             pairs = zip(runs, result.runs[other], strict=True)
-            share = statistics.median(one.wall_s / two.wall_s for one, two in pairs)
-            ratios.append(f"{share:.2g} × `{other}`")
+            # What one program leaves to the system to write, another has waited for.
+            shares = [_until_stored(one) / _until_stored(two) for one, two in pairs]
+            ratios.append(f"{render_spread(shares)} × `{other}`")
         rows.append(
             [
                 f"{result.name}: {CASES[result.name]}",
@@ -289,6 +290,10 @@ def render_summary(results: Sequence[Result]) -> str:
             ]
         )
     return "\n".join(map(render_row, rows))
+
+
+def _until_stored(run: Measurement) -> float:
+    return run.wall_s + run.flush_s
 
 
 def write_readme(text: str, readme: Path = README) -> None:
