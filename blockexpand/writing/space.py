@@ -6,6 +6,7 @@ It looks at what an earlier run left, and writes nothing but a nameless probe of
 from __future__ import annotations
 
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from ..fs.io import explain
@@ -53,7 +54,9 @@ def count_missing(plan: Plan, staging: Staging, *, hardlink: bool, shares: bool)
         ):
             continue
         unshared = count_unshared(file, plan.options.block_nbytes, shares=shares)
-        begun = staging.partial / file.name
-        present = count_held(begun.stat()) if begun.exists() else 0
+        present = 0
+        # A run that is at work there may finish the file at this very moment.
+        with suppress(FileNotFoundError):
+            present = count_held((staging.partial / file.name).stat())
         needed += max(unshared - present, 0)
     return needed
