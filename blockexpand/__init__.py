@@ -70,8 +70,8 @@ if TYPE_CHECKING:
     from .progress import Progress as Progress
     from .training.freezing import freeze_original_layers as freeze_original_layers
     from .training.freezing import open_manifest as open_manifest
-    from .training.settings import TrainerSettings as TrainerSettings
     from .training.settings import make_settings as make_settings
+    from .training.trainer_settings import TrainerSettings as TrainerSettings
     from .verification.difference import Difference as Difference
     from .verification.difference import TensorDifference as TensorDifference
     from .verification.difference import TensorStatistics as TensorStatistics
@@ -101,7 +101,7 @@ _PLACES = {
     "TensorDifference": "verification.difference",
     "TensorStatistics": "verification.difference",
     "Trained": "api.training_plan",
-    "TrainerSettings": "training.settings",
+    "TrainerSettings": "training.trainer_settings",
     "TrainingPlan": "api.training_plan",
     "Verification": "verification.findings",
     "Verified": "api.pipeline",

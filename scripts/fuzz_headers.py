@@ -34,7 +34,8 @@ import safetensors
 from header_grammar import make_structured
 
 from blockexpand.errors import HeaderError
-from blockexpand.formats.safetensors import DTYPE_BITS, parse_header, parse_header_nbytes
+from blockexpand.formats.safetensors import parse_header, parse_header_nbytes
+from blockexpand.formats.tensor_spec import DTYPE_BITS
 
 MAX_SECONDS = 1.0
 MAX_MEMORY_NBYTES = 200_000_000

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from blockexpand.formats.safetensors import DTYPE_BITS
+from blockexpand.formats.tensor_spec import DTYPE_BITS
 
 _LIMITS = [2**power + step for power in (31, 32, 53, 62, 63, 64) for step in (-1, 0, 1)]
 

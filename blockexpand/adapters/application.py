@@ -15,7 +15,7 @@ from pathlib import Path
 from ..checkpoints.checkpoint import Checkpoint
 from ..errors import CheckpointError, RecipeError
 from ..formats.json_object import JsonEdit, edit_json_object
-from ..formats.safetensors import FLOAT_DTYPES, TensorSpec
+from ..formats.tensor_spec import FLOAT_DTYPES, TensorSpec
 from ..fs.reading import FileStat
 from ..messages import and_more, show
 from ..models.decoder import Decoder, find_decoder, output_name

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..checkpoints.checkpoint import Shard
 from ..formats.elements import convert_slice
-from ..formats.safetensors import DTYPE_BITS
+from ..formats.tensor_spec import DTYPE_BITS
 from ..fs.reading import Place, Reader, make_buffer
 from ..fs.threads import THREADS
 from ..progress import Report

@@ -15,7 +15,7 @@ from ..checkpoints.checkpoint import Checkpoint, Shard
 from ..errors import CheckpointError, UnsupportedModelError
 from ..formats.elements import is_widening
 from ..formats.json_object import JsonObject
-from ..formats.safetensors import TensorSpec
+from ..formats.tensor_spec import TensorSpec
 from ..messages import and_more
 from ..models.decoder import Decoder, output_name
 from ..models.layer_map import LayerMap

@@ -17,7 +17,7 @@ from .._version import __version__
 from ..checkpoints.sources import ModelRef
 from ..errors import CheckpointError, HeaderError
 from ..formats.json_object import JsonObject, parse_json_object
-from ..formats.safetensors import TensorSpec, make_tensor_spec
+from ..formats.tensor_spec import TensorSpec, make_tensor_spec
 from ..messages import show
 from ..models.layer_map import MAX_LAYERS, LayerEntry, LayerMap
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from ..checkpoints.checkpoint import Checkpoint
 from ..errors import RecipeError, UnsupportedModelError
 from ..formats.elements import is_widening
-from ..formats.safetensors import FLOAT_DTYPES, TensorSpec
+from ..formats.tensor_spec import FLOAT_DTYPES, TensorSpec
 from ..fs.ranges import RangeReader
 from ..fs.reading import Place, Reader, make_buffer
 from ..fs.threads import THREADS

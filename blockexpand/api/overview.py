@@ -16,7 +16,7 @@ from ..checkpoints.files import read_manifest
 from ..checkpoints.sources import ModelRef, open_headers
 from ..errors import BlockExpandError, CheckpointError
 from ..formats.elements import encode_element
-from ..formats.safetensors import TensorSpec
+from ..formats.tensor_spec import TensorSpec
 from ..fs.paths import expand_home
 from ..fs.reading import Place, Reader, make_buffer
 from ..models.decoder import find_decoder, find_model_type

@@ -108,18 +108,17 @@ def choose_row(
     origin = "given" if row is not None else "inferred"
     code = f"{OWN_CODE} and " if own_code else ""
     proof = f"{origin} and proven with {code}{_transformers()}"
-    if not own_code and _choose_toys(checkpoint.config, found) is not TRANSFORMERS:
-        name, _ = find_named_class(checkpoint.config) or ("", "")
-        proof += f" for {name}, which config.json names"
-        proof += "; its custom code (auto_map) was not run" * bool(
-            checkpoint.config.get("auto_map")
-        )
+    named = None if own_code else find_named_class(checkpoint.config)
+    if named is not None and named[1] == found:
+        proof += f" for {named[0]}, which config.json names"
+        if checkpoint.config.get("auto_map"):
+            proof += "; its custom code (auto_map) was not run"
     return replace(recipe, row=found, row_proof=proof)
 
 
 def _choose_toys(config: Mapping[str, Any], row: Row | None) -> Toys:
     """Return what a row is proven with: the class that config.json names, if the row is its."""
-    named = find_named_class(config) if isinstance(row, str) else None
+    named = find_named_class(config)
     return toys_of(named[1]) if named is not None and named[1] == row else TRANSFORMERS
 
 

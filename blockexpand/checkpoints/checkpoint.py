@@ -16,7 +16,8 @@ from pathlib import Path
 
 from ..errors import CheckpointError, HeaderError
 from ..formats.json_object import MOST_JSON_NBYTES, JsonObject, parse_json_object
-from ..formats.safetensors import Header, TensorSpec, parse_header, parse_header_nbytes, read_header
+from ..formats.safetensors import Header, parse_header, parse_header_nbytes, read_header
+from ..formats.tensor_spec import TensorSpec
 from ..fs.io import attempt
 from ..fs.reading import FileStat, describe_file
 from ..messages import and_more, show

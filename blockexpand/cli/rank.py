@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import OutputError
+from ..errors import BlockExpandError, OutputError
 from .arguments import add_hub_options, add_output_options, whole_number
 from .console import note_unused_options, print_outcome
 from .parsing import Parser
@@ -61,6 +61,7 @@ def run(options: argparse.Namespace, words: Sequence[str]) -> int:
     note_unused_options(options, options.src)
     from ..api.ranking import rank
 
+    saved = None if options.save is None else _check_saved(options.save)
     with reporting(options) as progress:
         found = rank(
             options.src,
@@ -73,8 +74,8 @@ def run(options: argparse.Namespace, words: Sequence[str]) -> int:
             progress=progress,
         )
     content = _as_json(found, options.save)
-    if options.save is not None:
-        _save(Path(options.save).expanduser(), content)
+    if saved is not None:
+        _save(saved, content)
     print_outcome(
         options,
         lambda _: content,
@@ -84,10 +85,30 @@ def run(options: argparse.Namespace, words: Sequence[str]) -> int:
     return 0
 
 
+def _check_saved(file: str) -> Path:
+    """Refuse, before the model is run, a file that is none of ours. Raises: OutputError."""
+    from ..formats.json_object import MOST_JSON_NBYTES
+    from ..fs.paths import expand_home
+    from ..planning.ranks import parse_ranks
+
+    path = expand_home(file)
+    if not path.parent.is_dir():
+        raise OutputError(f"{file}: there is no folder {path.parent}")
+    if path.exists():
+        try:
+            with path.open("rb") as stream:
+                parse_ranks(stream.read(MOST_JSON_NBYTES), file)
+        except (BlockExpandError, OSError):
+            raise OutputError(
+                f"{file}: exists and is no ranking by blockexpand; give another name"
+            ) from None
+    return path
+
+
 def _save(path: Path, content: dict[str, Any]) -> None:
     """Write the scores. Raises: OutputError."""
     try:
-        path.write_text(json.dumps(content, indent=2) + "\n")
+        path.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
     except OSError as error:
         raise OutputError(f"{path}: cannot be written: {error.strerror}") from error
 

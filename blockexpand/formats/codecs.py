@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from .safetensors import TensorSpec
+from .tensor_spec import TensorSpec
 
 Specs = Mapping[str, TensorSpec]
 

@@ -16,7 +16,7 @@ from functools import lru_cache
 from typing import Any
 
 from ..errors import CheckpointError, UnknownFamilyError, UnsupportedModelError
-from ..formats.safetensors import TensorSpec, make_tensor_spec
+from ..formats.tensor_spec import TensorSpec, make_tensor_spec
 from .decoder_checks import check_tensors, find_tables, refuse_unknown_fields
 from .families import FAMILIES, MULTIMODAL
 from .families.family import Family

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import CheckpointError, UnsupportedModelError
-from ..formats.safetensors import FLOAT_DTYPES, TensorSpec
+from ..formats.tensor_spec import FLOAT_DTYPES, TensorSpec
 from ..messages import show
 from .families.family import Family, LayerTable
 from .families.layer_fields import FieldRule, get_field

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..errors import UnsupportedModelError
-from ..formats.safetensors import TensorSpec
+from ..formats.tensor_spec import TensorSpec
 from .decoder import COUNT_FIELDS, count_predicted, find_model_type
 from .decoder_checks import BUFFER, NOT_PER_LAYER
 from .families.form import FamilyForm

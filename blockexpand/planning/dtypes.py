@@ -10,7 +10,7 @@ from typing import Any
 from ..checkpoints.checkpoint import Checkpoint
 from ..errors import RecipeError
 from ..formats.json_object import JsonEdit, JsonObject
-from ..formats.safetensors import DTYPE_BITS, FLOAT_DTYPES, TensorSpec
+from ..formats.tensor_spec import DTYPE_BITS, FLOAT_DTYPES, TensorSpec
 from ..models.decoder import Decoder, keeps_float32
 from .origins import Convert, Copy, Extent, Origin, Scale, Zeros
 

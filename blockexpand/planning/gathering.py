@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from ..formats.safetensors import DTYPE_BITS
+from ..formats.tensor_spec import DTYPE_BITS
 from .origins import Copy, Extent, Gather, compute_slice
 
 # Elements that are computed with at once.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..formats.safetensors import TensorSpec
+from ..formats.tensor_spec import TensorSpec
 from ..models.decoder import Decoder
 from .origins import Convert, Copy, Gather, Origin, Scale, Zeros
 

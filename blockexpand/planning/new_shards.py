@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict, deque
 from collections.abc import Container, Iterable, Mapping, Sequence
 
-from ..formats.safetensors import DTYPE_BITS
+from ..formats.tensor_spec import DTYPE_BITS
 from .origins import Copy, Part, source_of
 
 # New blocks go into further shards of at most this size (the default of the Hub's own tools).

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from ..formats.codecs import Codec, find_ranges
 from ..formats.dequantizing import dequantize_rows
 from ..formats.elements import convert_slice, scale_slice
-from ..formats.safetensors import DTYPE_BITS, TensorSpec
+from ..formats.tensor_spec import DTYPE_BITS, TensorSpec
 
 
 class Extent(NamedTuple):

@@ -9,7 +9,7 @@ import math
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from ..formats.safetensors import TensorSpec
+from ..formats.tensor_spec import TensorSpec
 from .origins import Gather
 from .plan import Plan
 

@@ -19,7 +19,7 @@ from ..checkpoints.files import CONFIG_FILE, INDEX_FILE
 from ..errors import CheckpointError, RecipeError, UnsupportedModelError
 from ..formats.elements import encode_element
 from ..formats.json_object import edit_json_object
-from ..formats.safetensors import TensorSpec
+from ..formats.tensor_spec import TensorSpec
 from ..fs.reading import FileStat, Place
 from ..messages import show
 from ..models.decoder import Decoder, descend, find_decoder

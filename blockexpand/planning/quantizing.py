@@ -15,7 +15,7 @@ from ..checkpoints.files import QUANTIZATION_FILES
 from ..errors import CheckpointError, RecipeError, UnsupportedModelError
 from ..formats.codecs import Shape
 from ..formats.json_object import REMOVE, JsonEdit, edit_json_object, parse_json_object
-from ..formats.safetensors import TensorSpec, make_tensor_spec
+from ..formats.tensor_spec import TensorSpec, make_tensor_spec
 from ..messages import either
 from ..models.decoder import Decoder, module_suffix
 from ..models.families import MULTIMODAL

@@ -18,7 +18,8 @@ from typing import NamedTuple
 
 from ..checkpoints.checkpoint import Shard
 from ..checkpoints.files import WEIGHTS_FILE
-from ..formats.safetensors import DTYPE_BITS, TensorSpec, render_header
+from ..formats.safetensors import render_header
+from ..formats.tensor_spec import DTYPE_BITS, TensorSpec
 from .new_shards import NEW_SHARD_NBYTES, arrange_blocks, best_residue, is_aligned
 from .origins import Convert, Copy, Dequantize, Gather, Origin, Part, Scale, sources_of
 

@@ -12,7 +12,7 @@ from functools import partial
 from typing import NamedTuple
 
 from ..checkpoints.checkpoint import Checkpoint
-from ..formats.safetensors import TensorSpec
+from ..formats.tensor_spec import TensorSpec
 from ..models.decoder import Decoder, output_name
 from ..models.layer_map import LayerMap
 from .origins import Copy, Part

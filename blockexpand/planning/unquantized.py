@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from ..checkpoints.checkpoint import Checkpoint
 from ..formats.json_object import JsonObject
-from ..formats.safetensors import HeaderEntry, make_tensor_spec
+from ..formats.safetensors import HeaderEntry
+from ..formats.tensor_spec import make_tensor_spec
 from ..models.quantization.find import find_quantization
 from ..models.quantization.shapes import find_shape
 

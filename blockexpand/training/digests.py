@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..checkpoints.checkpoint import Checkpoint, Shard
-from ..formats.safetensors import TensorSpec
+from ..formats.tensor_spec import TensorSpec
 
 _CHUNK_NBYTES = 16 << 20
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..checkpoints.checkpoint import Checkpoint
 from ..errors import TrainingError
-from ..formats.safetensors import FLOAT_DTYPES
+from ..formats.tensor_spec import FLOAT_DTYPES
 from ..models.decoder import Decoder
 from ..models.loading import dtype_argument, language_model_classes, load_whole_model
 from ..models.runtime import runtime_prefixes

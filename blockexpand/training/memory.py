@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 from ..errors import TrainingError
-from ..formats.safetensors import FLOAT_DTYPES, TensorSpec
+from ..formats.tensor_spec import FLOAT_DTYPES, TensorSpec
 from ..planning.parameters import count_tensors
 
 _TRAINED_NBYTES = 16

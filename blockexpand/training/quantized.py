@@ -29,7 +29,7 @@ _SAVED_AGAIN = ("fp8", "mxfp4")
 
 _REFUSED_BY_TRAINER = ("bitsandbytes", "gptq", "awq")
 
-# Without it transformers 5 ends with NotImplementedError where it saves the trained model.
+# Without it transformers 5 gives up where it saves the trained model.
 _SAVES_AS_LOADED = "model._weight_conversions = []\n"
 
 _SAVES_PLAINLY = (

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..checkpoints.checkpoint import Shard
 from ..errors import TrainingError
-from ..formats.safetensors import LENGTH_NBYTES, TensorSpec, parse_header, read_header
+from ..formats.safetensors import LENGTH_NBYTES, parse_header, read_header
+from ..formats.tensor_spec import TensorSpec
 from ..fs.io import explain
 from ..fs.reading import describe_file
 from ..messages import and_more, one_line

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from typing_extensions import assert_never
 
-from ..formats.safetensors import DTYPE_BITS
+from ..formats.tensor_spec import DTYPE_BITS
 from ..fs.extents import SharedBytes, find_shared
 from ..fs.ranges import RangeReader
 from ..fs.reading import PAGE_NBYTES, Place, Reader, make_buffer

@@ -12,7 +12,7 @@ from typing import Literal
 
 from ..checkpoints.checkpoint import Checkpoint
 from ..errors import BlockExpandError
-from ..formats.safetensors import TensorSpec
+from ..formats.tensor_spec import TensorSpec
 from ..models.decoder import find_decoder
 from ..models.layer_map import LayerMap
 from ..planning.origins import Copy, Gather

@@ -16,7 +16,7 @@ from ..checkpoints.files import CONFIG_FILE
 from ..errors import UnsupportedModelError
 from ..formats.elements import encode_element, is_widening
 from ..formats.json_object import JsonObject, edit_json_object
-from ..formats.safetensors import FLOAT_DTYPES, TensorSpec
+from ..formats.tensor_spec import FLOAT_DTYPES, TensorSpec
 from ..fs.reading import Place
 from ..models.decoder import Decoder, find_decoder, layer_suffix, output_name, split_name
 from ..models.layer_map import LayerMap

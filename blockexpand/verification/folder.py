@@ -21,13 +21,8 @@ from ..checkpoints.files import (
 )
 from ..errors import CheckpointError, HeaderError
 from ..formats.json_object import MOST_JSON_NBYTES, parse_json_object
-from ..formats.safetensors import (
-    LENGTH_NBYTES,
-    Header,
-    TensorSpec,
-    parse_header,
-    read_header,
-)
+from ..formats.safetensors import LENGTH_NBYTES, Header, parse_header, read_header
+from ..formats.tensor_spec import TensorSpec
 from ..fs.reading import FileStat, check_same, describe_file
 from ..planning.plan import Plan
 from ..progress import Report

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from ..checkpoints.checkpoint import Checkpoint
 from ..errors import RecipeError
 from ..formats.elements import convert_slice
-from ..formats.safetensors import DTYPE_BITS, FLOAT_DTYPES, TensorSpec
+from ..formats.tensor_spec import DTYPE_BITS, FLOAT_DTYPES, TensorSpec
 from ..models.decoder import split_name
 from ..models.layer_map import LayerEntry, LayerMap
 

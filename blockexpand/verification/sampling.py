@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..checkpoints.checkpoint import Checkpoint
-from ..formats.safetensors import DTYPE_BITS
+from ..formats.tensor_spec import DTYPE_BITS
 from ..fs.ranges import RangeReader
 from ..fs.reading import Place, Reader, describe_file, make_buffer
 from ..planning.origins import Dequantize, source_of

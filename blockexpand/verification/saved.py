@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from ..checkpoints.checkpoint import Checkpoint
-from ..formats.safetensors import FLOAT_DTYPES
+from ..formats.tensor_spec import FLOAT_DTYPES
 from ..fs.reading import Place
 from ..models.families.tensor_roles import is_output, is_silenced
 from ..planning.origins import Fill, Zeros

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ..checkpoints.checkpoint import Checkpoint
-from ..formats.safetensors import DTYPE_BITS, TensorSpec
+from ..formats.tensor_spec import DTYPE_BITS, TensorSpec
 from ..fs.reading import Reader, make_buffer
 from ..fs.threads import work_through
 from ..models.layer_map import LayerEntry

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from typing_extensions import assert_never
 
-from ..formats.safetensors import DTYPE_BITS
+from ..formats.tensor_spec import DTYPE_BITS
 from ..fs.io import open_direct, sync_file, write_direct, write_from
 from ..fs.journal import Range, append_journal, count_nbytes
 from ..fs.ranges import RangeReader

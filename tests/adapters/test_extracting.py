@@ -6,7 +6,7 @@ from collections.abc import ValuesView
 
 from blockexpand.adapters.extraction import compare_with_base
 from blockexpand.adapters.format import DigestedTensor
-from blockexpand.formats.safetensors import make_tensor_spec
+from blockexpand.formats.tensor_spec import make_tensor_spec
 
 SPEC = make_tensor_spec("BF16", (2, 3))
 

@@ -24,7 +24,7 @@ from blockexpand.formats.codecs import (
     TableCoded,
     TransposedE2M1,
 )
-from blockexpand.formats.safetensors import make_tensor_spec
+from blockexpand.formats.tensor_spec import make_tensor_spec
 from blockexpand.planning.origins import Dequantize, Extent, QuantizedPart, dequantize_slice
 
 Parts = Mapping[str, tuple[str, torch.Tensor]]

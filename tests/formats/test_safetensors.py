@@ -18,17 +18,14 @@ from older import is_older
 
 from blockexpand.errors import HeaderError
 from blockexpand.formats.safetensors import (
-    DTYPE_BITS,
-    FLOAT_DTYPES,
     MAX_HEADER_NBYTES,
     Header,
     HeaderEntry,
-    TensorSpec,
-    make_tensor_spec,
     parse_header,
     parse_header_nbytes,
     render_header,
 )
+from blockexpand.formats.tensor_spec import DTYPE_BITS, FLOAT_DTYPES, TensorSpec, make_tensor_spec
 
 U8 = '"dtype":"U8","shape":[1],"data_offsets":[0,1]'
 EMPTY = '{"dtype":"U8","shape":[0],"data_offsets":[%d,%d]}'

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from blockexpand.errors import CheckpointError, UnsupportedModelError
-from blockexpand.formats.safetensors import TensorSpec
+from blockexpand.formats.tensor_spec import TensorSpec
 from blockexpand.models.decoder import (
     find_decoder,
     find_text_model,

@@ -14,7 +14,7 @@ from blockexpand.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from blockexpand.errors import RecipeError
 from blockexpand.formats.elements import encode_element
 from blockexpand.formats.json_object import edit_json_object
-from blockexpand.formats.safetensors import make_tensor_spec
+from blockexpand.formats.tensor_spec import make_tensor_spec
 from blockexpand.models.decoder import find_decoder
 from blockexpand.planning.dtypes import DtypePolicy, make_dtype_policy
 from blockexpand.planning.origins import Convert, Copy, Extent

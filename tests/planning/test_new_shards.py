@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blockexpand.formats.safetensors import TensorSpec
+from blockexpand.formats.tensor_spec import TensorSpec
 from blockexpand.planning.new_shards import NEW_SHARD_NBYTES, arrange_blocks
 from blockexpand.planning.origins import Copy, Part, Zeros
 

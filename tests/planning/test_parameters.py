@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from blockexpand.checkpoints.checkpoint import open_checkpoint
-from blockexpand.formats.safetensors import make_tensor_spec
+from blockexpand.formats.tensor_spec import make_tensor_spec
 from blockexpand.planning.parameters import (
     Parameters,
     count_parameters,

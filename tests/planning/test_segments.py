@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blockexpand.formats.safetensors import TensorSpec
+from blockexpand.formats.tensor_spec import TensorSpec
 from blockexpand.planning.origins import Convert, Copy, Extent, Fill, Origin, Zeros
 from blockexpand.planning.segments import Literal, Segment, Tally, make_segments, tally_file
 from blockexpand.planning.shards import PlannedFile, PlannedTensor

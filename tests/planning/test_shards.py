@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blockexpand.formats.safetensors import TensorSpec
+from blockexpand.formats.tensor_spec import TensorSpec
 from blockexpand.planning.new_shards import NEW_SHARD_NBYTES, WORTH_A_FILE_NBYTES
 from blockexpand.planning.origins import Convert, Copy, Extent, Part, Zeros
 from blockexpand.planning.shards import Arrangement, mirror_shards, pack_shards

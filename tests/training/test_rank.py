@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -245,3 +246,16 @@ def test_a_ranking_that_cannot_be_used_is_refused(
     with pytest.raises(RecipeError, match=message):
         blockexpand.expand(tiny_mistral_f32, tmp_path / "out", position=f"@{file}")
     assert not (tmp_path / "out").exists()
+
+
+def test_scores_replace_no_file_but_scores(
+    tiny_mistral: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "config.json"
+    config.write_text('{"model_type": "llama"}')
+    for name in ("config.json", "nowhere/ranks.json", "."):
+        # Before the text is read, which is not there.
+        words = ["rank", str(tiny_mistral), "no-text.txt", "--save", str(tmp_path / name)]
+        assert main(words) == 3
+        assert re.search("is no ranking|there is no folder", capsys.readouterr().err)
+    assert config.read_text() == '{"model_type": "llama"}'

@@ -20,7 +20,8 @@ from blockexpand.api.expansion import expand
 from blockexpand.checkpoints.checkpoint import Checkpoint, assemble_checkpoint, open_checkpoint
 from blockexpand.cli.app import main
 from blockexpand.errors import NoProofError, ProofError
-from blockexpand.formats.safetensors import TensorSpec, render_header
+from blockexpand.formats.safetensors import render_header
+from blockexpand.formats.tensor_spec import TensorSpec
 from blockexpand.fs.reading import FileStat
 from blockexpand.planning.origins import Copy, Fill, Scale, Zeros
 from blockexpand.planning.plan import Plan, make_plan

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from ...errors import RecipeError
-from ...formats.safetensors import TensorSpec
+from ...formats.tensor_spec import TensorSpec
 from ...formats.yaml_nodes import NodeReader, compose, number, show
 from .family import Form
 from .form import FIELD_LISTS, KEYS, FamilyForm

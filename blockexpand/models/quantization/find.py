@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from ...errors import CheckpointError, UnsupportedModelError
 from ...formats.codecs import Blocks
-from ...formats.safetensors import TensorSpec, make_tensor_spec
+from ...formats.tensor_spec import TensorSpec, make_tensor_spec
 from ...messages import show
 from .bitsandbytes import BITSANDBYTES
 from .blocks import FBGEMM_FP8, FINE_GRAINED_FP8

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from ...errors import CheckpointError, RecipeError
 from ...formats.codecs import Shape
-from ...formats.safetensors import TensorSpec, make_tensor_spec
+from ...formats.tensor_spec import TensorSpec, make_tensor_spec
 from .find import QuantizedModule
 
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ...formats.safetensors import FLOAT_DTYPES
+from ...formats.tensor_spec import FLOAT_DTYPES
 from ...models.decoder import split_name
 from ..origins import Convert, Copy, Fill, Zeros
 from ..plan import Plan

@@ -16,7 +16,7 @@ from ...checkpoints.checkpoint import Checkpoint
 from ...checkpoints.tokenizer_files import TOKENIZER_CONFIG_FILE, TOKENIZER_FILE
 from ...errors import RecipeError
 from ...formats.json_object import parse_json_object
-from ...formats.safetensors import TensorSpec
+from ...formats.tensor_spec import TensorSpec
 from ..origins import Extent
 from .recipe import MergeRecipe
 
